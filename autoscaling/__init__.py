@@ -1,0 +1,1 @@
+"""How many: signals in, replicas per tier out. Pure."""

@@ -1,0 +1,1 @@
+"""Words and decisions: what exists and what should happen next. Pure."""

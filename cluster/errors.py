@@ -1,0 +1,113 @@
+"""One tree of errors. Each has a stable code, an HTTP status, and says where, what, what is allowed, and the mend.
+
+MorayError
+├── ConfigurationError        a file is wrong; nothing was started
+├── PlacementError            the family does not fit on the cells
+├── CheckpointError           a checkpoint cannot be served
+├── RequestError              the caller can mend it (4xx)
+│   ├── InvalidRequest        400 invalid_value, or the code given
+│   ├── ContextTooLong        400 context_length_exceeded
+│   ├── Unauthorized          401 invalid_api_key
+│   ├── NotFound              404 model_not_found, or the code given
+│   ├── BodyTooLarge          413 body_too_large
+│   └── Overloaded            429 overloaded, with retry_after_s
+└── ServiceError              the caller cannot mend it (5xx)
+    ├── ReplicaLost           503 replica_lost
+    ├── StartTimeout          503 start_timeout
+    └── EngineFailed          500 engine_failed
+"""
+
+from typing import Any
+
+
+class MorayError(Exception):
+    """message: `<where>: <given>; <allowed>; <mend>`. `param` names the offending field of a request, if one does."""
+
+    status = 500
+    code = "internal_error"
+    type = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors cross process borders: keyword-only fields do not survive the default protocol.
+        return (_rebuild, (type(self), self.message, self.__dict__.copy()))
+
+
+def _rebuild(kind: type[MorayError], message: str, fields: dict[str, Any]) -> MorayError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    error.__dict__.update(fields)
+    return error
+
+
+class ConfigurationError(MorayError):
+    code = "invalid_configuration"
+
+
+class PlacementError(MorayError):
+    code = "does_not_fit"
+
+
+class CheckpointError(MorayError):
+    code = "invalid_checkpoint"
+
+
+class RequestError(MorayError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidRequest(RequestError):
+    code = "invalid_value"
+
+
+class ContextTooLong(RequestError):
+    code = "context_length_exceeded"
+
+
+class Unauthorized(RequestError):
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotFound(RequestError):
+    status = 404
+    code = "model_not_found"
+
+
+class BodyTooLarge(RequestError):
+    status = 413
+    code = "body_too_large"
+
+
+class Overloaded(RequestError):
+    status = 429
+    code = "overloaded"
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: float, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+
+class ServiceError(MorayError):
+    status = 503
+
+
+class ReplicaLost(ServiceError):
+    code = "replica_lost"
+
+
+class StartTimeout(ServiceError):
+    code = "start_timeout"
+
+
+class EngineFailed(ServiceError):
+    status = 500
+    code = "engine_failed"

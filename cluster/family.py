@@ -1,0 +1,208 @@
+"""The family file: one YAML file says what is served, on what, at which promise and price. One `load()`.
+
+Every model here is closed (`extra="forbid"`): a misspelt key fails at once, with file, path, value and what is allowed.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import model_validator
+
+from cluster.errors import ConfigurationError
+
+BUNDLED = Path(__file__).parent / "families"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+Specialist = Literal["math", "code_security", "scientific_reasoning", "creative_writing"]
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Slo(Closed):
+    """What users are promised: time to first token, and mean time per output token after it."""
+
+    ttft_s: PositiveFloat
+    tpot_ms: PositiveFloat
+
+
+class Price(Closed):
+    input_usd_per_mtok: NonNegativeFloat
+    output_usd_per_mtok: NonNegativeFloat
+
+
+class Replicas(Closed):
+    """min 0 means that the tier may sleep: its first request starts a replica and waits for it."""
+
+    min: int = Field(ge=0)
+    max: PositiveInt
+    initial: int = Field(ge=0)
+    idle_s: PositiveFloat = 300.0
+
+    @model_validator(mode="after")
+    def ordered(self) -> Self:
+        if not self.min <= self.initial <= self.max:
+            raise ValueError(f"min {self.min} <= initial {self.initial} <= max {self.max} must hold")
+        return self
+
+
+class StepCost(Closed):
+    """step_ms = a + b*B + c*K + d*(1 - (1 - top_k/experts)^B), B sequences decoding, K thousand KV tokens held.
+
+    The d term is the share of routed experts that B tokens touch. `prefill_us_per_token` maps prompt lengths in tokens
+    to microseconds per token, interpolated in log(length). `source` says where the constants come from.
+    """
+
+    a_ms: NonNegativeFloat
+    b_ms_per_seq: NonNegativeFloat
+    c_ms_per_ktok: NonNegativeFloat
+    d_ms: NonNegativeFloat = 0.0
+    experts: PositiveInt = 1
+    top_k: PositiveInt = 1
+    prefill_us_per_token: dict[PositiveInt, PositiveFloat] = Field(min_length=1)
+    source: str
+
+
+class Tier(Closed):
+    """One language tier. An expert group has `ranks` ranks, one GPU (on a laptop: one process) each."""
+
+    names: tuple[Name, ...] = Field(min_length=1)
+    checkpoint: str
+    engine: Literal["torch", "simulated"]
+    ranks: PositiveInt = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    context_tokens: PositiveInt
+    kv_tokens: PositiveInt
+    max_running: PositiveInt = 64
+    max_waiting: PositiveInt = 256
+    prefill_chunk_tokens: PositiveInt = 256
+    slo: Slo
+    price: Price
+    replicas: Replicas
+    specialists: tuple[Specialist, ...] = ()
+    start_timeout_s: PositiveFloat = 180.0
+    cost: StepCost
+
+    @model_validator(mode="after")
+    def fits(self) -> Self:
+        if self.kv_tokens < self.context_tokens:
+            raise ValueError(f"kv_tokens {self.kv_tokens} must hold one full context of {self.context_tokens} tokens")
+        return self
+
+
+class Video(Closed):
+    """The video model. A job of `steps` denoising steps holds its GPU share until a step boundary."""
+
+    names: tuple[Name, ...] = Field(min_length=1)
+    checkpoint: str
+    gpus: PositiveInt = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    sizes: tuple[Annotated[str, Field(pattern=r"^[1-9][0-9]*x[1-9][0-9]*$")], ...] = Field(min_length=1)
+    seconds: tuple[PositiveInt, ...] = Field(min_length=1)
+    fps: PositiveInt
+    steps: PositiveInt
+    guidance: NonNegativeFloat = 5.0
+    replicas: Replicas
+    beside: Name | None = None
+    start_timeout_s: PositiveFloat = 180.0
+
+
+class Cell(Closed):
+    """A node or NVLink domain, `count` of them alike. On accelerator cpu a "GPU" is a slot for one rank's process."""
+
+    name: Name
+    count: PositiveInt = 1
+    gpus: PositiveInt
+
+
+class Gateway(Closed):
+    """`tokens` pushed: replicas push frames over one link per gateway; streamed: items of the handle's stream."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    replicas: PositiveInt = 1
+    max_body_bytes: PositiveInt = 4_194_304
+    tokens: Literal["pushed", "streamed"] = "pushed"
+    coalesce_ms: NonNegativeFloat = 20.0
+
+
+class Family(Closed):
+    name: Name
+    accelerator: Literal["cpu", "cuda"]
+    gpu_budget_gpus: PositiveInt
+    state_folder: str = ".moray"
+    gateway: Gateway = Gateway()
+    cells: tuple[Cell, ...] = Field(min_length=1)
+    tiers: dict[Name, Tier] = Field(min_length=1)
+    video: Video | None = None
+
+    @model_validator(mode="after")
+    def coherent(self) -> Self:
+        seen: dict[str, str] = {}
+        for owner, names in self._names():
+            for name in names:
+                if name in seen:
+                    raise ValueError(f"the name {name!r} is claimed by both {seen[name]} and {owner}; keep one")
+                seen[name] = owner
+        if self.video and self.video.beside and self.video.beside not in self.tiers:
+            raise ValueError(f"video.beside is {self.video.beside!r}; tiers are {', '.join(self.tiers)}")
+        return self
+
+    def _names(self) -> list[tuple[str, tuple[str, ...]]]:
+        owners = [(f"tiers.{key}", tier.names) for key, tier in self.tiers.items()]
+        return owners + ([("video", self.video.names)] if self.video else [])
+
+    def tier_of(self, model: str) -> str | None:
+        """The tier that answers to a model name, None where no tier does."""
+        return next((key for key, tier in self.tiers.items() if model in tier.names), None)
+
+
+def parse(text: str, where: str) -> Family:
+    """The family in a YAML text. Raises ConfigurationError with every fault, each as `where: path: given; mend`."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{where}: not YAML: {error}; mend the syntax") from error
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{where}: given {type(raw).__name__}; a mapping is allowed; start from laptop.yaml")
+    try:
+        return Family.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_fault(where, fault) for fault in error.errors())) from error
+
+
+def _fault(where: str, fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"]) or "(top)"
+    given = fault["input"]
+    shown = "" if isinstance(given, dict) else f" is {given!r};"
+    return f"{where}: {path}{shown} {fault['msg']}"
+
+
+def load(path: str | Path) -> Family:
+    """The family in a file. A bare name (`laptop`, `h200`) is one that ships. Checkpoints become absolute paths.
+
+    Raises ConfigurationError where the file is missing or wrong.
+    """
+    file = Path(path)
+    if len(file.parts) == 1 and not file.suffix:
+        file = BUNDLED / f"{path}.yaml"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        shipped = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.yaml")))
+        raise ConfigurationError(f"{file}: {error}; give a family file, or one that ships: {shipped}") from error
+    return _anchored(parse(text, str(file)), file.resolve().parent)
+
+
+def _anchored(family: Family, folder: Path) -> Family:
+    """A relative checkpoint is meant relative to the family file, wherever the process starts."""
+    tiers = {
+        key: tier.model_copy(update={"checkpoint": str((folder / tier.checkpoint).resolve())})
+        for key, tier in family.tiers.items()
+    }
+    video = family.video
+    if video:
+        video = video.model_copy(update={"checkpoint": str((folder / video.checkpoint).resolve())})
+    return family.model_copy(update={"tiers": tiers, "video": video})

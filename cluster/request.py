@@ -1,0 +1,88 @@
+"""What a caller asks of a tier, and what comes back, as frozen values. One vocabulary for every engine and the twin."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen. `seed` and the position key each draw, so batch neighbours never change the outcome.
+
+    temperature 0 is greedy. `top_logprobs` None means no log-probabilities; 0 means the chosen token's only.
+    Penalties are those of the OpenAI API, over generated tokens: logit -= presence + frequency * count.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """A parsed and validated chat completion. `model` is the name that the caller sent and gets back."""
+
+    request_id: str
+    model: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    stream: bool = False
+    include_usage: bool = False
+    created_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What an engine is asked: prompt tokens in, at most `sampling.max_tokens` out."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """Natural log-probability of the chosen token under the model (before temperature and top_p), and the best few."""
+
+    token: str
+    token_bytes: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What one step adds to one stream. The last piece has a finish reason and the usage, or an error.
+
+    `text` may be empty: bytes of an unfinished character, or text held back because it may begin a stop string.
+    """
+
+    tokens: int = 0
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: Exception | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None

@@ -1,0 +1,1 @@
+"""What we see: the metric catalogue as data."""
