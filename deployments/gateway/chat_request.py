@@ -1,0 +1,245 @@
+"""The request side of the OpenAI wire: bytes of POST /v1/chat/completions -> a validated Chat, or one InvalidRequest.
+
+Every parameter of the public API is either served, accepted because it changes no answer, or refused by name with code
+`unsupported_parameter`; any other name is refused with `unknown_parameter`. Bytes are parsed once, in Rust, with
+bounded depth and numbers; a second, plain pass over valid bodies refuses a key given twice, on which parsers differ.
+"""
+
+import json
+import reprlib
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from cluster.errors import InvalidRequest
+from cluster.request import Chat, Message, Sampling
+
+UNSUPPORTED = "unsupported_parameter"
+_LONGEST_NAME = 64
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 60
+
+
+def _only(*allowed: object) -> AfterValidator:
+    """A parameter of the public API that is not served yet: only values that ask for nothing pass."""
+    listed = " or ".join(map(json.dumps, allowed or (None,)))
+
+    def check(value: object) -> object:
+        if value is not None and value not in allowed:
+            raise PydanticCustomError(UNSUPPORTED, "not served here, {allowed} is allowed", {"allowed": listed})
+        return value
+
+    return AfterValidator(check)
+
+
+_STRING, _PARTS = "<string>", "<parts>"
+
+
+def _kind(content: object) -> str | None:
+    return _STRING if isinstance(content, str) else _PARTS if isinstance(content, list) else None
+
+
+def _as_list(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
+Nothing = Annotated[Any, _only()]
+Text = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Part(_Strict):
+    type: Annotated[str, _only("text")]
+    text: str
+    prompt_cache_breakpoint: Nothing = None
+
+
+_Content = Annotated[
+    Annotated[str, Tag(_STRING)] | Annotated[list[_Part], Field(min_length=1, fail_fast=True), Tag(_PARTS)],
+    Discriminator(
+        _kind,
+        custom_error_type="content_type",
+        custom_error_message='a string or a list of {"type": "text"} parts is allowed',
+    ),
+]
+
+
+class _Message(_Strict):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: _Content
+    name: str | None = None
+    tool_call_id: str | None = None
+    # An assistant message of an earlier answer comes back with these, mostly null.
+    refusal: Nothing = None
+    annotations: Annotated[Any, _only([])] = None
+    audio: Nothing = None
+    function_call: Nothing = None
+    tool_calls: Annotated[Any, _only([])] = None
+
+
+class _StreamOptions(_Strict):
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[bool | None, _only(False)] = None
+
+
+class ChatBody(_Strict):
+    """The closed list of parameters. Null means absent, as in the API."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    messages: Annotated[list[_Message], Field(min_length=1, fail_fast=True)]
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    stop: Annotated[list[Text], Field(max_length=4), BeforeValidator(_as_list)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+
+    # Accepted: they change no answer.
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+
+    # Not served yet: only what asks for nothing passes.
+    n: Annotated[int | None, _only(1)] = None
+    response_format: Annotated[Any, _only({"type": "text"})] = None
+    tools: Annotated[Any, _only([])] = None
+    tool_choice: Annotated[Any, _only("none")] = None
+    parallel_tool_calls: Nothing = None
+    functions: Annotated[Any, _only([])] = None
+    function_call: Annotated[Any, _only("none")] = None
+    logit_bias: Annotated[Any, _only({})] = None
+    modalities: Annotated[Any, _only(["text"])] = None
+    audio: Nothing = None
+    prediction: Nothing = None
+    reasoning_effort: Annotated[Any, _only("none")] = None
+    verbosity: Annotated[Any, _only("medium")] = None
+    web_search_options: Nothing = None
+    moderation: Nothing = None
+    store: Annotated[bool | None, _only(False)] = None
+    service_tier: Annotated[Any, _only("auto", "default")] = None
+    prompt_cache_options: Nothing = None
+    prompt_cache_retention: Annotated[Any, _only("in_memory")] = None
+
+
+def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
+    """The chat that a body asks for; `seed` where the caller gives none. Raises InvalidRequest and nothing else."""
+    try:
+        asked = ChatBody.model_validate_json(body)
+    except ValidationError as error:
+        # Not chained: a validation error prints its input, and prompts have no place in logs.
+        raise _refusal(error) from None
+    _refuse_repeated_keys(body)
+    _refuse_contradictions(asked)
+    return Chat(
+        request_id=request_id,
+        model=asked.model,
+        messages=tuple(Message(role=message.role, content=_text(message.content)) for message in asked.messages),
+        sampling=_sampling(asked, seed),
+        stream=bool(asked.stream),
+        include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+        created_s=created_s,
+    )
+
+
+def _text(content: str | list[_Part]) -> str:
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+
+
+def _sampling(asked: ChatBody, seed: int) -> Sampling:
+    floats = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+    given: dict[str, float] = {name: value for name in floats if (value := getattr(asked, name)) is not None}
+    return Sampling(
+        max_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
+        stop=tuple(asked.stop or ()),
+        seed=seed if asked.seed is None else asked.seed,
+        top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+        **given,
+    )
+
+
+def _refuse_contradictions(asked: ChatBody) -> None:
+    if None not in (asked.max_tokens, asked.max_completion_tokens) and asked.max_tokens != asked.max_completion_tokens:
+        raise InvalidRequest(
+            f"max_tokens: given {asked.max_tokens} beside max_completion_tokens {asked.max_completion_tokens}; "
+            "they mean the same; give max_completion_tokens alone",
+            param="max_tokens",
+        )
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise InvalidRequest(
+            f"top_logprobs: given {asked.top_logprobs} without logprobs; it is allowed beside logprobs true; "
+            "set logprobs to true",
+            param="top_logprobs",
+        )
+    if asked.stream_options is not None and not asked.stream:
+        raise InvalidRequest(
+            "stream_options: given without stream; it is allowed beside stream true; set stream to true",
+            param="stream_options",
+        )
+
+
+def _refuse_repeated_keys(body: bytes) -> None:
+    try:
+        json.loads(body, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:  # only where an earlier value of a repeated key hides such a thing
+        raise InvalidRequest(
+            "body: not readable JSON; a JSON object is allowed; mend it", code="invalid_json"
+        ) from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> None:
+    seen = set()
+    for key, _ in pairs:
+        if key in seen:
+            name = key[:_LONGEST_NAME]
+            raise InvalidRequest(f"{name}: given twice; each key is allowed once; drop one of the two", param=name)
+        seen.add(key)
+
+
+def _refusal(error: ValidationError) -> InvalidRequest:
+    faults = error.errors(include_url=False)
+    fault = next((fault for fault in faults if fault["type"] == UNSUPPORTED), faults[0])
+    param = _param(fault["loc"])
+    where = param or "body"
+    match fault["type"]:
+        case "json_invalid":
+            text = f"{where}: {fault['msg']}; a JSON object in UTF-8 is allowed; mend the JSON"
+            return InvalidRequest(text, code="invalid_json")
+        case "extra_forbidden":
+            text = f"{where}: not a parameter of chat completions; {_nearest(fault)}"
+            return InvalidRequest(text, param=param, code="unknown_parameter")
+        case "missing":
+            return InvalidRequest(f"{where}: not given; it is required; add it", param=param, code="missing_parameter")
+    code = UNSUPPORTED if fault["type"] == UNSUPPORTED else None
+    mend = "leave it out" if code else "change the value"
+    allowed = fault["msg"][:1].lower() + fault["msg"][1:]
+    return InvalidRequest(f"{where}: given {_shown.repr(fault['input'])}; {allowed}; {mend}", param=param, code=code)
+
+
+def _param(loc: tuple[int | str, ...]) -> str | None:
+    """OpenAI's way to name a field: messages[0].content. The tags of our union are no field of the caller's."""
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part not in (_STRING, _PARTS):
+            path += f".{part[:_LONGEST_NAME]}" if path else part[:_LONGEST_NAME]
+    return path or None
+
+
+def _nearest(fault: ErrorDetails) -> str:
+    near = get_close_matches(str(fault["loc"][-1])[:_LONGEST_NAME], ChatBody.model_fields, n=1)
+    return f"parameters of the OpenAI API are allowed; did you mean {near[0]}?" if near else "leave it out"

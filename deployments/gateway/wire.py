@@ -1,0 +1,174 @@
+"""The response side of the OpenAI wire: completions, stream chunks, errors and models as bytes. Requests: `parse_chat`.
+
+A chunk differs from its neighbours in one string, so all around it is rendered once per stream. Strings are escaped to
+ASCII: some clients split server-sent events at U+2028 and its like. Times are Unix seconds, as the API has them.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii as quoted
+from typing import Any
+
+from cluster.errors import MorayError, NotFound, Overloaded
+from cluster.family import Family, Tier, Video
+from cluster.request import Chat, FinishReason, Piece, TokenLogprob, Usage
+from deployments.gateway.chat_request import parse_chat
+
+__all__ = [
+    "ChatStream",
+    "completion",
+    "error_body",
+    "error_event",
+    "error_headers",
+    "model_object",
+    "models_list",
+    "parse_chat",
+    "served_name",
+]
+
+DONE = b"data: [DONE]\n\n"
+_UNLIKELY = -9999.0  # the API's value for a log-probability too low to state
+_LONGEST_RETRY_S = 86_400.0
+
+
+def served_name(model: str, label: str) -> str:
+    """The model a response names: as asked, and what it truly was where the engine only simulates one."""
+    return f"{model} ({label})" if label else model
+
+
+class ChatStream:
+    """The server-sent events of one streamed answer: role, pieces, end; or an error event at any time."""
+
+    def __init__(self, chat: Chat, label: str = "") -> None:
+        head = {
+            "id": chat.request_id,
+            "object": "chat.completion.chunk",
+            "created": chat.created_s,
+            "model": served_name(chat.model, label),
+        }
+        self._head = f"data: {_dumps(head)[:-1]},"
+        self._content = f'{self._head}"choices":[{{"index":0,"delta":{{"content":'
+        self._include_usage = chat.include_usage
+        self._usage = ',"usage":null' if chat.include_usage else ""
+        self._tail = f'}},"logprobs":null,"finish_reason":null}}]{self._usage}}}\n\n'
+
+    def role(self) -> bytes:
+        return self._chunk('{"role":"assistant","content":"","refusal":null}', "null")
+
+    def piece(self, piece: Piece) -> bytes:
+        """Nothing where the piece adds neither text nor log-probabilities. Its finish reason belongs to `end`."""
+        if piece.logprobs:
+            return self._chunk(f'{{"content":{quoted(piece.text)}}}', "null", _dumps(_logprobs(piece.logprobs)))
+        if not piece.text:
+            return b""
+        return f"{self._content}{quoted(piece.text)}{self._tail}".encode("ascii")
+
+    def end(self, finish_reason: FinishReason, usage: Usage) -> bytes:
+        events = [self._chunk("{}", quoted(finish_reason))]
+        if self._include_usage:
+            events.append(f'{self._head}"choices":[],"usage":{_dumps(_usage(usage))}}}\n\n'.encode("ascii"))
+        return b"".join([*events, DONE])
+
+    def _chunk(self, delta: str, finish_reason: str, logprobs: str = "null") -> bytes:
+        choice = f'{{"index":0,"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish_reason}}}'
+        return f'{self._head}"choices":[{choice}]{self._usage}}}\n\n'.encode("ascii")
+
+
+def completion(
+    chat: Chat,
+    text: str,
+    logprobs: Sequence[TokenLogprob],
+    finish_reason: FinishReason,
+    usage: Usage,
+    label: str = "",
+) -> bytes:
+    """The body of an answer that is not streamed."""
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None if chat.sampling.top_logprobs is None else _logprobs(logprobs),
+        "finish_reason": finish_reason,
+    }
+    body = {
+        "id": chat.request_id,
+        "object": "chat.completion",
+        "created": chat.created_s,
+        "model": served_name(chat.model, label),
+        "choices": [choice],
+        "usage": _usage(usage),
+    }
+    return _dumps(body).encode("ascii")
+
+
+def error_body(error: Exception) -> bytes:
+    """OpenAI's error object. Of an error that is not ours nothing leaks: it is for the log."""
+    known = error if isinstance(error, MorayError) else MorayError("server: unexpected failure; try again later")
+    fields = {"message": known.message, "type": known.type, "param": known.param, "code": known.code}
+    return _dumps({"error": fields}).encode("ascii")
+
+
+def error_event(error: Exception) -> bytes:
+    """The last event of a stream that broke: no [DONE] follows, so that nobody takes the answer for whole."""
+    return b"data: " + error_body(error) + b"\n\n"
+
+
+def error_headers(error: Exception) -> dict[str, str]:
+    """Retry-After in whole seconds, rounded up, at least 1; also where the estimate is infinite or not a number."""
+    if not isinstance(error, Overloaded):
+        return {}
+    return {"Retry-After": str(math.ceil(min(_LONGEST_RETRY_S, max(1.0, error.retry_after_s))))}
+
+
+def models_list(family: Family, created_s: int) -> dict[str, Any]:
+    names = [name for owner in _owners(family) for name in owner[1].names]
+    return {"object": "list", "data": [model_object(family, name, created_s) for name in names]}
+
+
+def model_object(family: Family, name: str, created_s: int) -> dict[str, Any]:
+    """A model as the API shows it, and what Moray knows beside that. Raises NotFound."""
+    for key, owner in _owners(family):
+        if name in owner.names:
+            shared = {"id": name, "object": "model", "created": created_s, "owned_by": "moray"}
+            return shared | (_tier_facts(key, owner) if isinstance(owner, Tier) else _video_facts(owner))
+    known = ", ".join(name for _, owner in _owners(family) for name in owner.names)
+    raise NotFound(f"model: given {name[:64]!r}; served are {known}; choose one of them", param="model")
+
+
+def _owners(family: Family) -> list[tuple[str, Tier | Video]]:
+    return [*family.tiers.items(), *([("video", family.video)] if family.video else [])]
+
+
+def _tier_facts(key: str, tier: Tier) -> dict[str, Any]:
+    price = tier.price.model_dump()
+    return {"tier": key, "engine": tier.engine, "context_tokens": tier.context_tokens, "price": price}
+
+
+def _video_facts(video: Video) -> dict[str, Any]:
+    return {"tier": "video", "sizes": list(video.sizes), "seconds": list(video.seconds), "fps": video.fps}
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def _logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    content = [
+        _logprob(one.token, one.token_bytes, one.logprob) | {"top_logprobs": [_logprob(*best) for best in one.top]}
+        for one in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprob(token: str, token_bytes: bytes, logprob: float) -> dict[str, Any]:
+    # max in this order also turns "not a number" into the API's lowest value; JSON has no infinities.
+    return {"token": token, "logprob": max(_UNLIKELY, logprob), "bytes": list(token_bytes)}
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
