@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from cluster.errors import ConfigurationError
 
 BUNDLED = Path(__file__).parent / "families"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+# A cell's name becomes the value of a node label, which Ray and Kubernetes hold to 63 characters; room for "-<index>".
+CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=57)]
 Specialist = Literal["math", "code_security", "scientific_reasoning", "creative_writing"]
 
 
@@ -64,13 +74,19 @@ class StepCost(Closed):
     prefill_us_per_token: dict[PositiveInt, PositiveFloat] = Field(min_length=1)
     source: str
 
+    @model_validator(mode="after")
+    def routable(self) -> Self:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k {self.top_k} experts of {self.experts} cannot be chosen; give top_k <= experts")
+        return self
+
 
 class Tier(Closed):
     """One language tier. An expert group has `ranks` ranks, one GPU (on a laptop: one process) each."""
 
     names: tuple[Name, ...] = Field(min_length=1)
     checkpoint: str
-    engine: Literal["torch", "simulated"]
+    engine: Literal["torch", "simulated", "vllm"]
     ranks: PositiveInt = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     context_tokens: PositiveInt
@@ -112,9 +128,14 @@ class Video(Closed):
 class Cell(Closed):
     """A node or NVLink domain, `count` of them alike. On accelerator cpu a "GPU" is a slot for one rank's process."""
 
-    name: Name
-    count: PositiveInt = 1
+    name: CellName
+    count: int = Field(default=1, ge=1, le=100_000)
     gpus: PositiveInt
+
+    @property
+    def instances(self) -> tuple[str, ...]:
+        """The names of the single cells: the name itself, or name-0, name-1, ... where there are several."""
+        return (self.name,) if self.count == 1 else tuple(f"{self.name}-{index}" for index in range(self.count))
 
 
 class Gateway(Closed):
@@ -137,6 +158,15 @@ class Family(Closed):
     cells: tuple[Cell, ...] = Field(min_length=1)
     tiers: dict[Name, Tier] = Field(min_length=1)
     video: Video | None = None
+
+    @model_validator(mode="after")
+    def distinct_cells(self) -> Self:
+        seen: set[str] = set()
+        for name in (name for cell in self.cells for name in cell.instances):
+            if name in seen:
+                raise ValueError(f"two cells are called {name!r}; give each kind of cell its own name")
+            seen.add(name)
+        return self
 
     @model_validator(mode="after")
     def coherent(self) -> Self:

@@ -1,0 +1,133 @@
+"""What is: frozen snapshots of replicas and cells, as the router and the planner see them.
+
+A replica reports about once a second, as a small dict of rounded numbers, because every change of it is broadcast to
+all routers. Clocks of machines differ, so a report's age is counted on the receiver's clock from when it arrived.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from cluster.family import Family
+
+CELL_LABEL = "moray/cell"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaReport:
+    """What a replica said of itself, `at_s` on the reader's clock. A measured cost of 0: not measured yet."""
+
+    replica_id: str
+    tier: str
+    at_s: float
+    running: int
+    waiting: int
+    waiting_prefill_tokens: int
+    kv_used_tokens: int
+    kv_capacity_tokens: int
+    step_ms: float
+    prefill_us_per_token: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A replica that may serve a request, with what this router alone knows of it.
+
+    `ongoing_requests`: sent from here and not yet finished. `sent_*`: sent from here since the report, so not in it.
+    """
+
+    replica_id: str
+    ongoing_requests: int
+    report: ReplicaReport | None = None
+    sent_requests: int = 0
+    sent_prefill_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One machine of the cluster as Ray lists it. On accelerator cpu its "GPUs" are slots for ranks."""
+
+    name: str
+    gpus: int
+    free_gpus: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellState:
+    """A node or NVLink domain with the GPUs that nobody else holds."""
+
+    name: str
+    gpus: int
+    free_gpus: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+COUNTS = ("running", "waiting", "waiting_prefill_tokens", "kv_used_tokens", "kv_capacity_tokens")
+COSTS = ("step_ms", "prefill_us_per_token")
+
+
+def report_to_stats(report: ReplicaReport) -> dict[str, float]:
+    """What a replica hands to the routers. `beat_s` changes every time: that nothing else changed is news, too."""
+    stats: dict[str, float] = {name: getattr(report, name) for name in COUNTS}
+    stats |= {name: round(getattr(report, name), 2) for name in COSTS}
+    return stats | {"beat_s": round(report.at_s, 1)}
+
+
+def report_from_stats(stats: object, *, replica_id: str, tier: str, received_s: float) -> ReplicaReport | None:
+    """The report in such a dict, None where a field is missing, not a finite number, or negative. Never raises."""
+    if not isinstance(stats, dict):
+        return None
+    given = [_number(stats.get(name)) for name in (*COUNTS, *COSTS)]
+    known = [value for value in given if value is not None]
+    if len(known) < len(given):
+        return None
+    running, waiting, waiting_prefill, kv_used, kv_capacity, step_ms, prefill_us = known
+    return ReplicaReport(
+        replica_id=replica_id,
+        tier=tier,
+        at_s=received_s,
+        running=int(running),
+        waiting=int(waiting),
+        waiting_prefill_tokens=int(waiting_prefill),
+        kv_used_tokens=int(kv_used),
+        kv_capacity_tokens=int(kv_capacity),
+        step_ms=step_ms,
+        prefill_us_per_token=prefill_us,
+    )
+
+
+def _number(value: object) -> float | None:
+    """A finite number >= 0 that a double holds, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def declared_cells(family: Family) -> tuple[CellState, ...]:
+    """The cells of the family file, all free: `count` of a kind become name-0, name-1, ..."""
+    return tuple(
+        CellState(name=name, gpus=cell.gpus, free_gpus=cell.gpus, labels={CELL_LABEL: name})
+        for cell in family.cells
+        for name in cell.instances
+    )
+
+
+def observed_cells(nodes: Iterable[Node]) -> tuple[CellState, ...]:
+    """The cells of a running cluster: nodes with the same cell label together, a node without one by itself."""
+    members: dict[str, list[Node]] = {}
+    for node in nodes:
+        members.setdefault(node.labels.get(CELL_LABEL, node.name), []).append(node)
+    return tuple(
+        CellState(
+            name=name,
+            gpus=sum(node.gpus for node in group),
+            free_gpus=sum(node.free_gpus for node in group),
+            labels=group[0].labels,
+        )
+        for name, group in members.items()
+    )
