@@ -1,0 +1,109 @@
+"""The one metric catalogue, as data. Every part of the system exports from here, dashboards and alerts read from here.
+
+Names are `moray_<what>_<unit>`, counters end in `_total`, times are in seconds (Prometheus' base unit). Every label is
+one of LABELS, each with a bounded set of values: never a request, a key or a user.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+LABELS = {
+    "tier": "the tiers of the family file, and video",
+    "code": "ok, or the codes of the error tree",
+    "method": "the routing methods: predicted, two_choices, mixed, none",
+    "cause": "the causes of a scaling decision: rise, fall, hold, blind",
+    "policy": "routing, scaling",
+    "status": "the states of a video job: queued, in_progress, completed, failed",
+    "layer": "the mixture-of-experts layers of the tier's checkpoint",
+    "expert": "the routed experts of a layer",
+    "rank": "the ranks of an expert group",
+}
+
+# Around the promises of the tiers (0.5 to 4 s, 15 to 80 ms), fine enough that a p99 near one can be read.
+TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 30.0, 60.0)
+TPOT_S = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.035, 0.05, 0.065, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0)
+WAIT_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0, 120.0)
+REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+STEP_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+def _counter(name: str, help: str, *labels: str) -> Metric:
+    return Metric(name=name, kind="counter", help=help, labels=labels)
+
+
+def _gauge(name: str, help: str, *labels: str) -> Metric:
+    return Metric(name=name, kind="gauge", help=help, labels=labels)
+
+
+def _histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Metric:
+    return Metric(name=name, kind="histogram", help=help, labels=labels, buckets=buckets)
+
+
+# What the gateway sees.
+GATEWAY = (
+    _counter("moray_requests_total", "Requests answered, by outcome.", "tier", "code"),
+    _counter("moray_rejections_total", "Requests refused before any work, by the error code given.", "tier", "code"),
+    _histogram("moray_request_seconds", "From the request's arrival to its last byte.", REQUEST_S, "tier"),
+    _histogram("moray_ttft_seconds", "From the request's arrival to its first token.", TTFT_S, "tier"),
+    _histogram("moray_tpot_seconds", "Mean time per output token after the first, per request.", TPOT_S, "tier"),
+    _counter("moray_prompt_tokens_total", "Prompt tokens of answered requests.", "tier"),
+    _counter("moray_completion_tokens_total", "Output tokens of answered requests.", "tier"),
+    _counter("moray_gpu_seconds_total", "GPU-seconds of work done, by the cost model.", "tier"),
+    _gauge("moray_streams", "Responses being streamed now.", "tier"),
+    _counter("moray_routing_decisions_total", "Rankings of replicas, by method.", "tier", "method"),
+    _counter("moray_policy_errors_total", "Decisions that raised and were replaced by a safe one.", "policy"),
+)
+
+# The link that pushes tokens from replicas to gateways.
+LINK = (
+    _gauge("moray_links", "Open token links between this gateway and replicas.", "tier"),
+    _counter("moray_link_frames_total", "Frames received over token links.", "tier"),
+    _counter("moray_link_bytes_total", "Bytes received over token links.", "tier"),
+    _counter("moray_link_failures_total", "Token links that broke while streams were open on them.", "tier"),
+)
+
+# What a language replica sees.
+REPLICA = (
+    _histogram(
+        "moray_queue_wait_seconds", "From submission to the engine until the first prefill step.", WAIT_S, "tier"
+    ),
+    _gauge("moray_running_requests", "Sequences in the batch.", "tier"),
+    _gauge("moray_waiting_requests", "Requests accepted by the engine, not yet in the batch.", "tier"),
+    _gauge("moray_waiting_prefill_tokens", "Prompt tokens of waiting requests.", "tier"),
+    _gauge("moray_kv_used_tokens", "Tokens in the key-value cache.", "tier"),
+    _gauge("moray_kv_capacity_tokens", "Tokens that the key-value cache can hold.", "tier"),
+    _gauge("moray_step_seconds", "Engine step time, smoothed by the engine.", "tier"),
+    _gauge("moray_prefill_seconds_per_token", "Prefill time per token, smoothed by the engine.", "tier"),
+    _counter("moray_steps_total", "Engine steps.", "tier"),
+    _counter(
+        "moray_expert_tokens_total",
+        "Token rows routed to an expert, and the rank that computed them.",
+        *("tier", "layer", "expert", "rank"),
+    ),
+)
+
+VIDEO = (
+    _gauge("moray_video_jobs", "Video jobs in the store, by status.", "status"),
+    _counter("moray_video_jobs_finished_total", "Video jobs that reached an end, by outcome.", "code"),
+    _counter("moray_video_steps_total", "Denoising steps done."),
+    _histogram("moray_video_step_seconds", "Time of one denoising step of a batch.", STEP_S),
+)
+
+SCALING = (
+    _gauge("moray_replicas_target", "Replicas that the scaling policy asks for.", "tier"),
+    _gauge("moray_replicas_running", "Replicas that run.", "tier"),
+    _counter("moray_scaling_decisions_total", "Scaling decisions, by cause.", "tier", "cause"),
+)
+
+CATALOGUE = (*GATEWAY, *LINK, *REPLICA, *VIDEO, *SCALING)
