@@ -5,12 +5,9 @@ all routers. Clocks of machines differ, so a report's age is counted on the rece
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from cluster.family import Family
-
-CELL_LABEL = "moray/cell"
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,23 +52,44 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellState:
-    """A node or NVLink domain with the GPUs that nobody else holds."""
+    """A node or NVLink domain. `free_gpus`: what nobody outside the family holds."""
 
     name: str
     gpus: int
     free_gpus: int
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 COUNTS = ("running", "waiting", "waiting_prefill_tokens", "kv_used_tokens", "kv_capacity_tokens")
 COSTS = ("step_ms", "prefill_us_per_token")
 
 
-def report_to_stats(report: ReplicaReport) -> dict[str, float]:
-    """What a replica hands to the routers. `beat_s` changes every time: that nothing else changed is news, too."""
-    stats: dict[str, float] = {name: getattr(report, name) for name in COUNTS}
-    stats |= {name: round(getattr(report, name), 2) for name in COSTS}
-    return stats | {"beat_s": round(report.at_s, 1)}
+class Measured(Protocol):
+    """What an engine's own report and a ReplicaReport have in common."""
+
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def waiting_prefill_tokens(self) -> int: ...
+    @property
+    def kv_used_tokens(self) -> int: ...
+    @property
+    def kv_capacity_tokens(self) -> int: ...
+    @property
+    def step_ms(self) -> float: ...
+    @property
+    def prefill_us_per_token(self) -> float: ...
+
+
+def report_to_stats(measured: Measured, *, beat_s: float) -> dict[str, float]:
+    """What a replica hands to the routers. `beat_s`, its own clock, makes every report differ from the one before:
+
+    that nothing else has changed is news too, and without it an idle replica's report would grow stale.
+    """
+    stats: dict[str, float] = {name: getattr(measured, name) for name in COUNTS}
+    stats |= {name: round(getattr(measured, name), 2) for name in COSTS}
+    return stats | {"beat_s": round(beat_s, 1)}
 
 
 def report_from_stats(stats: object, *, replica_id: str, tier: str, received_s: float) -> ReplicaReport | None:
@@ -106,28 +124,3 @@ def _number(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) and number >= 0 else None
-
-
-def declared_cells(family: Family) -> tuple[CellState, ...]:
-    """The cells of the family file, all free: `count` of a kind become name-0, name-1, ..."""
-    return tuple(
-        CellState(name=name, gpus=cell.gpus, free_gpus=cell.gpus, labels={CELL_LABEL: name})
-        for cell in family.cells
-        for name in cell.instances
-    )
-
-
-def observed_cells(nodes: Iterable[Node]) -> tuple[CellState, ...]:
-    """The cells of a running cluster: nodes with the same cell label together, a node without one by itself."""
-    members: dict[str, list[Node]] = {}
-    for node in nodes:
-        members.setdefault(node.labels.get(CELL_LABEL, node.name), []).append(node)
-    return tuple(
-        CellState(
-            name=name,
-            gpus=sum(node.gpus for node in group),
-            free_gpus=sum(node.free_gpus for node in group),
-            labels=group[0].labels,
-        )
-        for name, group in members.items()
-    )
