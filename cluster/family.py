@@ -206,8 +206,8 @@ def parse(text: str, where: str) -> Family:
 def _fault(where: str, fault: Any) -> str:
     path = ".".join(str(part) for part in fault["loc"]) or "(top)"
     given = fault["input"]
-    shown = "" if isinstance(given, dict) else f" is {given!r};"
-    return f"{where}: {path}{shown} {fault['msg']}"
+    shown = "" if isinstance(given, dict) else f" {given!r};"
+    return f"{where}: {path}:{shown} {fault['msg'].removeprefix('Value error, ')}"
 
 
 def load(path: str | Path) -> Family:

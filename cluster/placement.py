@@ -1,0 +1,319 @@
+"""Which cell holds which expert groups, and which video replicas beside them.
+
+Best fit decreasing over GPUs, in four rounds: the initial groups, the initial video replicas, then what the tiers may
+grow by, then what video may grow by; all under the GPU budget. A group is whole in one cell, so that its experts talk
+over NVLink; only where it has more ranks than any cell has GPUs is it spread, over the emptiest cells. Video prefers
+cells that hold groups of the tier it is to be beside, then cells that hold any, then the fullest.
+
+What cannot stand beside all the rest, but fits beside the least that always runs (`min` of each), shares: it takes
+turns with what may shrink. What never fits is unplaced, with what would make it fit.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from cluster.errors import PlacementError
+from cluster.family import Family, Replicas, Tier, Video
+from cluster.fleet import CellState, Node
+
+VIDEO = "video"
+CELL_LABEL = "moray/cell"
+CPU_RESOURCE = "moray_slot"
+SLOT_CPUS = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The ranks of one replica that are in one cell: all of them, unless `spread`."""
+
+    tier: str
+    replica: int
+    ranks: int
+    initial: bool
+    spread: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoReplica:
+    replica: int
+    gpus: int
+    initial: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCell:
+    name: str
+    gpus: int
+    free_gpus: int
+    groups: tuple[Group, ...]
+    video: tuple[VideoReplica, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A replica that runs, on `cells`, only while not all of `turns` have all their replicas."""
+
+    owner: str
+    replica: int
+    gpus: int
+    cells: tuple[str, ...]
+    turns: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unplaced:
+    what: str
+    initial: bool
+    reason: str
+    mend: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    family: str
+    gpu_budget_gpus: int
+    initial_gpus: int
+    used_gpus: int
+    cells: tuple[PlannedCell, ...]
+    shares: tuple[Share, ...]
+    unplaced: tuple[Unplaced, ...]
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values, ready for JSON."""
+    return asdict(plan)
+
+
+def require(plan: Plan) -> Plan:
+    """The plan, if the family can start on it. Raises PlacementError with everything initial that does not fit."""
+    missing = [one for one in plan.unplaced if one.initial]
+    if missing:
+        raise PlacementError("\n".join(f"{plan.family}: {one.what}: {one.reason}; {one.mend}" for one in missing))
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """One replica to be placed. `owner` is a tier's key or VIDEO."""
+
+    owner: str
+    replica: int
+    gpus: int
+    initial: bool
+    always: bool
+
+    @property
+    def what(self) -> str:
+        return f"{self.owner}[{self.replica}]"
+
+
+class _Floor:
+    """The cells while a plan grows."""
+
+    def __init__(self, family: Family, cells: Sequence[CellState]) -> None:
+        self.beside = family.video.beside if family.video else None
+        self.free = {cell.name: cell.free_gpus for cell in cells}
+        self.tiers: dict[str, set[str]] = {cell.name: set() for cell in cells}
+        self.largest = max((cell.gpus for cell in cells), default=0)
+        self.budget = family.gpu_budget_gpus
+        self.used_gpus = 0
+        self.parts: list[tuple[str, _Unit, int]] = []
+
+    @property
+    def budget_left_gpus(self) -> int:
+        return self.budget - self.used_gpus
+
+    def room(self, unit: _Unit) -> tuple[str, ...]:
+        """The cells that have room for the unit, one of them for a whole one, all together for one to be spread."""
+        if not self.must_spread(unit):
+            return tuple(name for name, free in self.free.items() if free >= unit.gpus)
+        return tuple(name for name, _ in self._spread(unit.gpus))
+
+    def fits(self, unit: _Unit) -> bool:
+        return unit.gpus <= self.budget_left_gpus and bool(self.room(unit))
+
+    def take(self, unit: _Unit) -> bool:
+        if not self.fits(unit):
+            return False
+        for name, gpus in self._parts(unit):
+            self.put(name, unit, gpus)
+        return True
+
+    def put(self, name: str, unit: _Unit, gpus: int) -> None:
+        self.free[name] -= gpus
+        self.used_gpus += gpus
+        self.parts.append((name, unit, gpus))
+        if unit.owner != VIDEO:
+            self.tiers[name].add(unit.owner)
+
+    def must_spread(self, unit: _Unit) -> bool:
+        return unit.owner != VIDEO and unit.gpus > self.largest
+
+    def _parts(self, unit: _Unit) -> list[tuple[str, int]]:
+        if self.must_spread(unit):
+            return self._spread(unit.gpus)
+        return [(min(self.room(unit), key=lambda name: self._preference(unit, name)), unit.gpus)]
+
+    def _preference(self, unit: _Unit, name: str) -> tuple[bool, bool, int]:
+        """Lowest first: for video the wished neighbour, then any; the fullest; ties to the cell named first."""
+        video, tiers = unit.owner == VIDEO, self.tiers[name]
+        return (video and self.beside not in tiers, video and not tiers, self.free[name])
+
+    def _spread(self, gpus: int) -> list[tuple[str, int]]:
+        if sum(self.free.values()) < gpus:
+            return []
+        parts = []
+        for name, free in sorted(self.free.items(), key=lambda item: -item[1]):
+            taken = min(free, gpus)
+            gpus -= taken
+            if taken:
+                parts.append((name, taken))
+        return parts
+
+
+def plan(family: Family, cells: Sequence[CellState]) -> Plan:
+    """The placement of a family. The same arguments give the same plan; whether it may start is for `require`."""
+    units = _units(family)
+    floor, least = _Floor(family, cells), _Floor(family, cells)
+    unplaced = [_unplaced(unit, floor) for unit in units if unit.initial and not floor.take(unit)]
+    initial_gpus = floor.used_gpus
+    for name, unit, gpus in floor.parts:
+        if unit.always:
+            least.put(name, unit, gpus)
+    growth = [unit for unit in units if not unit.initial]
+    unplaced += [_unplaced(unit, least) for unit in growth if not least.fits(unit)]
+    waiting = [unit for unit in growth if least.fits(unit) and not floor.take(unit)]
+    turns = tuple(sorted({unit.owner for _, unit, _ in floor.parts if not unit.always}))
+    return Plan(
+        family=family.name,
+        gpu_budget_gpus=family.gpu_budget_gpus,
+        initial_gpus=initial_gpus,
+        used_gpus=floor.used_gpus,
+        cells=tuple(_planned(cell, floor) for cell in cells),
+        shares=tuple(_share(unit, least.room(unit), turns, floor) for unit in waiting),
+        unplaced=tuple(unplaced),
+    )
+
+
+def _units(family: Family) -> list[_Unit]:
+    """Every replica that may ever run, in the order of placing: groups before video, large before small."""
+    groups = [unit for key, tier in family.tiers.items() for unit in _replicas_of(key, tier.ranks, tier.replicas)]
+    video = _replicas_of(VIDEO, family.video.gpus, family.video.replicas) if family.video else []
+    # Sorting is stable: alike sizes keep the order of the family file. First replicas go before second ones.
+    return [*sorted(groups, key=lambda unit: (-unit.gpus, unit.replica)), *video]
+
+
+def _replicas_of(owner: str, gpus: int, replicas: Replicas) -> list[_Unit]:
+    return [_Unit(owner, index, gpus, index < replicas.initial, index < replicas.min) for index in range(replicas.max)]
+
+
+def _planned(cell: CellState, floor: _Floor) -> PlannedCell:
+    here = [(unit, gpus) for name, unit, gpus in floor.parts if name == cell.name]
+    return PlannedCell(
+        name=cell.name,
+        gpus=cell.gpus,
+        free_gpus=floor.free[cell.name],
+        groups=tuple(
+            Group(tier=unit.owner, replica=unit.replica, ranks=gpus, initial=unit.initial, spread=gpus < unit.gpus)
+            for unit, gpus in here
+            if unit.owner != VIDEO
+        ),
+        video=tuple(
+            VideoReplica(replica=unit.replica, gpus=gpus, initial=unit.initial)
+            for unit, gpus in here
+            if unit.owner == VIDEO
+        ),
+    )
+
+
+def _share(unit: _Unit, cells: tuple[str, ...], turns: tuple[str, ...], floor: _Floor) -> Share:
+    left = f"{floor.budget_left_gpus} of the budget and at most {max(floor.free.values())} in one cell"
+    return Share(
+        owner=unit.owner,
+        replica=unit.replica,
+        gpus=unit.gpus,
+        cells=cells,
+        turns=turns,
+        reason=f"needs {unit.gpus} GPUs; {left} are left beside all of {', '.join(turns)}, so they take turns",
+    )
+
+
+def _unplaced(unit: _Unit, floor: _Floor) -> Unplaced:
+    reasons, mends = [], []
+    if unit.gpus > floor.budget_left_gpus:
+        reasons.append(f"{floor.budget_left_gpus} of the budget of {floor.budget} are left")
+        mends.append(f"raise gpu_budget_gpus to {floor.used_gpus + unit.gpus}")
+    if not floor.room(unit):
+        if floor.must_spread(unit):
+            free = sum(floor.free.values())
+            reasons.append(f"no cell has as many, and all together have {free} free")
+            mends.append(f"add cells with {unit.gpus - free} more GPUs")
+        else:
+            reasons.append(f"the emptiest cell has {max(floor.free.values(), default=0)} free")
+            mends.append(f"add a cell with {unit.gpus} free GPUs")
+    return Unplaced(
+        what=unit.what,
+        initial=unit.initial,
+        reason=f"needs {unit.gpus} GPUs; {' and '.join(reasons)}",
+        mend=f"{' and '.join(mends)}, or ask for fewer ranks or replicas",
+    )
+
+
+# How Ray enforces it: nodes carry the label, a replica is one placement group of these bundles on the selected cells.
+
+
+def declared_cells(family: Family) -> tuple[CellState, ...]:
+    """The cells of the family file, all free."""
+    return tuple(
+        CellState(name=name, gpus=cell.gpus, free_gpus=cell.gpus) for cell in family.cells for name in cell.instances
+    )
+
+
+def observed_cells(nodes: Iterable[Node]) -> tuple[CellState, ...]:
+    """The cells of a running cluster: nodes with the same cell label together, a node without one by itself."""
+    members: dict[str, list[Node]] = {}
+    for node in nodes:
+        members.setdefault(node.labels.get(CELL_LABEL, node.name), []).append(node)
+    return tuple(
+        CellState(name=name, gpus=sum(n.gpus for n in group), free_gpus=sum(n.free_gpus for n in group))
+        for name, group in members.items()
+    )
+
+
+def bundles(served: Tier | Video, accelerator: Literal["cpu", "cuda"]) -> list[dict[str, float]]:
+    """What one replica reserves: a bundle per rank of a tier, one for all the GPUs of a video replica.
+
+    A rank on CPU names a slot of its cell and next to no CPU: a laptop has fewer cores than the family has ranks.
+    """
+    if isinstance(served, Video):
+        return [_bundle(served.gpus, accelerator)]
+    return [_bundle(1, accelerator) for _ in range(served.ranks)]
+
+
+def _bundle(gpus: int, accelerator: Literal["cpu", "cuda"]) -> dict[str, float]:
+    if accelerator == "cpu":
+        return {CPU_RESOURCE: gpus, "CPU": round(SLOT_CPUS * gpus, 2)}
+    return {"GPU": gpus, "CPU": gpus}
+
+
+def cells_of(placed: Plan, owner: str) -> tuple[str, ...]:
+    """The cells that may hold replicas of a tier, or of video: planned for it, or where it takes turns."""
+    names = [
+        cell.name
+        for cell in placed.cells
+        if any(group.tier == owner for group in cell.groups) or (owner == VIDEO and cell.video)
+    ]
+    names += [name for share in placed.shares if share.owner == owner for name in share.cells]
+    return tuple(dict.fromkeys(names))
+
+
+def selector(cells: Sequence[str]) -> dict[str, str]:
+    """Ray's label selector for these cells."""
+    return {CELL_LABEL: cells[0] if len(cells) == 1 else f"in({', '.join(cells)})"}
+
+
+def strategy(tier: Tier, cells: Sequence[CellState]) -> Literal["STRICT_PACK", "PACK"]:
+    """Whole on one node, unless no cell has as many GPUs as the group has ranks."""
+    return "STRICT_PACK" if any(cell.gpus >= tier.ranks for cell in cells) else "PACK"

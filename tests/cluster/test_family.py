@@ -1,0 +1,120 @@
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.cost import step_ms
+from cluster.errors import ConfigurationError
+from cluster.family import BUNDLED, Family, load, parse
+
+LAPTOP = (BUNDLED / "laptop.yaml").read_text(encoding="utf-8")
+shipped = pytest.mark.parametrize("name", sorted(file.stem for file in BUNDLED.glob("*.yaml")))
+
+
+def changed(path: str, value: Any) -> str:
+    """The laptop's file with one value replaced; None removes it."""
+    raw = yaml.safe_load(LAPTOP)
+    *parents, last = path.split(".")
+    place = raw
+    for key in parents:
+        place = place[int(key) if isinstance(place, list) else key]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return yaml.safe_dump(raw, sort_keys=False)
+
+
+def fault(path: str, value: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(changed(path, value), "mine.yaml")
+    return caught.value.message
+
+
+@shipped
+def test_a_family_that_ships_loads_and_survives_its_own_dump(name: str) -> None:
+    family = load(name)
+    assert family.name == name
+    assert Family.model_validate_json(family.model_dump_json()) == family
+
+
+@shipped
+def test_the_tiers_that_ship_are_the_four_with_falling_prices_and_tightening_promises(name: str) -> None:
+    family = load(name)
+    tiers = [family.tiers[key] for key in ("ultra", "pro", "turbo", "mini")]
+    assert len(family.tiers) == 4
+    for dear, cheap in itertools.pairwise(tiers):
+        assert dear.price.output_usd_per_mtok > cheap.price.output_usd_per_mtok
+        assert dear.slo.ttft_s > cheap.slo.ttft_s
+        assert dear.slo.tpot_ms > cheap.slo.tpot_ms
+        assert set(dear.specialists) > set(cheap.specialists)
+
+
+@pytest.mark.parametrize("key", ["ultra", "pro", "turbo", "mini"])
+def test_a_full_batch_of_the_h200_family_keeps_its_promise_at_a_thousand_tokens_of_context_each(key: str) -> None:
+    tier = load("h200").tiers[key]
+    assert step_ms(tier.cost, tier.max_running, 1000 * tier.max_running) <= tier.slo.tpot_ms
+
+
+def test_a_model_name_finds_its_tier() -> None:
+    family = load("laptop")
+    assert family.tier_of("gpt-5.2-pro") == "pro"
+    assert family.tier_of("gpt-2") is None
+
+
+def test_checkpoints_are_meant_relative_to_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(changed("tiers.mini.checkpoint", "weights/mini"), encoding="utf-8")
+    assert load(file).tiers["mini"].checkpoint == str(tmp_path / "weights/mini")
+    file.write_text(changed("video", None), encoding="utf-8")
+    assert load(str(file)).video is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("gpu_budget", 8, "mine.yaml: gpu_budget: 8; Extra inputs are not permitted"),
+        ("tiers.mini.ranks", 0, "mine.yaml: tiers.mini.ranks: 0; Input should be greater than 0"),
+        ("tiers.mini.engine", "magic", "tiers.mini.engine: 'magic'; Input should be 'torch', 'simulated' or 'vllm'"),
+        ("name", None, "mine.yaml: name: Field required"),
+        ("tiers.mini.kv_tokens", 100, "mine.yaml: tiers.mini: kv_tokens 100 must hold one full context of 2048 tokens"),
+        ("tiers.mini.replicas", {"min": 2, "max": 3, "initial": 1}, "min 2 <= initial 1 <= max 3 must hold"),
+        ("tiers.mini.cost.top_k", 2, "top_k 2 experts of 1 cannot be chosen; give top_k <= experts"),
+        ("tiers.mini.names", ["gpt-5.2-pro"], "'gpt-5.2-pro' is claimed by both tiers.pro and tiers.mini; keep one"),
+        ("video.names", ["gpt-5.2-pro"], "'gpt-5.2-pro' is claimed by both tiers.pro and video; keep one"),
+        ("video.beside", "nano", "mine.yaml: (top): video.beside is 'nano'; tiers are ultra, pro, turbo, mini"),
+        ("cells.0.name", "ends-with-", "cells.0.name: 'ends-with-'; String should match pattern"),
+        ("cells", [{"name": "a", "gpus": 1}] * 2, "two cells are called 'a'; give each kind of cell its own name"),
+        (
+            "cells",
+            [{"name": "a", "gpus": 1, "count": 2}, {"name": "a-1", "gpus": 1}],
+            "two cells are called 'a-1'; give each kind of cell its own name",
+        ),
+    ],
+)
+def test_a_fault_is_told_with_file_path_value_and_what_is_allowed(path: str, value: Any, message: str) -> None:
+    assert message in fault(path, value)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    text = changed("tiers.mini.ranks", 0).replace("gpu_budget_gpus: 8", "gpu_budget_gpus: none")
+    with pytest.raises(ConfigurationError) as caught:
+        parse(text, "mine.yaml")
+    assert len(caught.value.message.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "mine.yaml: not YAML: "), ("- a\n", "mine.yaml: given list; a mapping is allowed")],
+)
+def test_what_is_no_mapping_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(text, "mine.yaml")
+    assert caught.value.message.startswith(message)
+
+
+def test_a_missing_file_names_the_families_that_ship() -> None:
+    with pytest.raises(ConfigurationError, match="give a family file, or one that ships: h200, laptop"):
+        load("desktop")
