@@ -10,8 +10,8 @@ from typing import Literal
 Kind = Literal["counter", "gauge", "histogram"]
 
 LABELS = {
-    "tier": "the tiers of the family file, and video",
-    "code": "ok, or the codes of the error tree",
+    "tier": "the tiers of the family file, video, and none where no tier was reached",
+    "code": "ok, client_gone, or the codes of the error tree",
     "method": "the routing methods: predicted, two_choices, mixed, none",
     "cause": "the causes of a scaling decision: rise, fall, hold, blind",
     "policy": "routing, scaling",
