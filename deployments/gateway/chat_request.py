@@ -219,7 +219,7 @@ def _refusal(error: ValidationError) -> InvalidRequest:
             text = f"{where}: {fault['msg']}; a JSON object in UTF-8 is allowed; mend the JSON"
             return InvalidRequest(text, code="invalid_json")
         case "extra_forbidden":
-            text = f"{where}: not a parameter of chat completions; {_nearest(fault)}"
+            text = f"{where}: not a parameter here; those of the OpenAI API are allowed; {_nearest(fault)}"
             return InvalidRequest(text, param=param, code="unknown_parameter")
         case "missing":
             return InvalidRequest(f"{where}: not given; it is required; add it", param=param, code="missing_parameter")
@@ -242,4 +242,4 @@ def _param(loc: tuple[int | str, ...]) -> str | None:
 
 def _nearest(fault: ErrorDetails) -> str:
     near = get_close_matches(str(fault["loc"][-1])[:_LONGEST_NAME], ChatBody.model_fields, n=1)
-    return f"parameters of the OpenAI API are allowed; did you mean {near[0]}?" if near else "leave it out"
+    return f"did you mean {near[0]}?" if near else "leave it out"

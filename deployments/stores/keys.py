@@ -5,12 +5,13 @@ WAL mode lets every gateway process read while another writes, and each look-up 
 refused at once, everywhere. Times are Unix seconds, given by the caller.
 """
 
+import contextlib
 import hashlib
 import os
 import secrets
 import sqlite3
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,25 +46,11 @@ class KeyStore:
         self._path = Path(path)
         with self._readable():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite gives its side files the mode of the main file, so it is set before SQLite sees it.
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-            os.fchmod(descriptor, 0o600)
-            os.close(descriptor)
-            self._db = sqlite3.connect(
-                self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-            self._prepare()
-
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
-        # The write lock proves at start, not at the first key, that the file can be written.
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute(_SCHEMA)
-        self._db.execute(f"SELECT sha256, {_COLUMNS} FROM keys LIMIT 1")
-        self._db.execute("COMMIT")
+            if not self._path.exists():
+                _create_file(self._path)
+            if self._path.is_file():
+                self._path.chmod(0o600)  # SQLite gives its side files the same mode
+            self._db = _open(self._path)
 
     def create(self, name: str, now_s: float) -> tuple[str, KeyRecord]:
         """A new key, shown this once, and its record."""
@@ -114,7 +101,7 @@ class KeyStore:
     def close(self) -> None:
         self._db.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
@@ -123,6 +110,30 @@ class KeyStore:
                 f"{self._path}: {error}; a SQLite file that this user may read and write is allowed; "
                 "mend its owner and mode, or move it away and create the keys anew"
             ) from error
+
+
+def _create_file(path: Path) -> None:
+    """A new store appears whole: two processes that turn one fresh file to WAL at once can fail each other."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        _open(draft).close()
+        draft.chmod(0o600)
+        with contextlib.suppress(FileExistsError):  # another process was quicker
+            os.link(draft, path)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = WAL")
+    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+    # The write lock proves at start, not at the first key, that the file can be written.
+    db.execute("BEGIN IMMEDIATE")
+    db.execute(_SCHEMA)
+    db.execute(f"SELECT sha256, {_COLUMNS} FROM keys LIMIT 1")
+    db.execute("COMMIT")
+    return db
 
 
 def _sha256(secret: str) -> bytes:

@@ -1,0 +1,308 @@
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.types.chat import completion_create_params as sdk
+
+from cluster.errors import InvalidRequest
+from cluster.request import Chat, Message, Sampling
+from deployments.gateway.chat_request import ChatBody
+from deployments.gateway.wire import parse_chat
+
+HELLO = [{"role": "user", "content": "hello"}]
+SERVED: dict[str, Any] = {
+    "model": "gpt-5.2-mini",
+    "messages": HELLO,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "max_tokens": 7,
+    "max_completion_tokens": 7,
+    "stop": ["a", "b"],
+    "presence_penalty": -1,
+    "frequency_penalty": 1.5,
+    "seed": 11,
+    "logprobs": True,
+    "top_logprobs": 3,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "n": 1,
+    "user": "u",
+    "metadata": {"a": "b"},
+    "safety_identifier": "s",
+    "prompt_cache_key": "k",
+    "response_format": {"type": "text"},
+}
+REFUSED: dict[str, Any] = {
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "functions": [{"name": "f"}],
+    "function_call": "auto",
+    "response_format": {"type": "json_object"},
+    "logit_bias": {"50256": -100},
+    "audio": {"format": "wav", "voice": "alloy"},
+    "modalities": ["text", "audio"],
+    "prediction": {"type": "content", "content": "x"},
+    "reasoning_effort": "high",
+    "verbosity": "low",
+    "web_search_options": {},
+    "moderation": {"model": "m"},
+    "store": True,
+    "service_tier": "priority",
+    "n": 2,
+    "prompt_cache_options": {"mode": "explicit"},
+    "prompt_cache_retention": "24h",
+}
+
+
+def parse(body: bytes) -> Chat:
+    return parse_chat(body, request_id="chatcmpl-1", created_s=1_790_000_000, seed=42)
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "gpt-5.2-mini", "messages": HELLO} | fields).encode()
+
+
+def refusal(data: bytes) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(data)
+    assert caught.value.message.count("; ") >= 2, "where: given; allowed; mend"
+    return caught.value
+
+
+def sdk_parameters() -> set[str]:
+    kinds = (sdk.CompletionCreateParamsNonStreaming, sdk.CompletionCreateParamsStreaming)
+    return {name for kind in kinds for name in kind.__annotations__}
+
+
+def test_every_parameter_of_the_public_api_is_served_or_refused_by_name() -> None:
+    assert set(SERVED) | set(REFUSED) == sdk_parameters() == set(ChatBody.model_fields)
+    parse(body(**SERVED))
+    for name, value in REFUSED.items():
+        error = refusal(body(**{name: value}))
+        assert (error.code, error.param) == ("unsupported_parameter", name)
+        assert error.message.endswith("leave it out")
+
+
+def test_null_means_absent_for_every_optional_parameter() -> None:
+    nulls = dict.fromkeys(sdk_parameters() - {"model", "messages"})
+    assert parse(body(**nulls)) == parse(body())
+
+
+def test_a_full_request_becomes_a_chat() -> None:
+    assert parse(body(**SERVED)) == Chat(
+        request_id="chatcmpl-1",
+        model="gpt-5.2-mini",
+        messages=(Message(role="user", content="hello"),),
+        sampling=Sampling(
+            temperature=0.5,
+            top_p=0.9,
+            max_tokens=7,
+            stop=("a", "b"),
+            presence_penalty=-1.0,
+            frequency_penalty=1.5,
+            seed=11,
+            top_logprobs=3,
+        ),
+        stream=True,
+        include_usage=True,
+        created_s=1_790_000_000,
+    )
+
+
+def test_a_bare_request_has_the_defaults_and_the_seed_of_the_gateway() -> None:
+    assert parse(body()).sampling == Sampling(seed=42)
+
+
+def test_a_seed_of_zero_is_a_seed() -> None:
+    assert parse(body(seed=0)).sampling.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampling"),
+    [
+        ({"stop": "x"}, Sampling(seed=42, stop=("x",))),
+        ({"stop": []}, Sampling(seed=42)),
+        ({"max_tokens": 5}, Sampling(seed=42, max_tokens=5)),
+        ({"max_completion_tokens": 5}, Sampling(seed=42, max_tokens=5)),
+        ({"logprobs": True}, Sampling(seed=42, top_logprobs=0)),
+        ({"logprobs": False}, Sampling(seed=42)),
+        ({"temperature": 0}, Sampling(seed=42, temperature=0.0)),
+    ],
+)
+def test_sampling_follows_the_request(fields: dict[str, Any], sampling: Sampling) -> None:
+    assert parse(body(**fields)).sampling == sampling
+
+
+def test_text_parts_become_lines() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert parse(body(messages=[{"role": "system", "content": parts}])).messages[0].content == "one\ntwo"
+
+
+def test_an_answer_of_ours_comes_back_as_a_message() -> None:
+    empty = dict.fromkeys(["refusal", "audio", "function_call", "tool_calls", "annotations"])
+    answer = {"role": "assistant", "content": "hi", **empty}
+    assert parse(body(messages=[*HELLO, answer, *HELLO])).messages[1] == Message(role="assistant", content="hi")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": ""}, "model"),
+        ({"model": 5}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": {}}, "messages"),
+        ({"messages": ["hello"]}, "messages[0]"),
+        ({"messages": [*HELLO, {"role": "robot", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"temperature": 2.01}, "temperature"),
+        ({"temperature": -0.01}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": float("inf")}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": 10**4000}, "max_tokens"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"stop": ""}, "stop[0]"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place(fields: dict[str, Any], param: str) -> None:
+    error = refusal(body(**fields))
+    assert (error.code, error.param) == ("invalid_value", param)
+    assert error.message.startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            "messages[0].content[0].type",
+        ),
+        ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "content": "x", "refusal": "no"}, "messages[0].refusal"),
+    ],
+)
+def test_parts_of_messages_that_are_not_served_are_named(message: dict[str, Any], param: str) -> None:
+    error = refusal(body(messages=[message]))
+    assert (error.code, error.param) == ("unsupported_parameter", param)
+
+
+def test_an_unknown_parameter_is_refused_and_the_nearest_named() -> None:
+    error = refusal(body(temprature=1))
+    assert (error.code, error.param) == ("unknown_parameter", "temprature")
+    assert error.message.endswith("did you mean temperature?")
+
+
+def test_an_unknown_field_of_a_message_is_refused() -> None:
+    error = refusal(body(messages=[{"role": "user", "content": "x", "mood": "good"}]))
+    assert (error.code, error.param) == ("unknown_parameter", "messages[0].mood")
+
+
+def test_a_missing_parameter_is_named() -> None:
+    assert refusal(b'{"model":"m"}').message == "messages: not given; it is required; add it"
+
+
+def test_a_key_given_twice_is_refused() -> None:
+    error = refusal(b'{"model":"a","model":"b","messages":[{"role":"user","content":"x"}]}')
+    assert error.message == "model: given twice; each key is allowed once; drop one of the two"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"nope",
+        b"\xff\xfe{\x00}\x00",
+        b'{"model":"\xff"}',
+        b'{"model":"\\ud800","messages":[]}',
+        b"[" * 100_000,
+        b'{"metadata":' + b'{"a":' * 100_000,
+        b'{"seed":' + b"9" * 100_000 + b"}",
+    ],
+)
+def test_what_is_no_json_is_refused(data: bytes) -> None:
+    assert refusal(data).code == "invalid_json"
+
+
+@pytest.mark.parametrize("data", [b"[]", b"null", b"3", b'"model"'])
+def test_json_that_is_no_object_is_refused(data: bytes) -> None:
+    assert refusal(data).message.startswith("body: given ")
+
+
+def test_ten_thousand_messages_are_a_chat() -> None:
+    assert len(parse(body(messages=HELLO * 10_000)).messages) == 10_000
+
+
+def test_a_refusal_repeats_no_more_than_a_glimpse_of_the_request() -> None:
+    error = refusal(body(messages=[{"role": "x" * 100_000, "content": "secret " * 1000}]))
+    assert len(error.message) < 300
+    assert error.__cause__ is None
+    assert len(refusal(body(**{"k" * 100_000: 1})).message) < 300
+
+
+law = settings(deadline=None, max_examples=200)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+requests = st.fixed_dictionaries({}, optional=dict.fromkeys(sorted(sdk_parameters()), json_values)) | json_values
+messages = st.lists(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(["role", "content", "name", "tool_calls"], json_values))
+)
+
+
+def assert_chat_or_refusal(data: bytes) -> None:
+    with contextlib.suppress(InvalidRequest):
+        parse(data)
+
+
+@law
+@given(st.binary())
+def test_random_bytes_raise_nothing_but_invalid_request(data: bytes) -> None:
+    assert_chat_or_refusal(data)
+
+
+@law
+@given(requests)
+def test_random_json_raises_nothing_but_invalid_request(value: Any) -> None:
+    assert_chat_or_refusal(json.dumps(value).encode())
+
+
+@law
+@given(st.sampled_from(sorted(SERVED)), json_values)
+def test_one_random_value_in_a_good_request_raises_nothing_but_invalid_request(name: str, value: Any) -> None:
+    assert_chat_or_refusal(json.dumps(SERVED | {name: value}).encode())
+
+
+@law
+@given(messages)
+def test_random_messages_raise_nothing_but_invalid_request(value: Any) -> None:
+    assert_chat_or_refusal(body(messages=value))
+
+
+@law
+@given(st.sampled_from(["user", "system"]), st.text())
+def test_content_arrives_unchanged(role: str, content: str) -> None:
+    chat = parse(
+        json.dumps({"model": "m", "messages": [{"role": role, "content": content}]}, ensure_ascii=False).encode()
+    )
+    assert chat.messages[0].content == content

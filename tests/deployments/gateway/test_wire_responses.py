@@ -1,0 +1,186 @@
+import json
+import math
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.types import Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from cluster.errors import EngineFailed, InvalidRequest, NotFound, Overloaded
+from cluster.family import load
+from cluster.request import Chat, Piece, Sampling, TokenLogprob, Usage
+from deployments.gateway.wire import (
+    ChatStream,
+    completion,
+    error_body,
+    error_event,
+    error_headers,
+    model_object,
+    models_list,
+)
+
+USAGE = Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=3)
+LOGPROB = TokenLogprob(
+    token="é", token_bytes="é".encode(), logprob=-0.25, top=(("é", "é".encode(), -0.25), ("\ufffd", b"\xc3", -math.inf))
+)
+
+
+def chat(*, top_logprobs: int | None = None, include_usage: bool = False) -> Chat:
+    return Chat(
+        request_id="chatcmpl-1",
+        model="gpt-5.2-mini",
+        messages=(),
+        sampling=Sampling(top_logprobs=top_logprobs),
+        stream=True,
+        include_usage=include_usage,
+        created_s=1_790_000_000,
+    )
+
+
+def events(data: bytes) -> list[str]:
+    assert data.endswith(b"\n\n")
+    lines = data.decode().split("\n\n")[:-1]
+    assert all(line.startswith("data: ") for line in lines)
+    return [line.removeprefix("data: ") for line in lines]
+
+
+def chunk(event: str) -> ChatCompletionChunk:
+    return ChatCompletionChunk.model_validate(json.loads(event), strict=True)
+
+
+def streamed(asked: Chat, *pieces: Piece, finish: Literal["stop", "length"] = "stop", label: str = "") -> list[str]:
+    stream = ChatStream(asked, label)
+    return events(b"".join([stream.role(), *map(stream.piece, pieces), stream.end(finish, USAGE)]))
+
+
+def test_a_stream_is_a_role_pieces_a_finish_reason_and_done() -> None:
+    *chunks, done = streamed(chat(), Piece(tokens=1, text="Hel"), Piece(tokens=1, text="lo"), finish="length")
+    choices = [chunk(one).choices[0] for one in chunks]
+    assert [(one.delta.role, one.delta.content, one.finish_reason) for one in choices] == [
+        ("assistant", "", None),
+        (None, "Hel", None),
+        (None, "lo", None),
+        (None, None, "length"),
+    ]
+    assert done == "[DONE]"
+    first = chunk(chunks[0])
+    assert (first.id, first.created, first.model) == ("chatcmpl-1", 1_790_000_000, "gpt-5.2-mini")
+    assert not any("usage" in json.loads(one) for one in chunks)
+
+
+def test_usage_comes_last_with_no_choice_where_it_was_asked_for() -> None:
+    *chunks, usage, _ = streamed(chat(include_usage=True), Piece(tokens=1, text="x"))
+    assert all(json.loads(one)["usage"] is None for one in chunks)
+    told = chunk(usage)
+    assert told.choices == []
+    assert told.usage is not None
+    assert (told.usage.prompt_tokens, told.usage.completion_tokens, told.usage.total_tokens) == (5, 2, 7)
+    assert told.usage.prompt_tokens_details is not None
+    assert told.usage.prompt_tokens_details.cached_tokens == 3
+
+
+def test_a_piece_without_text_sends_nothing() -> None:
+    assert ChatStream(chat()).piece(Piece(tokens=1)) == b""
+
+
+def test_log_probabilities_have_the_shape_of_the_api() -> None:
+    _, piece, _, _ = streamed(chat(top_logprobs=2), Piece(tokens=1, logprobs=(LOGPROB,)))
+    logprobs = chunk(piece).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert logprobs.content[0].model_dump() == {
+        "token": "é",
+        "logprob": -0.25,
+        "bytes": [195, 169],
+        "top_logprobs": [
+            {"token": "é", "logprob": -0.25, "bytes": [195, 169]},
+            {"token": "\ufffd", "logprob": -9999.0, "bytes": [195]},
+        ],
+    }
+
+
+def test_a_simulated_answer_says_so_in_every_chunk() -> None:
+    *chunks, _ = streamed(chat(include_usage=True), Piece(tokens=1, text="x"), label="simulated")
+    assert {chunk(one).model for one in chunks} == {"gpt-5.2-mini (simulated)"}
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=[]))))
+def test_any_text_arrives_unchanged_in_one_line_of_ascii(texts: list[str]) -> None:
+    stream = ChatStream(chat())
+    data = b"".join(stream.piece(Piece(tokens=1, text=text)) for text in texts)
+    assert data.isascii()
+    assert data.count(b"\n") == 2 * sum(map(bool, texts))
+    got = [json.loads(event)["choices"][0]["delta"]["content"] for event in events(data)] if data else []
+    assert got == [text for text in texts if text]
+
+
+@pytest.mark.parametrize("top_logprobs", [None, 0, 2])
+def test_an_unstreamed_answer_is_a_chat_completion(top_logprobs: int | None) -> None:
+    logprobs = () if top_logprobs is None else (LOGPROB,)
+    asked = chat(top_logprobs=top_logprobs)
+    answer = ChatCompletion.model_validate(
+        json.loads(completion(asked, "hé", logprobs, "stop", USAGE, "simulated")), strict=True
+    )
+    (choice,) = answer.choices
+    assert (answer.id, answer.model, answer.object) == ("chatcmpl-1", "gpt-5.2-mini (simulated)", "chat.completion")
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "hé", "stop")
+    assert (choice.logprobs is None) == (top_logprobs is None)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 7
+
+
+def test_an_error_is_openais_error_object() -> None:
+    error = InvalidRequest("n: given 2; 1 is allowed; leave it out", param="n", code="unsupported_parameter")
+    assert json.loads(error_body(error)) == {
+        "error": {
+            "message": "n: given 2; 1 is allowed; leave it out",
+            "type": "invalid_request_error",
+            "param": "n",
+            "code": "unsupported_parameter",
+        }
+    }
+
+
+def test_an_error_in_a_stream_is_one_event_and_no_done() -> None:
+    (event,) = events(error_event(EngineFailed("engine: lost\nhalfway")))
+    assert json.loads(event)["error"]["message"] == "engine: lost\nhalfway"
+
+
+def test_of_a_foreign_error_nothing_leaks() -> None:
+    assert b"password" not in error_body(ValueError("password"))
+    assert json.loads(error_body(ValueError("x")))["error"]["code"] == "internal_error"
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "header"),
+    [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.1, "2"), (59.01, "60"), (math.inf, "86400"), (math.nan, "1")],
+)
+def test_retry_after_is_whole_seconds_rounded_up(retry_after_s: float, header: str) -> None:
+    assert error_headers(Overloaded("full; wait; retry", retry_after_s=retry_after_s)) == {"Retry-After": header}
+
+
+def test_only_an_overload_says_when_to_retry() -> None:
+    assert error_headers(EngineFailed("x")) == {}
+
+
+def test_every_name_of_the_family_is_a_model() -> None:
+    family = load("laptop")
+    listed: dict[str, Any] = models_list(family, 1_790_000_000)
+    models = [Model.model_validate(one, strict=True) for one in listed["data"]]
+    assert listed["object"] == "list"
+    assert {one.id for one in models} >= {"gpt-5.2-mini", "gpt-5.2-turbo", "gpt-5.2-pro", "gpt-5.2-ultra", "sora-2"}
+    assert [model_object(family, one.id, 1_790_000_000) for one in models] == listed["data"]
+
+
+def test_a_model_tells_its_tier_context_and_price() -> None:
+    told = model_object(load("laptop"), "gpt-5.2-mini", 0)
+    assert (told["tier"], told["context_tokens"]) == ("mini", 2048)
+    assert told["price"] == {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0}
+
+
+def test_an_unknown_model_is_not_found_and_the_known_are_named() -> None:
+    with pytest.raises(NotFound, match=r"model: given 'gpt-9'; served are .*gpt-5.2-mini.*; choose one of them"):
+        model_object(load("laptop"), "gpt-9", 0)
