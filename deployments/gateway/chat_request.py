@@ -18,8 +18,10 @@ from cluster.request import Chat, Message, Sampling
 
 UNSUPPORTED = "unsupported_parameter"
 _LONGEST_NAME = 64
+_MOST_FAULTS = 100
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 60
+_shown.maxlist = _shown.maxdict = _shown.maxlevel = 2
 
 
 def _only(*allowed: object) -> AfterValidator:
@@ -93,7 +95,7 @@ class ChatBody(_Strict):
     """The closed list of parameters. Null means absent, as in the API."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    messages: Annotated[list[_Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[_Message], Field(min_length=1, max_length=2048, fail_fast=True)]  # 2048 as in the API
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     max_tokens: Tokens | None = None
@@ -210,6 +212,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> None:
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:
+    if error.error_count() > _MOST_FAULTS:  # listing them would hold the gateway up for others
+        text = f"body: {error.error_count()} faults; parameters of the OpenAI API are allowed; mend the request"
+        return InvalidRequest(text)
     faults = error.errors(include_url=False)
     fault = next((fault for fault in faults if fault["type"] == UNSUPPORTED), faults[0])
     param = _param(fault["loc"])

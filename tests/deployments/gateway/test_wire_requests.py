@@ -247,8 +247,15 @@ def test_json_that_is_no_object_is_refused(data: bytes) -> None:
     assert refusal(data).message.startswith("body: given ")
 
 
-def test_ten_thousand_messages_are_a_chat() -> None:
-    assert len(parse(body(messages=HELLO * 10_000)).messages) == 10_000
+def test_as_many_messages_as_in_the_api_are_a_chat_and_more_are_refused() -> None:
+    assert len(parse(body(messages=HELLO * 2048)).messages) == 2048
+    error = refusal(body(messages=HELLO * 10_000))
+    assert (error.code, error.param) == ("invalid_value", "messages")
+    assert "at most 2048 items" in error.message
+
+
+def test_many_faults_are_counted_not_listed() -> None:
+    assert refusal(body(**{f"x{number}": 1 for number in range(101)})).message.startswith("body: 101 faults; ")
 
 
 def test_a_refusal_repeats_no_more_than_a_glimpse_of_the_request() -> None:
