@@ -74,6 +74,7 @@ class Piece:
     """What one step adds to one stream. The last piece has a finish reason and the usage, or an error.
 
     `text` may be empty: bytes of an unfinished character, or text held back because it may begin a stop string.
+    `queued_s` comes with the first piece: from submission to the first step that had a place for the request.
     """
 
     tokens: int = 0
@@ -81,6 +82,7 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    queued_s: float | None = None
     error: Exception | None = None
 
     @property

@@ -1,0 +1,48 @@
+# `make up` serves the family on http://127.0.0.1:8000; `make test` runs the tests. Each sets up what it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+
+.PHONY: up test check format bench clean
+.DEFAULT_GOAL := up
+
+up: $(VENV)/runtime.done
+	@$(BIN)/moray up
+
+test: $(VENV)/dev.done
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/dev.done
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/dev.done
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# make bench NAME=gateway
+bench: $(VENV)/dev.done
+	@$(BIN)/python tests/bench/run.py $(NAME) --json
+
+$(BIN)/python:
+	@echo "== making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "Python 3.11 or 3.12 is needed; name it: make PYTHON=..."'
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: a CPU build that pip can find then satisfies every later requirement.
+$(VENV)/runtime.done: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "== installing Moray (about 1.5 GB of packages, a minute or two)"
+	@$(PIP) -c constraints.txt torch==2.13.0
+	@$(PIP) -c constraints.txt --editable .
+	@touch $@
+
+$(VENV)/dev.done: $(VENV)/runtime.done
+	@echo "== installing the tools of the tests"
+	@$(PIP) -c constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .moray

@@ -1,0 +1,105 @@
+"""Wiring: the family file becomes one Ray Serve application. Nothing is decided here."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+
+from autoscaling.policy import TierSpec, spec_of
+from cluster.family import Family
+from cluster.placement import VIDEO, Plan, bundles, cells_of, declared_cells, plan, selector, strategy
+from deployments.gateway.app import Gateway
+from deployments.tier import TierReplica
+from deployments.video.replica import VideoReplica
+
+APP = "moray"
+HEALTH_PERIOD_S = 2.0
+REPORT_PERIOD_S = 1.0  # every report is broadcast to every router: not below a second
+METRICS_PERIOD_S = 1.0
+CONTROL_CPUS = 0.01  # Serve's actors ask for a whole CPU by default; a laptop has two
+CONSTRUCTOR_TRIES = 2  # a wrong checkpoint stays wrong
+
+
+def application(family: Family) -> serve.Application:
+    """The gateway, with a handle to each tier and to video."""
+    placed = plan(family, declared_cells(family))
+    tiers = {key: _tier(family, key, placed) for key in family.tiers}
+    video = _video(family, placed) if family.video else None
+    gateway = serve.deployment(serve.ingress()(Gateway)).options(
+        name="gateway",
+        num_replicas=family.gateway.replicas,
+        max_ongoing_requests=100_000,  # admission is the tiers' business, with an error that says why
+        ray_actor_options={"num_cpus": CONTROL_CPUS},
+        health_check_period_s=HEALTH_PERIOD_S,
+    )
+    return gateway.bind(family, tiers, video)
+
+
+def _tier(family: Family, key: str, placed: Plan) -> serve.Application:
+    tier = family.tiers[key]
+    deployment = serve.deployment(TierReplica).options(
+        name=key,
+        max_ongoing_requests=tier.max_running + tier.max_waiting,
+        autoscaling_config=_scaling(key, spec_of(tier.replicas, tier.max_running)),
+        request_router_config=RequestRouterConfig(
+            request_router_class="deployments.router.LatencyRouter",
+            request_router_kwargs={"tier": key, "spec": tier.model_dump(mode="json")},
+            request_routing_stats_period_s=REPORT_PERIOD_S,
+        ),
+        health_check_period_s=HEALTH_PERIOD_S,
+        max_constructor_retry_count=CONSTRUCTOR_TRIES,
+        graceful_shutdown_timeout_s=60,
+        placement_group_strategy=strategy(tier, declared_cells(family)),
+        **_reserved(bundles(tier, family.accelerator), cells_of(placed, key)),
+    )
+    return deployment.bind(family, key)
+
+
+def _video(family: Family, placed: Plan) -> serve.Application:
+    video = family.video
+    assert video is not None
+    deployment = serve.deployment(VideoReplica).options(
+        name=VIDEO,
+        max_ongoing_requests=1,  # one job at a time holds the GPU; others wait in the handle
+        autoscaling_config=_scaling(VIDEO, spec_of(video.replicas, 1)),
+        health_check_period_s=HEALTH_PERIOD_S,
+        max_constructor_retry_count=CONSTRUCTOR_TRIES,
+        placement_group_strategy="STRICT_PACK",
+        **_reserved(bundles(video, family.accelerator), cells_of(placed, VIDEO)),
+    )
+    return deployment.bind(family)
+
+
+def _reserved(bundles: list[dict[str, float]], cells: Sequence[str]) -> dict[str, Any]:
+    """One placement group per replica, one bundle per rank; the replica itself takes its share of the first."""
+    first = dict(bundles[0])
+    return {
+        "placement_group_bundles": bundles,
+        "placement_group_bundle_label_selector": [selector(cells)] * len(bundles),
+        "ray_actor_options": {
+            "num_cpus": first.pop("CPU", 0),
+            "num_gpus": first.pop("GPU", 0),
+            "resources": first,
+        },
+    }
+
+
+def _scaling(key: str, spec: TierSpec) -> AutoscalingConfig:
+    """Serve's own delays are off: waiting is the policy's business."""
+    return AutoscalingConfig(
+        min_replicas=spec.min,
+        initial_replicas=spec.initial,
+        max_replicas=spec.max,
+        target_ongoing_requests=spec.target_ongoing,
+        metrics_interval_s=METRICS_PERIOD_S,
+        look_back_period_s=2 * METRICS_PERIOD_S,
+        upscale_delay_s=0,
+        downscale_delay_s=0,
+        downscale_to_zero_delay_s=0,
+        policy=AutoscalingPolicy(
+            policy_function="deployments.scaling:TierPolicy",
+            policy_kwargs={"tier": key, "spec": dataclasses.asdict(spec)},
+        ),
+    )

@@ -1,0 +1,107 @@
+"""The `moray` command."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.errors import MorayError
+from cluster.family import Family, load
+from cluster.placement import as_dict, declared_cells, plan
+from deployments.stores.keys import KeyRecord, KeyStore
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    console = Console(highlight=False)
+    try:
+        family = _family(arguments)
+        match arguments.command:
+            case "up":
+                from deployments.up import up
+
+                up(family, console)
+            case "plan":
+                return _plan(family, arguments.json, console)
+            case "keys":
+                _keys(family, arguments, console)
+    except MorayError as error:
+        Console(stderr=True, highlight=False).print(
+            f"moray: {error.message}", style="red", markup=False, soft_wrap=True
+        )
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="moray", description="Serve a family of models from one Ray cluster.")
+    parser.add_argument("--family", default="laptop", help="a family file, or one that ships: laptop, h200")
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="serve the family on this machine until Ctrl-C")
+    up.add_argument("--port", type=int, help="instead of the family file's port")
+    shown = commands.add_parser("plan", help="which cell holds which expert group and video replica")
+    shown.add_argument("--json", action="store_true")
+    keys = commands.add_parser("keys", help="API keys")
+    verbs = keys.add_subparsers(dest="verb", required=True)
+    create = verbs.add_parser("create", help="make a key; it is shown this once")
+    create.add_argument("name", help="who will use it")
+    verbs.add_parser("list", help="all keys, without their secrets")
+    verbs.add_parser("revoke", help="refuse a key from now on").add_argument("key", help="its id, or its beginning")
+    for each in (create, verbs.choices["list"], verbs.choices["revoke"]):
+        each.add_argument("--json", action="store_true")
+    return parser
+
+
+def _family(arguments: argparse.Namespace) -> Family:
+    family = load(arguments.family)
+    port = getattr(arguments, "port", None)
+    if port is None:
+        return family
+    return family.model_copy(update={"gateway": family.gateway.model_copy(update={"port": port})})
+
+
+def _plan(family: Family, as_json: bool, console: Console) -> int:
+    """Exit code 1 where something that must run from the start has no place."""
+    made = plan(family, declared_cells(family))
+    shown = as_dict(made)
+    if as_json:
+        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+    return 1 if shown["unplaced"] else 0
+
+
+def _keys(family: Family, arguments: argparse.Namespace, console: Console) -> None:
+    store = KeyStore(Path(family.state_folder) / "keys.sqlite")
+    secret: dict[str, str] = {}
+    records: tuple[KeyRecord, ...]
+    match arguments.verb:
+        case "create":
+            secret["key"], record = store.create(arguments.name, time.time())
+            records = (record,)
+        case "revoke":
+            records = (store.revoke(arguments.key, time.time()),)
+        case _:
+            records = store.list()
+    rows = [dataclasses.asdict(record) | secret for record in records]
+    if arguments.json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    table = Table("id", "name", "created", "revoked", *(["key (shown once)"] if secret else []))
+    for row in rows:
+        table.add_row(row["id"], row["name"], _when(row["created_s"]), _when(row["revoked_s"]), *secret.values())
+    console.print(table)
+
+
+def _when(seconds: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds is not None else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Which engine a tier's line in the family file means."""
+
+from typing import assert_never
+
+from cluster.errors import ConfigurationError
+from cluster.family import Family
+from deployments.engines.engine import Engine
+from deployments.ranks import ExpertGroup
+
+
+def build(family: Family, key: str, group: ExpertGroup) -> Engine:
+    """The engine, not started; followers of its expert group are. Imports only what it needs: torch is slow."""
+    tier = family.tiers[key]
+    match tier.engine:
+        case "simulated":
+            from deployments.engines.simulated import SimulatedEngine
+
+            return SimulatedEngine(tier)
+        case "torch":
+            from deployments.engines.torch_engine.engine import TorchEngine
+            from deployments.engines.torch_engine.spec import EngineSpec
+
+            spec = EngineSpec(
+                checkpoint=tier.checkpoint,
+                context_tokens=tier.context_tokens,
+                kv_tokens=tier.kv_tokens,
+                max_running=tier.max_running,
+                max_waiting=tier.max_waiting,
+                prefill_chunk_tokens=tier.prefill_chunk_tokens,
+                dtype=tier.dtype,
+                device=family.accelerator,
+                ranks=tier.ranks,
+            )
+            return TorchEngine(spec, group.launch(spec))
+        case "vllm":
+            raise ConfigurationError(f"tiers.{key}.engine: vllm; torch and simulated are served today; choose one")
+        case never:
+            assert_never(never)

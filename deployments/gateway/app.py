@@ -1,0 +1,98 @@
+"""The ingress: one FastAPI application on Ray Serve, OpenAI's wire in front, the family's handles behind."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from cluster.errors import InvalidRequest, NotFound
+from cluster.family import Family
+from deployments.gateway.asgi import Envelope, authorize
+from deployments.gateway.chat import ChatCompletions
+from deployments.gateway.metrics import GatewayMetrics
+from deployments.gateway.tokens import Pushed, Streamed, TokenPath
+from deployments.gateway.videos import Videos
+from deployments.gateway.wire import model_object, models_list
+from deployments.link import Listener
+from deployments.ranks import node_address
+from deployments.stores.jobs import JobStore
+from deployments.stores.keys import KeyStore
+
+KEYS_FILE = "keys.sqlite"
+JOBS_FILE = "jobs.sqlite"
+
+
+class Gateway:
+    """One per ingress replica. State on disk lies in the family's state folder."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, family: Family, tiers: dict[str, DeploymentHandle[Any]], video: DeploymentHandle[Any] | None
+    ) -> None:
+        folder = Path(family.state_folder)
+        self._family = family
+        self._started_s = int(time.time())
+        self._keys = KeyStore(folder / KEYS_FILE)
+        self._metrics = GatewayMetrics()
+        self._chat = ChatCompletions(family, tiers, await self._token_path(), self._keys, self._metrics)
+        self._videos = None
+        if family.video is not None and video is not None:
+            self._videos = Videos(family, video, JobStore(folder / JOBS_FILE), folder / "videos", self._metrics)
+            self._videos.resume()
+
+    async def _token_path(self) -> TokenPath:
+        if self._family.gateway.tokens == "streamed":
+            return Streamed()
+        listener = Listener()
+        await listener.start(node_address())
+        return Pushed(listener)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        app = FastAPI(title="Moray", docs_url=None, redoc_url=None, openapi_url=None)
+        app.add_middleware(Envelope)
+        app.add_exception_handler(HTTPException, _unknown_route)
+        app.router.routes.append(Route("/v1/chat/completions", self._chat, methods=["POST"]))
+        app.add_api_route("/v1/models", self._models, methods=["GET"])
+        app.add_api_route("/v1/models/{name}", self._model, methods=["GET"])
+        app.add_api_route("/health", self._health, methods=["GET"])
+        app.add_api_route("/metrics", self._metrics_page, methods=["GET"])
+        if self._videos is not None:
+            self._videos.add_routes(app, self._keys)
+        return app
+
+    async def _models(self, request: Request) -> Response:
+        authorize(request.scope, self._keys)
+        return _json(models_list(self._family, self._started_s))
+
+    async def _model(self, name: str, request: Request) -> Response:
+        authorize(request.scope, self._keys)
+        return _json(model_object(self._family, name, self._started_s))
+
+    async def _health(self) -> Response:
+        return _json({"status": "ok", "family": self._family.name})
+
+    async def _metrics_page(self, only: str = "") -> Response:
+        page = await self._metrics.page(only_gateway=only == "gateway")
+        return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value), media_type="application/json")
+
+
+async def _unknown_route(request: Request, error: Exception) -> Response:
+    """Starlette's 404 and 405 as OpenAI's error object, by way of the envelope."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        wrong = InvalidRequest(
+            f"{where}: the method is not allowed here; see the API reference", code="method_not_allowed"
+        )
+        wrong.status = 405
+        raise wrong
+    raise NotFound(f"{where}: no such route; routes begin with /v1; see the API reference", code="route_not_found")

@@ -1,0 +1,107 @@
+"""What every route of the gateway shares: request ids, bounded bodies, keys, and OpenAI's error object."""
+
+import logging
+import re
+import secrets
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.errors import BodyTooLarge, MorayError, Unauthorized
+from deployments.gateway.wire import error_body, error_headers
+from deployments.stores.keys import KeyRecord, KeyStore
+
+log = logging.getLogger("ray.serve")
+REQUEST_ID = "moray.request_id"
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+Header = tuple[bytes, bytes]
+
+
+def header(scope: Scope, name: bytes) -> bytes:
+    """The first header of that name, lower case; empty where there is none."""
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+async def respond(send: Send, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
+    """A whole JSON response."""
+    base = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*base, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def refuse(send: Send, error: MorayError) -> None:
+    headers = [(k.encode(), v.encode()) for k, v in error_headers(error).items()]
+    await respond(send, error.status, error_body(error), headers)
+
+
+class Envelope:
+    """The outermost layer: gives each request its id, and turns what escapes the routes into OpenAI's error object."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = header(scope, b"x-request-id")  # Serve gives one where the client does not, and puts it in the response
+        scope[REQUEST_ID] = given.decode() if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except MorayError as error:
+            log.info("request_id=%s status=%d code=%s %s", scope[REQUEST_ID], error.status, error.code, error.message)
+            if begun:
+                raise
+            await refuse(watched, error)
+        except Exception:
+            log.exception("request_id=%s status=500", scope[REQUEST_ID])
+            if begun:
+                raise
+            await refuse(watched, MorayError("gateway: internal error; send the request id to the operator"))
+
+
+def authorize(scope: Scope, keys: KeyStore) -> KeyRecord:
+    """The key that a request carries. Raises Unauthorized."""
+    scheme, _, secret = header(scope, b"authorization").partition(b" ")
+    if scheme.lower() != b"bearer" or not secret:
+        raise Unauthorized(
+            "authorization: no API key; send the header `Authorization: Bearer sk-moray-...`; "
+            "`moray keys create` makes a key"
+        )
+    record = keys.find(secret.strip().decode("latin-1"))
+    if record is None:
+        raise Unauthorized("authorization: the API key is unknown or revoked; `moray keys create` makes a new one")
+    return record
+
+
+async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+    """The whole body. Raises BodyTooLarge before reading where the length is declared, else while reading."""
+    declared = header(scope, b"content-length")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise _too_large(int(declared), limit_bytes)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        if len(body) > limit_bytes:
+            raise _too_large(len(body), limit_bytes)
+        return body
+    parts, size = [body], len(body)
+    while message.get("more_body"):
+        message = await receive()
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit_bytes:
+            raise _too_large(size, limit_bytes)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(size_bytes: int, limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"body: {size_bytes} bytes; at most {limit_bytes} are accepted; shorten the request")

@@ -1,0 +1,90 @@
+"""GET /metrics: this gateway's own metrics and those of every replica it sees, one page.
+
+Replicas of a tier export the same series, so each of theirs gets the label `replica`. Where Prometheus scrapes every
+pod itself, it should ask for /metrics?only=gateway.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+
+import httpx
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from cluster.request import Usage
+from deployments import seen
+from deployments.observe import Meters
+
+SCRAPE_TIMEOUT_S = 2.0
+
+
+class GatewayMetrics:
+    """What the gateway counts, and the page that shows it."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._meters = Meters(self._registry)
+        self._client = httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S)
+
+    def request(self, tier: str, code: str, seconds: float) -> None:
+        self._meters.counter("moray_requests_total").labels(tier=tier, code=code).inc()
+        self._meters.histogram("moray_request_seconds").labels(tier=tier).observe(seconds)
+
+    def refused(self, tier: str, code: str) -> None:
+        self._meters.counter("moray_rejections_total").labels(tier=tier, code=code).inc()
+
+    def answered(self, tier: str, usage: Usage, ttft_s: float, decode_s: float) -> None:
+        """decode_s: from the first token to the last."""
+        self._meters.histogram("moray_ttft_seconds").labels(tier=tier).observe(ttft_s)
+        if usage.completion_tokens > 1:
+            tpot_s = decode_s / (usage.completion_tokens - 1)
+            self._meters.histogram("moray_tpot_seconds").labels(tier=tier).observe(tpot_s)
+        self._meters.counter("moray_prompt_tokens_total").labels(tier=tier).inc(usage.prompt_tokens)
+        self._meters.counter("moray_completion_tokens_total").labels(tier=tier).inc(usage.completion_tokens)
+
+    def streams(self, tier: str, change: int) -> None:
+        self._meters.gauge("moray_streams").labels(tier=tier).inc(change)
+
+    def video_step(self, seconds: float) -> None:
+        self._meters.counter("moray_video_steps_total").inc()
+        self._meters.histogram("moray_video_step_seconds").observe(seconds)
+
+    def video_finished(self, code: str) -> None:
+        self._meters.counter("moray_video_jobs_finished_total").labels(code=code).inc()
+
+    async def page(self, only_gateway: bool) -> bytes:
+        if only_gateway:
+            return generate_latest(self._registry)
+        replicas = seen.everywhere()
+        texts = await asyncio.gather(*(self._fetch(replica.metrics_address) for replica in replicas))
+        everything = CollectorRegistry(auto_describe=False)
+        everything.register(Merged(self._registry, {r.replica_id: t for r, t in zip(replicas, texts, strict=True)}))
+        return generate_latest(everything)
+
+    async def _fetch(self, address: str) -> str:
+        """One replica's page; nothing where it just died: the others are still worth seeing."""
+        try:
+            return (await self._client.get(f"http://{address}/metrics")).text
+        except httpx.HTTPError:
+            return ""
+
+
+class Merged(Collector):
+    """One family per name, however many pages it came from."""
+
+    def __init__(self, own: CollectorRegistry, pages: dict[str, str]) -> None:
+        self._own = own
+        self._pages = pages
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        families = {family.name: family for family in self._own.collect()}
+        for replica_id, text in self._pages.items():
+            for family in text_string_to_metric_families(text):
+                samples = [s._replace(labels=s.labels | {"replica": replica_id}) for s in family.samples]
+                known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                known.samples.extend(samples)
+        return iter(families.values())

@@ -1,0 +1,105 @@
+"""How tokens reach the gateway: pushed over a link, or as items of Serve's stream. Same bytes from both.
+
+Both are one interface: bytes out of a sink, then how the request ended. Serve's call is the request's life in either.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from ray.serve.handle import DeploymentHandle
+
+from cluster.errors import MorayError, ReplicaLost
+from cluster.request import Chat
+from deployments.link import Listener, Sink
+from deployments.stream import Outcome
+
+LAST_FRAME_S = 5.0  # a call may return before its last frame, which travels on another connection
+
+
+class Answering:
+    """One request under way at a replica."""
+
+    def __init__(self, sink: Sink, call: Coroutine[Any, Any, Outcome]) -> None:
+        self._sink = sink
+        self.call = asyncio.ensure_future(call)
+
+    async def next(self, timeout_s: float) -> bytes | None:
+        """Bytes of the stream; b"" after a silence of timeout_s; None at its end. Raises MorayError where it broke."""
+        data = await self._sink.next(timeout_s)
+        if data is None:
+            outcome = await self.call
+            if outcome.error is not None:
+                raise outcome.error
+        return data
+
+    def cancel(self) -> None:
+        self.call.cancel()
+
+
+class TokenPath(Protocol):
+    def ask(self, handle: DeploymentHandle[Any], chat: Chat) -> Answering: ...
+
+
+def lost(error: Exception) -> MorayError:
+    """A call that failed of itself: its replica died, or could not be reached."""
+    cause = getattr(error, "cause", error)
+    if isinstance(cause, MorayError):
+        return cause
+    return ReplicaLost(f"replica: lost during the request ({type(error).__name__}); send the request again")
+
+
+class Pushed:
+    """The replica pushes frames to our listener; the handle's unary call returns the outcome."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def ask(self, handle: DeploymentHandle[Any], chat: Chat) -> Answering:
+        stream, sink = self._listener.open(lambda: answering.cancel())
+        answering = Answering(sink, self._call(handle, chat, stream, sink))
+        return answering
+
+    async def _call(self, handle: DeploymentHandle[Any], chat: Chat, stream: int, sink: Sink) -> Outcome:
+        response = handle.push.remote(chat, self._listener.reply_to, stream)
+        try:
+            outcome: Outcome = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except Exception as error:  # whatever Serve raises, the stream must end
+            outcome = Outcome(error=lost(error))
+            sink.fail(outcome.error or lost(error))
+        finally:
+            asyncio.get_running_loop().call_later(0 if sink.ended else LAST_FRAME_S, self._close, stream, sink)
+        return outcome
+
+    def _close(self, stream: int, sink: Sink) -> None:
+        self._listener.close(stream)
+        sink.fail(ReplicaLost("stream: its last frame never came; the answer may be cut; send the request again"))
+
+
+class Streamed:
+    """Needs no port of its own: coalesced bytes are items of the handle's stream, the outcome its last item."""
+
+    def ask(self, handle: DeploymentHandle[Any], chat: Chat) -> Answering:
+        sink = Sink(lambda: answering.cancel())
+        answering = Answering(sink, self._call(handle, chat, sink))
+        return answering
+
+    async def _call(self, handle: DeploymentHandle[Any], chat: Chat, sink: Sink) -> Outcome:
+        response = handle.options(stream=True).stream.remote(chat)
+        outcome = Outcome(error=ReplicaLost("stream: ended without an outcome; send the request again"))
+        try:
+            async for item in response:
+                if isinstance(item, Outcome):
+                    outcome = item
+                else:
+                    sink.push(item, False)
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except Exception as error:  # whatever Serve raises, the stream must end
+            outcome = Outcome(error=lost(error))
+        sink.push(b"", True)
+        return outcome

@@ -1,0 +1,172 @@
+"""/v1/videos: jobs in a store, one task per unfinished job, files in a folder.
+
+A job is a row before its client gets the id, so a restart finds it and renders it again from its beginning. One gateway
+owns the rows; several would each resume all of them.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from ray.serve.handle import DeploymentHandle
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.responses import FileResponse
+
+from cluster.errors import InvalidRequest, MorayError, NotFound, ReplicaLost
+from cluster.family import Family
+from deployments.gateway.asgi import authorize, read_body
+from deployments.gateway.metrics import GatewayMetrics
+from deployments.gateway.tokens import lost
+from deployments.gateway.videos_wire import (
+    parse_form,
+    parse_json,
+    parse_listing,
+    video_deleted,
+    video_list,
+    video_object,
+)
+from deployments.stores.jobs import JobStore
+from deployments.stores.keys import KeyStore
+from deployments.video.jobs import VideoJob, VideoRequest, queued, video_id
+from deployments.video.replica import Rendered, StepDone
+
+log = logging.getLogger("ray.serve")
+MAX_ATTEMPTS = 3  # a job that takes its replica down each time must not do so for ever
+
+
+class Videos:
+    def __init__(
+        self, family: Family, handle: DeploymentHandle[Any], store: JobStore, folder: Path, metrics: GatewayMetrics
+    ) -> None:
+        assert family.video is not None
+        self._video = family.video
+        self._max_body_bytes = family.gateway.max_body_bytes
+        self._handle = handle
+        self._store = store
+        self._folder = folder
+        self._metrics = metrics
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add_routes(self, app: FastAPI, keys: KeyStore) -> None:
+        self._keys = keys
+        app.add_api_route("/v1/videos", self._create, methods=["POST"])
+        app.add_api_route("/v1/videos", self._list, methods=["GET"])
+        app.add_api_route("/v1/videos/{job_id}", self._retrieve, methods=["GET"])
+        app.add_api_route("/v1/videos/{job_id}", self._delete, methods=["DELETE"])
+        app.add_api_route("/v1/videos/{job_id}/content", self._content, methods=["GET"])
+
+    def resume(self) -> None:
+        for job in self._store.unfinished():
+            self._start(job)
+
+    def _start(self, job: VideoJob) -> None:
+        task = self._tasks[job.id] = asyncio.ensure_future(self._render(job))
+        task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
+
+    async def _create(self, request: Request) -> Response:
+        owner = authorize(request.scope, self._keys).id
+        asked = await self._asked(request)
+        job = queued(asked, video_id(secrets.token_hex), owner, int(time.time()))
+        self._store.create(job)
+        self._start(job)
+        return _json(video_object(job))
+
+    async def _asked(self, request: Request) -> VideoRequest:
+        body = await read_body(request.scope, request.receive, self._max_body_bytes)
+        seed = secrets.randbits(63)
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            return parse_json(body, self._video, seed)
+        request._body = body
+        try:
+            async with request.form(max_files=4) as form:
+                fields = [(k, "file" if isinstance(v, UploadFile) else v) for k, v in form.multi_items()]
+        except (MultiPartException, ValueError) as error:
+            raise InvalidRequest(f"body: {error}; multipart/form-data or JSON is allowed; mend the body") from error
+        return parse_form(fields, self._video, seed)
+
+    async def _list(self, request: Request) -> Response:
+        owner = authorize(request.scope, self._keys).id
+        asked = parse_listing(dict(request.query_params))
+        jobs, more = self._store.page(owner, after=asked.after, limit=asked.limit, order=asked.order)
+        return _json(video_list(jobs, more))
+
+    async def _retrieve(self, job_id: str, request: Request) -> Response:
+        return _json(video_object(self._job(job_id, request)))
+
+    async def _delete(self, job_id: str, request: Request) -> Response:
+        """Deleting a job that runs frees its GPU at the next step."""
+        job = self._job(job_id, request)
+        self._store.delete(job.owner, job.id)
+        task = self._tasks.get(job.id)
+        if task is not None:
+            task.cancel()
+        self._file(job.id).unlink(missing_ok=True)
+        return _json(video_deleted(job.id))
+
+    async def _content(self, job_id: str, request: Request) -> Response:
+        job = self._job(job_id, request)
+        variant = request.query_params.get("variant", "video")
+        if variant != "video":
+            raise InvalidRequest(
+                f"variant: {variant!r} is not made here; video is allowed; leave it out",
+                param="variant",
+                code="unsupported_parameter",
+            )
+        if job.status != "completed":
+            raise InvalidRequest(
+                f"videos: {job.id} is {job.status}; a completed one has content; poll it until then",
+                code="video_not_ready",
+            )
+        return FileResponse(self._file(job.id), media_type="video/mp4", filename=f"{job.id}.mp4")
+
+    def _job(self, job_id: str, request: Request) -> VideoJob:
+        job = self._store.get(authorize(request.scope, self._keys).id, job_id)
+        if job is None:
+            raise NotFound(f"videos: {job_id[:64]!r} is unknown; list your videos", code="video_not_found")
+        return job
+
+    def _file(self, job_id: str) -> Path:
+        return self._folder / f"{job_id}.mp4"
+
+    async def _render(self, job: VideoJob) -> None:
+        """From the queue to an end. A job whose replica is lost goes back to the queue."""
+        error: MorayError | None = ReplicaLost(f"{job.id}: its replica was lost {MAX_ATTEMPTS} times; try again")
+        while job.attempts < MAX_ATTEMPTS:
+            job = dataclasses.replace(job, status="queued", attempts=job.attempts + 1, steps_done=0)
+            self._store.update(job)
+            try:
+                error = await self._attempt(job)
+                break
+            except Exception as failure:  # whatever Serve raises for a replica that died
+                log.warning("video %s: attempt %d: %s", job.id, job.attempts, lost(failure).message)
+        self._store.update(job.failed(error) if error else job.completed(int(time.time())))
+        self._metrics.video_finished(error.code if error else "ok")
+
+    async def _attempt(self, job: VideoJob) -> MorayError | None:
+        """One rendering, its steps written to the store. Waits in Serve's queue until a replica is free."""
+        response = self._handle.options(stream=True).render.remote(job.spec(), str(self._file(job.id).resolve()))
+        try:
+            async for news in response:
+                match news:
+                    case StepDone():
+                        self._metrics.video_step(news.seconds)
+                        job = dataclasses.replace(job, status="in_progress").stepped(news.done, news.total)
+                        self._store.update(job)
+                    case Rendered():
+                        return news.error
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return ReplicaLost(f"{job.id}: the rendering ended without a result; try again")
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value), media_type="application/json")

@@ -1,0 +1,128 @@
+"""A Ray cluster of one machine, private to this process: own folder, own ports, nothing left behind.
+
+Serve's fast ingress (HAProxy) and throughput mode are chosen by Ray's environment variables, which must stand before
+the first import of ray and are inherited by every process of the cluster. Two such clusters on one machine would share
+HAProxy's folder and replica ports unless told otherwise, so all of them are drawn anew for each start.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from cluster.errors import ConfigurationError
+from cluster.family import Family
+from cluster.placement import CELL_LABEL, CPU_RESOURCE
+
+OBJECT_STORE_BYTES = 128 * 1024 * 1024  # tokens never travel through the object store
+STOP_S = 10.0
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ConfigurationError where somebody already listens there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"gateway: {host}:{port}: {error.strerror}; a free port is needed; stop the other program or use --port"
+            ) from error
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now, held together while drawn so that none comes twice."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What Ray and its processes must find in their environment before ray is first imported."""
+    names = (
+        "RAY_SERVE_HAPROXY_METRICS_PORT",
+        "RAY_SERVE_HAPROXY_STATS_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+        "DASHBOARD_METRIC_PORT",
+        "AUTOSCALER_METRIC_PORT",
+    )
+    ports = {name: str(port) for name, port in zip(names, free_ports(len(names)), strict=True)}
+    # Below the ephemeral range, so that an outgoing connection never sits on a replica's port.
+    http_base = 10_000 + 100 * secrets.randbelow(100)
+    return ports | {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http_base),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http_base + 99),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(http_base + 10_000),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(http_base + 10_099),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",  # one thread per rank; more of them fight over two cores
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+    }
+
+
+@contextlib.contextmanager
+def cluster(family: Family) -> Iterator[Path]:
+    """Start Ray with the family's one cell on this machine, and stop all of it. Yields the folder of its logs.
+
+    Raises ConfigurationError where the family wants more nodes than this machine can stand for.
+    """
+    if len(family.cells) != 1 or family.cells[0].count != 1:
+        raise ConfigurationError(
+            f"{family.name}: cells: {sum(c.count for c in family.cells)} nodes; `moray up` starts one; "
+            "run larger families on a cluster"
+        )
+    cell = family.cells[0]
+    folder = Path(tempfile.mkdtemp(prefix="moray-"))
+    os.environ.update(environment(folder))
+    import ray
+
+    on_gpus = family.accelerator == "cuda"
+    ray.init(
+        address="local",
+        num_gpus=cell.gpus if on_gpus else 0,
+        resources=None if on_gpus else {CPU_RESOURCE: cell.gpus},
+        labels={CELL_LABEL: cell.name},
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=str(folder / "ray"),
+    )
+    try:
+        yield folder
+    finally:
+        stop(folder)
+
+
+def stop(folder: Path) -> None:
+    """End Ray, then every process that it leaves: HAProxy outlives the actor that started it."""
+    import ray
+
+    ours = psutil.Process().children(recursive=True)
+    ray.shutdown()
+    _, alive = psutil.wait_procs(ours, timeout=STOP_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_S)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,65 @@
+"""What a language replica exports: its engine's report, read when somebody scrapes, on an HTTP port of its own."""
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Metric, start_http_server
+from prometheus_client.registry import Collector
+
+from cluster.request import Piece
+from deployments.engines.engine import Emit, Engine, EngineReport
+from deployments.observe import Meters
+
+
+class ReplicaMetrics(Collector):
+    """Registered ahead of the metrics it refreshes, so that each scrape shows the engine as it is now."""
+
+    def __init__(self, tier: str, engine: Engine, host: str) -> None:
+        self._tier = tier
+        self._engine = engine
+        self._steps = 0
+        self._expert_tokens: dict[tuple[int, int], int] = {}
+        registry = CollectorRegistry()
+        registry.register(self)
+        self._meters = Meters(registry)
+        server, _ = start_http_server(0, addr=host, registry=registry)
+        self.address = f"{host}:{server.server_port}"
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        report = self._engine.report()
+        gauges = {
+            "moray_running_requests": report.running,
+            "moray_waiting_requests": report.waiting,
+            "moray_waiting_prefill_tokens": report.waiting_prefill_tokens,
+            "moray_kv_used_tokens": report.kv_used_tokens,
+            "moray_kv_capacity_tokens": report.kv_capacity_tokens,
+            "moray_step_seconds": report.step_ms / 1e3,
+            "moray_prefill_seconds_per_token": report.prefill_us_per_token / 1e6,
+        }
+        for name, value in gauges.items():
+            self._meters.gauge(name).labels(tier=self._tier).set(value)
+        self._meters.counter("moray_steps_total").labels(tier=self._tier).inc(report.steps - self._steps)
+        self._steps = report.steps
+        self._experts(report)
+        return iter(())
+
+    def _experts(self, report: EngineReport) -> None:
+        counter = self._meters.counter("moray_expert_tokens_total")
+        for layer, (tokens, ranks) in enumerate(zip(report.expert_tokens, report.expert_rank, strict=True)):
+            for expert, (count, rank) in enumerate(zip(tokens, ranks, strict=True)):
+                grown = count - self._expert_tokens.get((layer, expert), 0)
+                counter.labels(tier=self._tier, layer=layer, expert=expert, rank=rank).inc(grown)
+                self._expert_tokens[layer, expert] = count
+
+    def watch(self, emit: Emit) -> Emit:
+        """`emit`, with the queue wait of the first piece observed on the way."""
+        histogram = self._meters.histogram("moray_queue_wait_seconds").labels(tier=self._tier)
+
+        def watched(piece: Piece) -> None:
+            if piece.queued_s is not None:
+                histogram.observe(piece.queued_s)
+            emit(piece)
+
+        return watched

@@ -1,0 +1,127 @@
+"""One request on a replica: pieces of an engine in, bytes of the OpenAI wire out.
+
+A stream's first and last bytes leave at once; between them what has gathered leaves every `interval_s`, all streams of
+a replica in one sweep, so that a token costs a share of a write instead of a write.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.errors import EngineFailed, MorayError
+from cluster.request import Chat, Piece, TokenLogprob, Usage
+from deployments.gateway.wire import ChatStream, completion
+
+Write = Callable[[bytes, bool], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a request ended. Errors travel as values: a refused request is no fault of the replica in Serve's eyes.
+
+    `first_s` and `total_s`: from acceptance by the replica to its first token, and to its end.
+    """
+
+    body: bytes = b""
+    usage: Usage | None = None
+    first_s: float = 0.0
+    total_s: float = 0.0
+    error: MorayError | None = None
+
+
+class Sweeper:
+    """Flushes the streams that have something to say, once per interval."""
+
+    def __init__(self, interval_s: float) -> None:
+        self.interval_s = interval_s
+        self._due: dict[int, Callable[[], None]] = {}
+
+    def add(self, key: int, flush: Callable[[], None]) -> None:
+        if not self._due:
+            asyncio.get_running_loop().call_later(self.interval_s, self._sweep)
+        self._due[key] = flush
+
+    def _sweep(self) -> None:
+        due, self._due = self._due, {}
+        for flush in due.values():
+            flush()
+
+
+class Answer:
+    """Collects the pieces of one request. `write` None: the answer is gathered whole; else it gets each event."""
+
+    def __init__(self, chat: Chat, label: str, sweeper: Sweeper, write: Write | None) -> None:
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._chat = chat
+        self._label = label
+        self._sweeper = sweeper
+        self._write = write
+        self._render = ChatStream(chat, label)
+        self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._tokens = 0
+        self._begun = False
+        self._accepted_s = self._first_s = asyncio.get_running_loop().time()
+
+    def emit(self, piece: Piece) -> None:
+        if self.outcome.done():
+            return
+        if self._tokens == 0:
+            self._first_s = asyncio.get_running_loop().time()
+        self._texts.append(piece.text)
+        self._logprobs.extend(piece.logprobs)
+        self._tokens += piece.tokens
+        if piece.last:
+            self._finish(piece)
+        elif self._write is not None:
+            if not self._begun or self._sweeper.interval_s == 0:
+                self._flush()
+            else:
+                self._sweeper.add(id(self), self._flush)
+
+    def _take(self) -> bytes:
+        """The event for what has gathered; empty while a character or a possible stop string is unfinished."""
+        text = "".join(self._texts)
+        if not text and not self._logprobs:
+            return b""
+        piece = Piece(text=text, logprobs=tuple(self._logprobs))
+        self._texts, self._logprobs = [], []
+        head = b"" if self._begun else self._render.role()
+        self._begun = True
+        return head + self._render.piece(piece)
+
+    def _flush(self) -> None:
+        if self._write is not None and not self.outcome.done():
+            data = self._take()
+            if data:
+                self._write(data, False)
+
+    def _finish(self, piece: Piece) -> None:
+        if piece.error is not None:
+            self.fail(piece.error)
+            return
+        assert piece.finish_reason is not None
+        assert piece.usage is not None
+        body = b""
+        if self._write is None:
+            text = "".join(self._texts)
+            body = completion(self._chat, text, self._logprobs, piece.finish_reason, piece.usage, self._label)
+        else:
+            data = self._take() or (b"" if self._begun else self._render.role())
+            self._write(data + self._render.end(piece.finish_reason, piece.usage), True)
+        self.outcome.set_result(
+            Outcome(
+                body=body,
+                usage=piece.usage,
+                first_s=self._first_s - self._accepted_s,
+                total_s=asyncio.get_running_loop().time() - self._accepted_s,
+            )
+        )
+
+    def fail(self, error: Exception) -> None:
+        """End with an error: what has gathered is still sent, then the outcome tells why there is no more."""
+        if self.outcome.done():
+            return
+        self._flush()
+        known = error if isinstance(error, MorayError) else EngineFailed(f"engine: {type(error).__name__}: {error}")
+        self.outcome.set_result(Outcome(error=known))

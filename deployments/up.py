@@ -1,0 +1,125 @@
+"""`moray up`: the whole family on this machine, until Ctrl-C."""
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.errors import ConfigurationError, MorayError
+from cluster.family import Family
+from cluster.placement import declared_cells, plan, require
+from deployments import local
+from deployments.stores.keys import KeyStore
+
+POLL_S = 0.5
+READY = """
+[bold]{family}[/] is served at [bold]{url}[/]   (Ctrl-C stops it)
+
+API key (shown once): [bold]{key}[/]
+
+curl {url}/v1/chat/completions -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
+  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "{prompt}"}}]}}'
+
+from openai import OpenAI
+client = OpenAI(base_url="{url}/v1", api_key="{key}")
+answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "{prompt}"}}])
+print(answer.choices[0].message.content)
+"""
+PROMPT = "What is a prime number?"
+
+
+def up(family: Family, console: Console) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ConfigurationError or PlacementError before anything is started."""
+    local.check_port(family.gateway.host, family.gateway.port)
+    require(plan(family, declared_cells(family)))
+    folder = Path(family.state_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = KeyStore(folder / "keys.sqlite")
+    stopping = threading.Event()
+    started_s = time.monotonic()
+    console.print(f"starting Ray and {family.name} (tiers {', '.join(family.tiers)})")
+    with _signals(stopping), local.cluster(family), _signals(stopping):  # ray.init installs its own
+        console.print(f"  Ray is up after {time.monotonic() - started_s:.1f} s")
+        _deploy(family, console, stopping, started_s)
+        if not stopping.is_set():
+            key, _ = keys.create("made by moray up", time.time())
+            _show(family, key, console)
+        stopping.wait()
+        console.print("stopping")
+
+
+@contextlib.contextmanager
+def _signals(stopping: threading.Event) -> Iterator[None]:
+    before = [signal.signal(each, lambda *_: stopping.set()) for each in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(each, handler)
+
+
+def _deploy(family: Family, console: Console, stopping: threading.Event, started_s: float) -> None:
+    """Deploy in a thread and show what becomes ready, so that Ctrl-C is heard meanwhile."""
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+    from deployments.app import APP, application
+
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            serve.start(
+                proxy_location=ProxyLocation.HeadOnly,
+                http_options=HTTPOptions(host=family.gateway.host, port=family.gateway.port),
+            )
+            serve.run(application(family), name=APP)
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    shown: set[str] = set()
+    while thread.is_alive() and not stopping.is_set():
+        thread.join(POLL_S)
+        for name in _ready(serve) - shown:
+            shown.add(name)
+            console.print(f"  {name} is ready after {time.monotonic() - started_s:.1f} s")
+    if failure and not stopping.is_set():
+        raise _explain(failure[0], serve)
+
+
+def _ready(serve: Any) -> set[str]:
+    from deployments.app import APP
+
+    try:
+        deployments = serve.status().applications[APP].deployments
+    except Exception:  # not there yet
+        return set()
+    return {name for name, each in deployments.items() if each.replica_states.get("RUNNING")}
+
+
+def _explain(error: BaseException, serve: Any) -> MorayError:
+    """Serve tells of a replica that cannot start in a traceback; the last line that names an error of ours is shown."""
+    from deployments.app import APP
+
+    text = str(error)
+    with contextlib.suppress(Exception):
+        text += "".join(f"\n{each.message}" for each in serve.status().applications[APP].deployments.values())
+    marks = ("CheckpointError: ", "ConfigurationError: ", "EngineFailed: ")
+    lines = [line.split(mark, 1)[1] for line in text.splitlines() for mark in marks if mark in line]
+    return ConfigurationError(lines[-1] if lines else f"serve: {text.strip()[-2000:]}")
+
+
+def _show(family: Family, key: str, console: Console) -> None:
+    url = f"http://{family.gateway.host}:{family.gateway.port}"
+    warm = [tier for tier in family.tiers.values() if tier.replicas.initial] or list(family.tiers.values())
+    model = min(warm, key=lambda tier: tier.price.output_usd_per_mtok).names[0]
+    text = READY.format(family=family.name, url=url, key=key, model=model, prompt=PROMPT)
+    console.print(text, soft_wrap=True, highlight=False)
