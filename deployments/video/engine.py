@@ -1,0 +1,229 @@
+"""Renders videos from a diffusers Wan pipeline folder, one denoising step at a time.
+
+The loop is ours and equals the stock pipeline's for the same seed: so progress is counted in true steps and a cancelled
+job stops at the next step boundary. Noise comes from one CPU generator per job, keyed by its seed, so it never depends
+on other jobs or on the device. Wan decodes 1 + 4n frames: the next such number is rendered and the end is trimmed.
+torch and diffusers are imported by `load`.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.errors import CheckpointError, EngineFailed, InvalidRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEXT_TOKENS = 512  # the stock pipeline's limit; longer prompts are cut there
+OnStep = Callable[[int, int], None]
+Frames = NDArray[np.uint8]
+
+
+class Cancelled(Exception):
+    """The caller withdrew the job; raised at a step boundary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderSpec:
+    """`frames` are those delivered. guidance <= 1 turns classifier-free guidance off."""
+
+    job_id: str
+    prompt: str
+    negative_prompt: str = ""
+    width: int
+    height: int
+    frames: int
+    fps: int
+    steps: int
+    guidance: float
+    seed: int
+
+
+class VideoEngine:
+    """Blocking; made to be called from a thread. One job renders at a time: a second call waits for its turn."""
+
+    def __init__(self, checkpoint: str | Path, dtype: Literal["float32", "bfloat16"], device: str) -> None:
+        self.checkpoint = Path(checkpoint)
+        self.dtype = dtype
+        self.device = device
+        self._pipe: Any = None
+        self._turn = Lock()
+
+    def load(self) -> None:
+        """Read the weights. Raises CheckpointError. The VAE stays in float32, as diffusers advises for Wan."""
+        _check_class(self.checkpoint)
+        import torch
+        from diffusers import DiffusionPipeline
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        if self.device == "cpu":
+            torch.set_num_threads(1)
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        dtype = {"vae": torch.float32, "default": getattr(torch, self.dtype)}
+        try:
+            read = DiffusionPipeline.from_pretrained
+            pipe = read(self.checkpoint, local_files_only=True, dtype=dtype)  # type: ignore[no-untyped-call]
+        except Exception as error:  # whatever a broken folder provokes in three libraries
+            raise CheckpointError(
+                f"{self.checkpoint}: {type(error).__name__}: {error}; a folder that WanPipeline.save_pretrained wrote "
+                "is allowed; write it again"
+            ) from error
+        _check_whole(self.checkpoint, pipe)
+        self._pipe = pipe.to(self.device)
+
+    def render(self, spec: RenderSpec, on_step: OnStep, cancelled: Callable[[], bool]) -> Frames:
+        """RGB frames [F, H, W, 3]. `on_step(done, total)` is called on this thread after every denoising step.
+
+        Raises Cancelled, InvalidRequest where the size does not fit the model, EngineFailed.
+        """
+        if self._pipe is None:
+            raise EngineFailed(f"{spec.job_id}: the video engine is not loaded; loading comes first; call load")
+        import torch
+
+        self._check_size(spec)
+        with self._turn, torch.no_grad():
+            latents = self._denoise(spec, on_step, cancelled)
+            if not torch.isfinite(latents).all():
+                raise EngineFailed(
+                    f"{spec.job_id}: the latents are not finite after {spec.steps} steps; finite numbers are allowed; "
+                    "lower the guidance or take dtype float32"
+                )
+            return self._decode(latents)[: spec.frames]
+
+    def _check_size(self, spec: RenderSpec) -> None:
+        patch = _denoiser(self._pipe).config.patch_size
+        unit = self._pipe.vae_scale_factor_spatial
+        down, across = unit * patch[1], unit * patch[2]
+        if spec.height % down or spec.width % across or min(spec.height, spec.width, spec.frames, spec.steps) < 1:
+            raise InvalidRequest(
+                f"{spec.job_id}: {spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps; this model "
+                f"takes multiples of {across}x{down}, at least one frame and one step; change the family's video sizes",
+                param="size",
+            )
+
+    def _denoise(self, spec: RenderSpec, on_step: OnStep, cancelled: Callable[[], bool]) -> "Tensor":
+        if cancelled():
+            raise Cancelled(spec.job_id)
+        pipe = self._pipe
+        positive, negative = self._encode(spec)
+        latents = self._noise(spec)
+        scheduler = copy.deepcopy(pipe.scheduler)  # it keeps the history of one job
+        scheduler.set_timesteps(spec.steps, device=self.device)
+        scheduler.set_begin_index(0)
+        total = len(scheduler.timesteps)
+        for index, timestep in enumerate(scheduler.timesteps):
+            model = self._stage(timestep)
+            times = self._times(model, timestep, latents)
+            noisy = latents.to(model.dtype)
+            velocity = model(noisy, times, positive, return_dict=False)[0]
+            if negative is not None:
+                against = model(noisy, times, negative, return_dict=False)[0]
+                velocity = against + spec.guidance * (velocity - against)
+            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+            on_step(index + 1, total)
+            if cancelled():
+                raise Cancelled(spec.job_id)
+        return latents
+
+    def _encode(self, spec: RenderSpec) -> "tuple[Tensor, Tensor | None]":
+        guided = spec.guidance > 1
+        positive, negative = self._pipe.encode_prompt(
+            spec.prompt,
+            spec.negative_prompt,
+            do_classifier_free_guidance=guided,
+            max_sequence_length=min(TEXT_TOKENS, self._pipe.tokenizer.model_max_length),
+            device=self.device,
+        )
+        dtype = _denoiser(self._pipe).dtype
+        return positive.to(dtype), negative.to(dtype) if guided else None
+
+    def _noise(self, spec: RenderSpec) -> "Tensor":
+        import torch
+
+        pipe = self._pipe
+        every = pipe.vae_scale_factor_temporal
+        return pipe.prepare_latents(  # type: ignore[no-any-return]
+            1,
+            _denoiser(pipe).config.in_channels,
+            spec.height,
+            spec.width,
+            -(-(spec.frames - 1) // every) * every + 1,
+            torch.float32,
+            torch.device(self.device),
+            torch.Generator().manual_seed(spec.seed),
+        )
+
+    def _stage(self, timestep: "Tensor") -> Any:
+        """Wan 2.2 of two transformers: the second takes over below the boundary."""
+        pipe = self._pipe
+        ratio = pipe.config.boundary_ratio
+        if ratio is None:
+            return _denoiser(pipe)
+        high = timestep >= ratio * pipe.scheduler.config.num_train_timesteps
+        return pipe.transformer if high else pipe.transformer_2
+
+    def _times(self, model: Any, timestep: "Tensor", latents: "Tensor") -> "Tensor":
+        """Shape [1], or [1, tokens] for models with a time per token."""
+        if not self._pipe.config.expand_timesteps:
+            return timestep.expand(1)
+        _, _, frames, height, width = latents.shape
+        _, down, across = model.config.patch_size
+        return timestep.expand(1, frames * (height // down) * (width // across))
+
+    def _decode(self, latents: "Tensor") -> Frames:
+        import torch
+
+        vae = self._pipe.vae
+        latents = latents.to(vae.dtype)
+        shape = (1, vae.config.z_dim, 1, 1, 1)
+        mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents)
+        spread = 1.0 / torch.tensor(vae.config.latents_std).view(shape).to(latents)  # as stock: the same rounding
+        video = vae.decode(latents / spread + mean, return_dict=False)[0][0]
+        pixels = ((video / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def _denoiser(pipe: Any) -> Any:
+    return pipe.transformer if pipe.transformer is not None else pipe.transformer_2
+
+
+def _check_class(folder: Path) -> None:
+    index = folder / "model_index.json"
+    try:
+        raw = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{index}: {error}; the folder of a diffusers pipeline is allowed; mend video.checkpoint in the family file"
+        ) from error
+    given = raw.get("_class_name") if isinstance(raw, dict) else None
+    if given != "WanPipeline":
+        raise CheckpointError(
+            f"{index}: the pipeline is {given!r}; WanPipeline (text to video) is allowed; give another checkpoint"
+        )
+
+
+def _check_whole(folder: Path, pipe: Any) -> None:
+    """diffusers leaves a weight that is missing from the files on the meta device and goes on."""
+    from torch import nn
+
+    if _denoiser(pipe) is None:
+        raise CheckpointError(f"{folder}: there is no transformer; transformer or transformer_2 is needed; add it")
+    for name, part in pipe.components.items():
+        absent = (
+            [key for key, weight in part.named_parameters() if weight.is_meta] if isinstance(part, nn.Module) else []
+        )
+        if absent:
+            raise CheckpointError(
+                f"{folder}: {name} lacks {len(absent)} weights, {absent[0]} first; every weight that its configuration "
+                "names is needed; write it again"
+            )

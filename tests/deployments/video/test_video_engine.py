@@ -1,0 +1,196 @@
+"""The loop is ours; the pictures must be the stock pipeline's."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from safetensors.torch import load_file, save_file
+
+from cluster.errors import CheckpointError, EngineFailed, InvalidRequest
+from deployments.demo.video import FOLDER, pipeline, transformer
+from deployments.video.engine import Cancelled, Frames, RenderSpec, VideoEngine
+
+
+def spec(**changes: Any) -> RenderSpec:
+    given: dict[str, Any] = {
+        "job_id": "video_1", "prompt": "a red ball rises", "negative_prompt": "dark", "width": 48, "height": 32,
+        "frames": 8, "fps": 8, "steps": 3, "guidance": 5.0, "seed": 7,
+    }  # fmt: skip
+    return RenderSpec(**given | changes)
+
+
+def engine_of(folder: Path, dtype: Any = "float32") -> VideoEngine:
+    engine = VideoEngine(folder, dtype, "cpu")
+    engine.load()
+    return engine
+
+
+def rendered(engine: VideoEngine, asked: RenderSpec) -> Frames:
+    return engine.render(asked, lambda done, total: None, lambda: False)
+
+
+@pytest.fixture(scope="module")
+def engine() -> VideoEngine:
+    return engine_of(FOLDER)
+
+
+def euler(pipe: Any) -> None:
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)  # type: ignore[no-untyped-call]
+
+
+def two_stages(pipe: Any) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        pipe.register_modules(transformer_2=transformer())
+    pipe.register_to_config(boundary_ratio=0.875)
+
+
+def time_per_token(pipe: Any) -> None:
+    pipe.register_to_config(expand_timesteps=True)
+
+
+def scaled_latents(pipe: Any) -> None:
+    pipe.vae.register_to_config(latents_mean=[0.25] * 16, latents_std=[1.7] * 16)
+
+
+def as_it_ships(pipe: Any) -> None:
+    """The demo's own configuration."""
+
+
+@pytest.mark.parametrize("change", [as_it_ships, euler, two_stages, time_per_token, scaled_latents])
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_the_frames_are_those_of_the_stock_pipeline(
+    change: Callable[[Any], None], guidance: float, tmp_path: Path
+) -> None:
+    pipe = pipeline()
+    change(pipe)
+    pipe.save_pretrained(tmp_path)
+    stock_pipe = WanPipeline.from_pretrained(tmp_path)  # type: ignore[no-untyped-call]
+    asked = spec(guidance=guidance)
+    stock = stock_pipe(
+        asked.prompt,
+        asked.negative_prompt,
+        height=asked.height,
+        width=asked.width,
+        num_frames=9,
+        num_inference_steps=asked.steps,
+        guidance_scale=guidance,
+        max_sequence_length=stock_pipe.tokenizer.model_max_length,
+        generator=torch.Generator().manual_seed(asked.seed),
+    ).frames[0]
+    ours = rendered(engine_of(tmp_path), asked)
+    np.testing.assert_allclose(ours, (stock[:8] * 255).round(), atol=1)  # a rounding
+    assert np.ptp(ours) > 100  # a picture, not a plain field
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 8, 16])
+def test_exactly_the_frames_asked_for_are_delivered(engine: VideoEngine, frames: int) -> None:
+    video = rendered(engine, spec(frames=frames, steps=1))
+    assert video.shape == (frames, 32, 48, 3)
+    assert video.dtype == np.uint8
+
+
+def test_a_job_is_the_same_alone_and_after_another(engine: VideoEngine) -> None:
+    alone = rendered(engine, spec())
+    other = rendered(engine, spec(seed=8, prompt="blue sea", steps=5))
+    assert np.array_equal(rendered(engine, spec()), alone)
+    assert not np.array_equal(other, alone)
+
+
+def test_the_prompt_reaches_the_picture(engine: VideoEngine) -> None:
+    assert not np.array_equal(rendered(engine, spec()), rendered(engine, spec(prompt="blue sea at night")))
+
+
+def test_progress_counts_every_step_once(engine: VideoEngine) -> None:
+    seen: list[tuple[int, int]] = []
+    engine.render(spec(steps=4), lambda done, total: seen.append((done, total)), lambda: False)
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_cancelled_job_stops_at_the_next_step(engine: VideoEngine) -> None:
+    withdrawn, seen = Event(), list[int]()
+
+    def on_step(done: int, total: int) -> None:
+        seen.append(done)
+        if done == 2:
+            withdrawn.set()
+
+    with pytest.raises(Cancelled):
+        engine.render(spec(steps=50), on_step, withdrawn.is_set)
+    assert seen == [1, 2]
+    assert rendered(engine, spec(steps=1)).shape[0] == 8  # the engine goes on
+
+
+def test_a_job_cancelled_before_its_first_step_does_no_step(engine: VideoEngine) -> None:
+    seen: list[int] = []
+    with pytest.raises(Cancelled):
+        engine.render(spec(), lambda done, total: seen.append(done), lambda: True)
+    assert seen == []
+
+
+def test_bfloat16_renders_too(engine: VideoEngine) -> None:
+    half = rendered(engine_of(FOLDER, "bfloat16"), spec()).astype(int)
+    assert np.abs(half - rendered(engine, spec())).mean() < 10
+
+
+def test_a_size_off_the_latent_grid_is_refused(engine: VideoEngine) -> None:
+    with pytest.raises(InvalidRequest, match=r"50x32.*multiples of 16x16"):
+        rendered(engine, spec(width=50))
+
+
+def test_latents_that_are_not_finite_fail_the_job() -> None:
+    broken = engine_of(FOLDER)
+    broken._pipe.transformer.proj_out.weight.data[0, 0] = float("nan")
+    with pytest.raises(EngineFailed, match="not finite"):
+        rendered(broken, spec())
+
+
+def test_an_engine_that_is_not_loaded_says_so() -> None:
+    with pytest.raises(EngineFailed, match="not loaded"):
+        rendered(VideoEngine(FOLDER, "float32", "cpu"), spec())
+
+
+def drop_index(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+
+
+def other_class(folder: Path) -> None:
+    file = folder / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "StableDiffusionPipeline"}))
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def drop_weight(folder: Path) -> None:
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["proj_out.weight"]
+    save_file(weights, file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (drop_index, "model_index.json: .*No such file.*video.checkpoint"),
+        (other_class, "'StableDiffusionPipeline'; WanPipeline"),
+        (cut_weights, "write it again"),
+        (drop_weight, "transformer lacks 1 weights, proj_out.weight first"),
+        (shutil.rmtree, "No such file"),
+    ],
+)
+def test_a_broken_checkpoint_is_refused(damage: Callable[[Path], None], told: str, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(FOLDER, folder)
+    damage(folder)
+    with pytest.raises(CheckpointError, match=told):
+        engine_of(folder)
