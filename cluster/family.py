@@ -176,6 +176,9 @@ class Family(Closed):
                 if name in seen:
                     raise ValueError(f"the name {name!r} is claimed by both {seen[name]} and {owner}; keep one")
                 seen[name] = owner
+        for key in ("video", "gateway"):
+            if key in self.tiers:
+                raise ValueError(f"a tier is called {key!r}, as another part of every family is; give it another name")
         if self.video and self.video.beside and self.video.beside not in self.tiers:
             raise ValueError(f"video.beside is {self.video.beside!r}; tiers are {', '.join(self.tiers)}")
         return self

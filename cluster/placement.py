@@ -16,6 +16,7 @@ from typing import Any, Literal
 from cluster.errors import PlacementError
 from cluster.family import Family, Replicas, Tier, Video
 from cluster.fleet import CellState, Node
+from cluster.packing import Floor, Unit
 
 VIDEO = "video"
 CELL_LABEL = "moray/cell"
@@ -64,8 +65,10 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unplaced:
+    """`required`: the family cannot start without it; it is initial, or the only chance of its tier to ever run."""
+
     what: str
-    initial: bool
+    required: bool
     reason: str
     mend: str
 
@@ -87,117 +90,42 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 
 def require(plan: Plan) -> Plan:
-    """The plan, if the family can start on it. Raises PlacementError with everything initial that does not fit."""
-    missing = [one for one in plan.unplaced if one.initial]
+    """The plan, if the family can start on it. Raises PlacementError with everything required that does not fit."""
+    missing = [one for one in plan.unplaced if one.required]
     if missing:
         raise PlacementError("\n".join(f"{plan.family}: {one.what}: {one.reason}; {one.mend}" for one in missing))
     return plan
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """One replica to be placed. `owner` is a tier's key or VIDEO."""
-
-    owner: str
-    replica: int
-    gpus: int
-    initial: bool
-    always: bool
-
-    @property
-    def what(self) -> str:
-        return f"{self.owner}[{self.replica}]"
-
-
-class _Floor:
-    """The cells while a plan grows."""
-
-    def __init__(self, family: Family, cells: Sequence[CellState]) -> None:
-        self.beside = family.video.beside if family.video else None
-        self.free = {cell.name: cell.free_gpus for cell in cells}
-        self.tiers: dict[str, set[str]] = {cell.name: set() for cell in cells}
-        self.largest = max((cell.gpus for cell in cells), default=0)
-        self.budget = family.gpu_budget_gpus
-        self.used_gpus = 0
-        self.parts: list[tuple[str, _Unit, int]] = []
-
-    @property
-    def budget_left_gpus(self) -> int:
-        return self.budget - self.used_gpus
-
-    def room(self, unit: _Unit) -> tuple[str, ...]:
-        """The cells that have room for the unit, one of them for a whole one, all together for one to be spread."""
-        if not self.must_spread(unit):
-            return tuple(name for name, free in self.free.items() if free >= unit.gpus)
-        return tuple(name for name, _ in self._spread(unit.gpus))
-
-    def fits(self, unit: _Unit) -> bool:
-        return unit.gpus <= self.budget_left_gpus and bool(self.room(unit))
-
-    def take(self, unit: _Unit) -> bool:
-        if not self.fits(unit):
-            return False
-        for name, gpus in self._parts(unit):
-            self.put(name, unit, gpus)
-        return True
-
-    def put(self, name: str, unit: _Unit, gpus: int) -> None:
-        self.free[name] -= gpus
-        self.used_gpus += gpus
-        self.parts.append((name, unit, gpus))
-        if unit.owner != VIDEO:
-            self.tiers[name].add(unit.owner)
-
-    def must_spread(self, unit: _Unit) -> bool:
-        return unit.owner != VIDEO and unit.gpus > self.largest
-
-    def _parts(self, unit: _Unit) -> list[tuple[str, int]]:
-        if self.must_spread(unit):
-            return self._spread(unit.gpus)
-        return [(min(self.room(unit), key=lambda name: self._preference(unit, name)), unit.gpus)]
-
-    def _preference(self, unit: _Unit, name: str) -> tuple[bool, bool, int]:
-        """Lowest first: for video the wished neighbour, then any; the fullest; ties to the cell named first."""
-        video, tiers = unit.owner == VIDEO, self.tiers[name]
-        return (video and self.beside not in tiers, video and not tiers, self.free[name])
-
-    def _spread(self, gpus: int) -> list[tuple[str, int]]:
-        if sum(self.free.values()) < gpus:
-            return []
-        parts = []
-        for name, free in sorted(self.free.items(), key=lambda item: -item[1]):
-            taken = min(free, gpus)
-            gpus -= taken
-            if taken:
-                parts.append((name, taken))
-        return parts
-
-
 def plan(family: Family, cells: Sequence[CellState]) -> Plan:
     """The placement of a family. The same arguments give the same plan; whether it may start is for `require`."""
     units = _units(family)
-    floor, least = _Floor(family, cells), _Floor(family, cells)
+    floor = Floor(family, cells)
     unplaced = [_unplaced(unit, floor) for unit in units if unit.initial and not floor.take(unit)]
     initial_gpus = floor.used_gpus
-    for name, unit, gpus in floor.parts:
-        if unit.always:
-            least.put(name, unit, gpus)
-    growth = [unit for unit in units if not unit.initial]
-    unplaced += [_unplaced(unit, least) for unit in growth if not least.fits(unit)]
-    waiting = [unit for unit in growth if least.fits(unit) and not floor.take(unit)]
+    least = [(name, unit, gpus) for name, unit, gpus in floor.parts if unit.always]
+    # What may come and go is judged alone: beside the least that always runs, and its own earlier replicas.
+    hopeless: dict[Unit, Unplaced] = {}
+    for owner in dict.fromkeys(unit.owner for unit in units):
+        alone = Floor(family, cells, least)
+        own = [unit for unit in units if unit.owner == owner and not unit.always]
+        hopeless |= {unit: _unplaced(unit, alone) for unit in own if not alone.take(unit) and not unit.initial}
+    growth = [unit for unit in units if not unit.initial and unit not in hopeless]
+    waiting = [unit for unit in growth if not floor.take(unit)]
     turns = tuple(sorted({unit.owner for _, unit, _ in floor.parts if not unit.always}))
+    asleep = Floor(family, cells, least)
     return Plan(
         family=family.name,
         gpu_budget_gpus=family.gpu_budget_gpus,
         initial_gpus=initial_gpus,
         used_gpus=floor.used_gpus,
         cells=tuple(_planned(cell, floor) for cell in cells),
-        shares=tuple(_share(unit, least.room(unit), turns, floor) for unit in waiting),
-        unplaced=tuple(unplaced),
+        shares=tuple(_share(unit, asleep.room(unit), turns, floor) for unit in waiting),
+        unplaced=(*unplaced, *hopeless.values()),
     )
 
 
-def _units(family: Family) -> list[_Unit]:
+def _units(family: Family) -> list[Unit]:
     """Every replica that may ever run, in the order of placing: groups before video, large before small."""
     groups = [unit for key, tier in family.tiers.items() for unit in _replicas_of(key, tier.ranks, tier.replicas)]
     video = _replicas_of(VIDEO, family.video.gpus, family.video.replicas) if family.video else []
@@ -205,11 +133,14 @@ def _units(family: Family) -> list[_Unit]:
     return [*sorted(groups, key=lambda unit: (-unit.gpus, unit.replica)), *video]
 
 
-def _replicas_of(owner: str, gpus: int, replicas: Replicas) -> list[_Unit]:
-    return [_Unit(owner, index, gpus, index < replicas.initial, index < replicas.min) for index in range(replicas.max)]
+def _replicas_of(owner: str, gpus: int, replicas: Replicas) -> list[Unit]:
+    return [
+        Unit(owner, index, gpus, index < replicas.initial, index < replicas.min, owner == VIDEO)
+        for index in range(replicas.max)
+    ]
 
 
-def _planned(cell: CellState, floor: _Floor) -> PlannedCell:
+def _planned(cell: CellState, floor: Floor) -> PlannedCell:
     here = [(unit, gpus) for name, unit, gpus in floor.parts if name == cell.name]
     return PlannedCell(
         name=cell.name,
@@ -218,17 +149,15 @@ def _planned(cell: CellState, floor: _Floor) -> PlannedCell:
         groups=tuple(
             Group(tier=unit.owner, replica=unit.replica, ranks=gpus, initial=unit.initial, spread=gpus < unit.gpus)
             for unit, gpus in here
-            if unit.owner != VIDEO
+            if not unit.video
         ),
         video=tuple(
-            VideoReplica(replica=unit.replica, gpus=gpus, initial=unit.initial)
-            for unit, gpus in here
-            if unit.owner == VIDEO
+            VideoReplica(replica=unit.replica, gpus=gpus, initial=unit.initial) for unit, gpus in here if unit.video
         ),
     )
 
 
-def _share(unit: _Unit, cells: tuple[str, ...], turns: tuple[str, ...], floor: _Floor) -> Share:
+def _share(unit: Unit, cells: tuple[str, ...], turns: tuple[str, ...], floor: Floor) -> Share:
     left = f"{floor.budget_left_gpus} of the budget and at most {max(floor.free.values())} in one cell"
     return Share(
         owner=unit.owner,
@@ -240,7 +169,7 @@ def _share(unit: _Unit, cells: tuple[str, ...], turns: tuple[str, ...], floor: _
     )
 
 
-def _unplaced(unit: _Unit, floor: _Floor) -> Unplaced:
+def _unplaced(unit: Unit, floor: Floor) -> Unplaced:
     reasons, mends = [], []
     if unit.gpus > floor.budget_left_gpus:
         reasons.append(f"{floor.budget_left_gpus} of the budget of {floor.budget} are left")
@@ -255,7 +184,7 @@ def _unplaced(unit: _Unit, floor: _Floor) -> Unplaced:
             mends.append(f"add a cell with {unit.gpus} free GPUs")
     return Unplaced(
         what=unit.what,
-        initial=unit.initial,
+        required=unit.initial or unit.replica == 0,
         reason=f"needs {unit.gpus} GPUs; {' and '.join(reasons)}",
         mend=f"{' and '.join(mends)}, or ask for fewer ranks or replicas",
     )
@@ -299,7 +228,10 @@ def _bundle(gpus: int, accelerator: Literal["cpu", "cuda"]) -> dict[str, float]:
 
 
 def cells_of(placed: Plan, owner: str) -> tuple[str, ...]:
-    """The cells that may hold replicas of a tier, or of video: planned for it, or where it takes turns."""
+    """The cells that may hold replicas of a tier, or of video: planned for it, or where it takes turns.
+
+    Not empty, for no owner of the family, once `require` has passed the plan.
+    """
     names = [
         cell.name
         for cell in placed.cells

@@ -85,6 +85,11 @@ def test_checkpoints_are_meant_relative_to_the_file(tmp_path: Path) -> None:
         ("tiers.mini.names", ["gpt-5.2-pro"], "'gpt-5.2-pro' is claimed by both tiers.pro and tiers.mini; keep one"),
         ("video.names", ["gpt-5.2-pro"], "'gpt-5.2-pro' is claimed by both tiers.pro and video; keep one"),
         ("video.beside", "nano", "mine.yaml: (top): video.beside is 'nano'; tiers are ultra, pro, turbo, mini"),
+        (
+            "tiers.video",
+            yaml.safe_load(LAPTOP)["tiers"]["mini"] | {"names": ["x"]},
+            "a tier is called 'video', as another",
+        ),
         ("cells.0.name", "ends-with-", "cells.0.name: 'ends-with-'; String should match pattern"),
         ("cells", [{"name": "a", "gpus": 1}] * 2, "two cells are called 'a'; give each kind of cell its own name"),
         (

@@ -150,14 +150,22 @@ def test_video_prefers_any_expert_group_to_an_empty_cell_and_takes_that_if_it_mu
 def test_what_never_fits_says_what_would_make_it_fit() -> None:
     made = plan(family({"a": (2, 1, 1), "b": (4, 0, 1)}, budget=5, least=1), cells(3))
     (never,) = made.unplaced
-    assert (never.what, never.initial) == ("b[0]", False)
+    assert never.what == "b[0]"
     # b is larger than the only cell, so it may be spread; 1 GPU and 3 of the budget are left beside a
     assert (
         never.reason
         == "needs 4 GPUs; 3 of the budget of 5 are left and no cell has as many, and all together have 1 free"
     )
     assert never.mend == "raise gpu_budget_gpus to 6 and add cells with 3 more GPUs, or ask for fewer ranks or replicas"
-    assert require(made) is made
+
+
+def test_a_tier_that_could_never_run_is_refused_but_growth_that_never_fits_is_not() -> None:
+    asleep_for_ever = plan(family({"a": (2, 1, 1), "b": (4, 0, 1)}, least=1), cells(4))
+    with pytest.raises(PlacementError, match=r"trial: b\[0\]: needs 4 GPUs"):
+        require(asleep_for_ever)
+    optimistic = plan(family({"a": (2, 1, 3)}, least=1), cells(4))
+    assert [(one.what, one.required) for one in optimistic.unplaced] == [("a[2]", False)]
+    assert require(optimistic) is optimistic
 
 
 def test_what_fits_while_others_sleep_takes_turns_with_them() -> None:
@@ -230,6 +238,15 @@ def test_every_plan_accounts_for_every_replica_and_every_gpu(trial: Family, gpus
     expected |= {f"video[{i}]" for i in range(trial.video.replicas.max)}
     assert seen.isdisjoint(later)
     assert sorted([*seen, *later]) == sorted(expected)
+
+
+@given(trials, st.lists(st.integers(1, 10), max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_every_tier_of_a_plan_that_may_start_has_a_cell_to_run_on(trial: Family, gpus: list[int]) -> None:
+    made = plan(trial, cells(*gpus))
+    homeless = [owner for owner in (*trial.tiers, "video") if not cells_of(made, owner)]
+    refused = {one.what for one in made.unplaced if one.required}
+    assert {f"{owner}[0]" for owner in homeless} <= refused
 
 
 @given(trials, st.lists(st.integers(1, 10), min_size=1, max_size=4))
