@@ -1,0 +1,110 @@
+"""Messages to prompt tokens: the checkpoint's chat template and tokenizer, without transformers.
+
+Rendering and tokens equal `AutoTokenizer.apply_chat_template`; that import would cost every replica about a CPU-second
+and its memory. One difference is meant: the text of a special token inside a message stays text. It is cut behind its
+first character before rendering, so that the tokenizer cannot see a control token there.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from cluster.errors import CheckpointError, InvalidRequest
+from cluster.request import Message
+from deployments.engines.text import vocabulary_bytes
+from deployments.engines.torch_engine.checkpoint import read_json
+
+
+class ChatTokenizer:
+    def __init__(self, folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        try:
+            self._tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception for a missing or broken file
+            raise CheckpointError(f"{file}: {error}; a tokenizers file is allowed; save the tokenizer anew") from error
+        config = read_json(folder / "tokenizer_config.json")
+        self._named = {key: _content(config[key]) for key in config if key.endswith("_token") and config[key]}
+        self._template = _compiled(folder, config)
+        self.bytes_of = vocabulary_bytes(self._tokenizer, str(file))
+        special = [t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special]
+        # Looking ahead finds special tokens that overlap, too.
+        self._special = re.compile(f"(?=({'|'.join(map(re.escape, special))}))(.)", re.DOTALL) if special else None
+
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        for index, message in enumerate(messages):
+            _check_unicode(message.content, f"messages.{index}.content")
+        cut = _unused("".join(message.content for message in messages))
+        prompt = self._render(
+            [{"role": _ROLES.get(m.role, m.role), "content": self._defused(m.content, cut)} for m in messages]
+        )
+        pieces = (self._tokenizer.encode(piece, add_special_tokens=False) for piece in prompt.split(cut))
+        return tuple(token for piece in pieces for token in piece.ids)
+
+    def _defused(self, content: str, cut: str) -> str:
+        return self._special.sub(rf"\2{cut}", content) if self._special else content
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        try:
+            return self._template.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._named
+            )
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"messages: the chat template refuses them: {error}; other roles or another order are allowed; "
+                "change the messages",
+                param="messages",
+            ) from error
+
+
+_ROLES: Mapping[str, str] = {"developer": "system"}  # OpenAI's newer name, which templates do not know
+
+
+def _compiled(folder: Path, config: dict[str, Any]) -> Template:
+    file = folder / "chat_template.jinja"
+    source = file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
+    if not isinstance(source, str):
+        raise CheckpointError(f"{file}: missing; a chat template is needed; save it there or in tokenizer_config.json")
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)  # noqa: DTZ005 - as transformers does
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise CheckpointError(f"{file}: {error}; a jinja2 template is allowed; mend the template") from error
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _check_unicode(text: str, param: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{param}: lone surrogate {text[error.start]!r} at {error.start}; Unicode text is allowed; "
+            "send whole characters",
+            param=param,
+        ) from error
+
+
+def _unused(text: str) -> str:
+    """A character that no message contains: a noncharacter of Unicode where possible."""
+    return next(c for c in map(chr, range(0xFDD0, 0x110000)) if c not in text)

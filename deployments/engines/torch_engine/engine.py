@@ -1,0 +1,260 @@
+"""The torch engine: one thread steps the model, the event loop submits and receives.
+
+The thread plans, has every rank compute the plan, turns tokens into pieces, and hands all pieces of a step to the loop
+in one call. It sleeps on a condition while there is nothing to do. The scheduler is shared under that condition's
+lock, which the thread does not hold while the model computes. A stream is closed on the loop alone, so that nothing is
+emitted after a cancellation.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from cluster.errors import ContextTooLong, EngineFailed, InvalidRequest, Overloaded
+from cluster.request import Generation, Message, Piece, Sampling
+from deployments.engines.engine import Emit, EngineReport
+from deployments.engines.torch_engine.chat import ChatTokenizer
+from deployments.engines.torch_engine.kv import BLOCK_TOKENS
+from deployments.engines.torch_engine.meter import Meter
+from deployments.engines.torch_engine.parallel import HEARTBEAT_S, Leader, leave_group
+from deployments.engines.torch_engine.rank import Arrival, Order
+from deployments.engines.torch_engine.schedule import Limits, Scheduler
+from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
+from deployments.engines.torch_engine.streams import Stream, Vocabulary
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class TorchEngine:
+    label = ""
+
+    # Set while starting, by the thread, before `start` returns.
+    _leader: Leader
+    _tokenizer: ChatTokenizer
+    _vocabulary: Vocabulary
+
+    def __init__(self, spec: EngineSpec, group: GroupAddress | None = None) -> None:
+        """group: where rank 0 listens for the others; None where there are none."""
+        self.context_tokens = spec.context_tokens
+        self._spec, self._group = spec, group
+        self._scheduler = Scheduler(
+            Limits(
+                ranks=spec.ranks,
+                blocks=spec.kv_tokens // BLOCK_TOKENS,
+                block_tokens=BLOCK_TOKENS,
+                max_running=spec.max_running,
+                chunk_tokens=spec.prefill_chunk_tokens,
+            )
+        )
+        self._meter = Meter()
+        self._streams: dict[str, Stream] = {}
+        self._at: dict[int, Stream] = {}  # by place; the thread's own
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._failure: EngineFailed | None = None
+        self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._thread.start()
+        await self._ready
+
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return self._tokenizer.encode(messages)
+
+    def submit(self, generation: Generation, emit: Emit) -> None:
+        stream = Stream(generation, self._max_tokens(generation), emit, time.perf_counter())
+        key = generation.request_id
+        with self._wake:
+            self.check()
+            if key in self._streams:
+                raise InvalidRequest(f"request_id: {key!r} is running; a new one is allowed; choose another")
+            if self._scheduler.waiting >= self._spec.max_waiting:
+                raise Overloaded(
+                    f"engine: {self._scheduler.waiting} requests wait; at most {self._spec.max_waiting} are allowed; "
+                    "send it again later",
+                    retry_after_s=min(60.0, max(1.0, self._meter.finish_gap_s)),
+                )
+            self._streams[key] = stream
+            self._scheduler.submit(key, len(generation.prompt), stream.max_tokens)
+            self._wake.notify()
+
+    def cancel(self, request_id: str) -> None:
+        with self._wake:
+            stream = self._streams.pop(request_id, None)
+            self._scheduler.remove(request_id)
+        if stream is not None:
+            stream.open = False
+
+    def report(self) -> EngineReport:
+        with self._wake:
+            return EngineReport(
+                running=self._scheduler.running,
+                waiting=self._scheduler.waiting,
+                waiting_prefill_tokens=self._scheduler.waiting_prefill_tokens,
+                kv_used_tokens=self._scheduler.held_tokens,
+                kv_capacity_tokens=self._spec.ranks * self._scheduler.limits.rank_tokens,
+                steps=self._meter.steps,
+                step_ms=self._meter.step_ms,
+                prefill_us_per_token=self._meter.prefill_us_per_token,
+                expert_tokens=self._leader.expert_tokens,
+                expert_rank=self._leader.expert_rank,
+            )
+
+    def check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    async def stop(self) -> None:
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def _max_tokens(self, generation: Generation) -> int:
+        """What the request may generate at most, or why it can never run."""
+        prompt, s = generation.prompt, generation.sampling
+        if not prompt:
+            raise InvalidRequest("prompt: no tokens; at least one is allowed; send a message", param="messages")
+        vocab = self._leader.config.vocab
+        if min(prompt) < 0 or max(prompt) >= vocab:
+            raise InvalidRequest(f"prompt: token {max(prompt)}; 0..{vocab - 1} are allowed; use this model's tokenizer")
+        if "" in s.stop:
+            raise InvalidRequest("stop: an empty string; text is allowed; leave it out", param="stop")
+        left = self.context_tokens - len(prompt)
+        wanted = left if s.max_tokens is None else s.max_tokens
+        if left < 1 or wanted > left:
+            given = f"{len(prompt)} prompt tokens and {max(1, wanted)} to generate"
+            raise ContextTooLong(
+                f"context: {given}; {self.context_tokens} tokens are allowed together; shorten the messages or "
+                "lower max_tokens",
+                param="messages",
+            )
+        if wanted < 1:
+            raise InvalidRequest(f"max_tokens: {wanted}; at least 1 is allowed; raise it", param="max_tokens")
+        holds = self._scheduler.limits.rank_tokens
+        if len(prompt) + wanted - 1 > holds:
+            raise ContextTooLong(
+                f"KV cache: {len(prompt)} prompt tokens and {wanted} to generate; it holds {holds}; shorten the "
+                "messages or lower max_tokens",
+                param="messages",
+            )
+        return wanted
+
+    def _run(self) -> None:
+        """The thread's life: load, tell that it is ready, step until told to stop or something fails."""
+        if self._spec.device == "cpu":
+            torch.set_num_threads(1)
+        failure = EngineFailed("engine: it was stopped; a running one is needed; send the request again")
+        try:
+            with torch.inference_mode():
+                self._load()
+                self._call(self._settle, None)
+                self._serve()
+        except Exception as error:
+            log.exception("the torch engine cannot go on")
+            failure = EngineFailed(
+                f"engine: {error}; all its ranks are needed; send the request again to another replica"
+            )
+            self._call(self._settle, error)
+        leave_group()
+        self._give_up(failure)
+
+    def _load(self) -> None:
+        self._leader = Leader(self._spec, self._group)
+        self._tokenizer = ChatTokenizer(Path(self._spec.checkpoint))
+        self._vocabulary = Vocabulary(bytes_of=self._tokenizer.bytes_of, end_tokens=self._leader.config.end_tokens)
+        # A first step pages the weights in and lets the libraries choose their kernels.
+        warmup = Stream(Generation(request_id="", prompt=(0,) * 8, sampling=Sampling(max_tokens=2)), 2, _ignore, 0.0)
+        self._streams[""] = warmup
+        self._scheduler.submit("", 8, 2)
+        while self._scheduler.busy:
+            self._step()
+        self._meter = Meter()
+
+    def _serve(self) -> None:
+        rest_s = HEARTBEAT_S if self._spec.ranks > 1 else None
+        while True:
+            with self._wake:
+                woken = self._wake.wait_for(lambda: self._stopping or self._scheduler.busy, rest_s)
+            if self._stopping:
+                return self._leader.dismiss()
+            if woken:
+                self._step()
+            else:
+                self._leader.idle()
+
+    def _step(self) -> None:
+        with self._wake:
+            plan = self._scheduler.plan()
+            arrivals = [self._streams[admission.key] for admission in plan.admissions]
+        if not plan.computes:
+            return  # the last stream was cancelled in between
+        began_s = time.perf_counter()
+        for admission, stream in zip(plan.admissions, arrivals, strict=True):
+            self._at[admission.place] = stream
+            stream.queued_s = began_s - stream.submitted_s
+        prompts = tuple(Arrival(prompt=s.generation.prompt, sampling=s.generation.sampling) for s in arrivals)
+        rows = self._leader.step(Order(plan=plan, arrivals=prompts))
+        now_s = time.perf_counter()
+        self._meter.step(plan, now_s - began_s)
+        pieces = [(s, s.take(row, self._vocabulary)) for place, row in rows if (s := self._at[place]).open]
+        ended = [stream for stream, piece in pieces if piece.last]
+        with self._wake:
+            for stream in ended:
+                self._forget(stream)
+        self._meter.finish(len(ended), now_s)
+        self._call(self._deliver, pieces)
+
+    def _forget(self, stream: Stream) -> None:
+        """Its place is free, unless it was cancelled and its id serves another stream by now."""
+        key = stream.generation.request_id
+        if self._streams.get(key) is stream:
+            del self._streams[key]
+            self._scheduler.remove(key)
+
+    def _deliver(self, pieces: Sequence[tuple[Stream, Piece]]) -> None:
+        """On the loop."""
+        for stream, piece in pieces:
+            if not stream.open:
+                continue
+            stream.open = not piece.last
+            try:
+                stream.emit(piece)
+            except Exception:
+                log.exception("%s: its receiver failed; the stream is cancelled", stream.generation.request_id)
+                self.cancel(stream.generation.request_id)
+
+    def _give_up(self, failure: EngineFailed) -> None:
+        """The thread's last act: every stream learns that no more will come, and no other is accepted."""
+        with self._wake:
+            self._failure = failure
+            left = [(stream, Piece(error=failure)) for stream in self._streams.values()]
+            self._streams.clear()
+        self._call(self._deliver, left)
+
+    def _settle(self, error: Exception | None) -> None:
+        """On the loop: let `start` return or raise, where it waits."""
+        if self._ready.done():
+            return
+        if error is None:
+            self._ready.set_result(None)
+        else:
+            self._ready.set_exception(error)
+
+    def _call(self, function: Callable[[T], None], argument: T) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(function, argument)
+
+
+def _ignore(piece: Piece) -> None:
+    """The receiver of the first step's tokens."""

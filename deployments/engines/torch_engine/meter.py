@@ -1,0 +1,36 @@
+"""What a step costs here: exponentially weighted means of what was measured, the newest weighing a tenth."""
+
+from dataclasses import dataclass
+
+from deployments.engines.torch_engine.schedule import Plan
+
+_NEWEST = 0.1
+
+
+@dataclass(slots=True)
+class Meter:
+    """`step_ms` of steps that only decode; `prefill_us_per_token` is what prompt tokens add to a step."""
+
+    steps: int = 0
+    step_ms: float = 0.0
+    prefill_us_per_token: float = 0.0
+    finish_gap_s: float = 0.0  # between two streams that end: how fast a queue moves
+    last_finish_s: float = 0.0
+
+    def step(self, plan: Plan, wall_s: float) -> None:
+        self.steps += 1
+        if not plan.chunks:
+            self.step_ms = _mean(self.step_ms, wall_s * 1e3)
+        else:
+            decoding_ms = self.step_ms if plan.decodes else 0.0
+            added_us = max(0.0, wall_s * 1e3 - decoding_ms) * 1e3
+            self.prefill_us_per_token = _mean(self.prefill_us_per_token, added_us / plan.prefill_tokens)
+
+    def finish(self, count: int, now_s: float) -> None:
+        if count:
+            self.finish_gap_s = _mean(self.finish_gap_s, (now_s - self.last_finish_s) / count)
+            self.last_finish_s = now_s
+
+
+def _mean(old: float, new: float) -> float:
+    return old + _NEWEST * (new - old) if old else new

@@ -1,0 +1,104 @@
+"""One mixture-of-experts layer: sigmoid router, routed experts in one grouped product, shared experts beside.
+
+T rows of the step, K experts per token, E experts. Rows are sorted by the slot of their expert: slots number the
+experts rank by rank, so that sorted rows are also sorted by destination.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deployments.engines.torch_engine.checkpoint import ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedFfn:
+    """down(silu(gate x) * up x). Weights lie [in, out], which is the faster order for few rows."""
+
+    gate_up: Tensor  # [hidden, 2 * ffn]
+    down: Tensor  # [ffn, hidden]
+
+    def add_to(self, x: Tensor, h: Tensor) -> None:
+        x.addmm_(_gated(h @ self.gate_up), self.down)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """The routed experts of this rank, in slot order."""
+
+    gate_up: Tensor  # [experts, hidden, 2 * ffn]
+    down: Tensor  # [experts, ffn, hidden]
+
+    def __call__(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """rows sorted by expert, counts [experts] of them."""
+        ends = counts.cumsum(0, dtype=torch.int32)
+        inner = _gated(F.grouped_mm(rows, self.gate_up, offs=ends))
+        return F.grouped_mm(inner, self.down, offs=ends)
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+class Exchange(Protocol):
+    """Brings rows to their experts and back; `meanwhile` runs while they travel."""
+
+    def __call__(self, experts: Experts, rows: Tensor, counts: Tensor, meanwhile: Callable[[], None]) -> Tensor: ...
+
+
+def stay(experts: Experts, rows: Tensor, counts: Tensor, meanwhile: Callable[[], None]) -> Tensor:
+    """The exchange of a single rank, which holds every expert."""
+    meanwhile()
+    return experts(rows, counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoeLayer:
+    config: ModelConfig
+    router: Tensor  # [hidden, E] float32
+    bias: Tensor  # [E] float32, steers the choice only
+    slot_of: Tensor  # [E]
+    experts: Experts
+    shared: GatedFfn | None
+    exchange: Exchange
+    routed: Tensor  # [E] rows sent to each slot since start
+
+    def add_to(self, x: Tensor, h: Tensor) -> None:
+        """x += experts(h) + shared(h), both [T, hidden]."""
+        chosen, weights = self.route(h)
+        slots = self.slot_of[chosen.flatten()]
+        order = slots.argsort(stable=True)
+        counts = torch.bincount(slots, minlength=len(self.slot_of))
+        self.routed.add_(counts)
+        rows = h.index_select(0, order // self.config.top_k)
+        out = self.exchange(self.experts, rows, counts, lambda: self._share(x, h))
+        back = torch.empty_like(out).index_copy_(0, order, out).view(len(h), self.config.top_k, -1)
+        x.add_(torch.bmm(weights.to(h.dtype).unsqueeze(1), back).squeeze(1))
+
+    def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Chosen experts [T, K] and their weights, in float32 whatever the model's dtype."""
+        scores = torch.sigmoid(h.float() @ self.router)
+        chosen = torch.topk(self._eligible(scores + self.bias), self.config.top_k, sorted=False).indices
+        weights = scores.gather(1, chosen)
+        if self.config.norm_top_k:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return chosen, weights * self.config.routed_scale
+
+    def _eligible(self, scores: Tensor) -> Tensor:
+        """Only the experts of the best groups; a group is as good as its two best experts together."""
+        groups, top = self.config.groups, self.config.top_groups
+        if top == groups:
+            return scores
+        grouped = scores.view(len(scores), groups, -1)
+        best = grouped.topk(2).values.sum(-1).topk(top, sorted=False).indices
+        closed = torch.ones(len(scores), groups, dtype=torch.bool, device=scores.device).scatter_(1, best, False)
+        return grouped.masked_fill(closed[:, :, None], float("-inf")).view_as(scores)
+
+    def _share(self, x: Tensor, h: Tensor) -> None:
+        if self.shared is not None:
+            self.shared.add_to(x, h)

@@ -1,0 +1,73 @@
+"""What a token does to its stream: text, log-probabilities, the end. Runs beside the model, knows no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cluster.request import FinishReason, Generation, Piece, TokenLogprob, Usage
+from deployments.engines.engine import Emit
+from deployments.engines.text import TextStream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    bytes_of: Sequence[bytes]
+    end_tokens: frozenset[int]
+
+    def data(self, token: int) -> bytes:
+        """Ids beyond the tokenizer, which pad the embedding, are no text."""
+        return self.bytes_of[token] if token < len(self.bytes_of) else b""
+
+
+@dataclass(slots=True)
+class Stream:
+    """One generation. `max_tokens` is resolved: never more than the context leaves. A closed stream emits nothing."""
+
+    generation: Generation
+    max_tokens: int
+    emit: Emit
+    submitted_s: float
+    queued_s: float | None = None  # until the first piece carries it away
+    open: bool = True
+    tokens: int = 0
+    text: TextStream = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.text = TextStream(self.generation.sampling.stop)
+
+    def take(self, row: Sequence[float], vocabulary: Vocabulary) -> Piece:
+        """The piece that one sampled row makes: the token, then its log-probability and the best, where wanted."""
+        token = int(row[0])
+        self.tokens += 1
+        ended = token in vocabulary.end_tokens
+        full = self.tokens >= self.max_tokens
+        text, stopped = ("", False) if ended else self.text.push(vocabulary.data(token))
+        if (ended or full) and not stopped:
+            rest, stopped = self.text.flush()
+            text += rest
+        reason: FinishReason | None = "stop" if ended or stopped else "length" if full else None
+        queued_s, self.queued_s = self.queued_s, None
+        return Piece(
+            tokens=1,
+            text=text,
+            logprobs=() if ended else self._logprobs(row, vocabulary),
+            finish_reason=reason,
+            usage=self._usage() if reason else None,
+            queued_s=queued_s,
+        )
+
+    def _usage(self) -> Usage:
+        return Usage(prompt_tokens=len(self.generation.prompt), completion_tokens=self.tokens)
+
+    def _logprobs(self, row: Sequence[float], vocabulary: Vocabulary) -> tuple[TokenLogprob, ...]:
+        top = self.generation.sampling.top_logprobs
+        if top is None:
+            return ()
+        columns = (len(row) - 2) // 2
+        best = zip(row[2 : 2 + top], row[2 + columns : 2 + columns + top], strict=True)
+        named = tuple((*_named(vocabulary.data(int(index))), logprob) for index, logprob in best)
+        text, data = _named(vocabulary.data(int(row[0])))
+        return (TokenLogprob(token=text, token_bytes=data, logprob=row[1], top=named),)
+
+
+def _named(data: bytes) -> tuple[str, bytes]:
+    return data.decode("utf-8", "replace"), data
