@@ -242,8 +242,8 @@ def cells_of(placed: Plan, owner: str) -> tuple[str, ...]:
 
 
 def selector(cells: Sequence[str]) -> dict[str, str]:
-    """Ray's label selector for these cells."""
-    return {CELL_LABEL: cells[0] if len(cells) == 1 else f"in({', '.join(cells)})"}
+    """Ray's label selector for these cells. No space after a comma: Ray 2.60 takes it for a part of the next value."""
+    return {CELL_LABEL: cells[0] if len(cells) == 1 else f"in({','.join(cells)})"}
 
 
 def strategy(tier: Tier, cells: Sequence[CellState]) -> Literal["STRICT_PACK", "PACK"]:

@@ -298,7 +298,7 @@ def test_an_owner_may_use_the_cells_planned_for_it_and_those_it_takes_turns_on()
 
 def test_ray_accepts_the_label_and_the_selectors() -> None:
     one, many = selector(["h200-0"]), selector(["h200-0", "h200-1"])
-    assert many == {CELL_LABEL: "in(h200-0, h200-1)"}
+    assert many == {CELL_LABEL: "in(h200-0,h200-1)"}
     assert validate_label_key(CELL_LABEL) is None
     validate_label_value(one[CELL_LABEL])
     assert [validate_label_selector_value(each[CELL_LABEL]) for each in (one, many)] == [None, None]
