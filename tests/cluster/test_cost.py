@@ -1,22 +1,13 @@
-"""The formula against the tables that it was fitted to: H200, figures of `StepCost` for three tiers."""
+"""The formula, with the constants of the pro tier of h200: a 8.52, b .0309, c .0117, d 11.88, 8 experts of 128."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.cost import gpu_s, prefill_ms, prefill_us_per_token, step_ms, ttft_ms
-from cluster.family import StepCost
+from cluster.family import load
 
-PRO = StepCost(
-    a_ms=8.52,
-    b_ms_per_seq=0.0309,
-    c_ms_per_ktok=0.0117,
-    d_ms=11.88,
-    experts=128,
-    top_k=8,
-    prefill_us_per_token={512: 79, 2048: 42.6, 8192: 38.4},
-    source="test",
-)
+PRO = load("h200").tiers["pro"].cost
 DENSE = PRO.model_copy(update={"d_ms": 0.0, "experts": 1, "top_k": 1})
 
 
