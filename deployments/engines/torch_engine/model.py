@@ -92,6 +92,6 @@ def _rotation(config: ModelConfig) -> Tensor:
 def _rotate(heads: Tensor, rotation: Tensor) -> None:
     """In place, in float32: heads [T, any, rotary_dim] of adjacent pairs, rotation [T, 1, rotary_dim / 2]."""
     wide = heads.float()
-    torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2)).mul_(rotation)
+    torch.view_as_complex(wide.view(*wide.shape[:-1], wide.shape[-1] // 2, 2)).mul_(rotation)
     if heads.dtype != torch.float32:
         heads.copy_(wide)

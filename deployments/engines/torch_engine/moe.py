@@ -77,7 +77,7 @@ class MoeLayer:
         self.routed.add_(counts)
         rows = h.index_select(0, order // self.config.top_k)
         out = self.exchange(self.experts, rows, counts, lambda: self._share(x, h))
-        back = torch.empty_like(out).index_copy_(0, order, out).view(len(h), self.config.top_k, -1)
+        back = torch.empty_like(out).index_copy_(0, order, out).view(*chosen.shape, h.shape[1])
         x.add_(torch.bmm(weights.to(h.dtype).unsqueeze(1), back).squeeze(1))
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class MoeLayer:
         groups, top = self.config.groups, self.config.top_groups
         if top == groups:
             return scores
-        grouped = scores.view(len(scores), groups, -1)
+        grouped = scores.view(len(scores), groups, scores.shape[1] // groups)
         best = grouped.topk(2).values.sum(-1).topk(top, sorted=False).indices
         closed = torch.ones(len(scores), groups, dtype=torch.bool, device=scores.device).scatter_(1, best, False)
         return grouped.masked_fill(closed[:, :, None], float("-inf")).view_as(scores)

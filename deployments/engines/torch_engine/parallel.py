@@ -129,7 +129,7 @@ def follow(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
                     dist.reduce(own.routed(), dst=0)
         except RuntimeError as error:
             raise EngineFailed(
-                f"rank {rank}: the group is lost ({error}); all ranks must live; start it anew"
+                f"rank {rank}: {error}; every rank of the group must live; start the replica anew"
             ) from error
         finally:
             leave_group()

@@ -1,0 +1,177 @@
+"""An expert group: more ranks change nothing but where the work is done, and no loss of a rank leaves a stream hanging."""
+
+import asyncio
+import multiprocessing
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+from torch_checkpoint import save_checkpoint
+
+from cluster.errors import EngineFailed
+from cluster.request import Generation, Piece, Sampling
+from deployments.engines.torch_engine.engine import TorchEngine
+from deployments.engines.torch_engine.parallel import follow
+from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
+
+pytestmark = pytest.mark.slow
+
+SAMPLINGS = (
+    Sampling(temperature=0, max_tokens=24),
+    Sampling(temperature=0.9, top_p=0.9, seed=7, max_tokens=24),
+    Sampling(temperature=0.7, seed=8, max_tokens=24, frequency_penalty=0.5, top_logprobs=3),
+)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
+    folder = save_checkpoint(tmp_path_factory.mktemp("ranks"), eos_token_id=None)
+    return EngineSpec(checkpoint=str(folder), context_tokens=256, kv_tokens=512, max_running=16, prefill_chunk_tokens=16)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def followers(spec: EngineSpec, address: GroupAddress) -> Iterator[list[BaseProcess]]:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=follow, args=(spec, rank, address)) for rank in range(1, spec.ranks)]
+    for process in processes:
+        process.start()
+    try:
+        yield list(processes)
+        for process in processes:
+            process.join(30)
+        assert [process.is_alive() for process in processes] == [False] * len(processes)
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@asynccontextmanager
+async def running(spec: EngineSpec) -> AsyncIterator[tuple[TorchEngine, list[BaseProcess]]]:
+    address = GroupAddress(host="127.0.0.1", port=free_port()) if spec.ranks > 1 else None
+    with followers(spec, address) if address else _nobody() as processes:
+        engine = TorchEngine(spec, address)
+        await engine.start()
+        try:
+            yield engine, processes
+        finally:
+            await engine.stop()
+
+
+@contextmanager
+def _nobody() -> Iterator[list[BaseProcess]]:
+    yield []
+
+
+async def pieces(engine: TorchEngine, key: str, sampling: Sampling, tokens: int = 40) -> list[Piece]:
+    got: list[Piece] = []
+    ended = asyncio.Event()
+
+    def emit(piece: Piece) -> None:
+        got.append(piece)
+        if piece.last:
+            ended.set()
+
+    prompt = tuple((7 * i + tokens) % 300 + 3 for i in range(tokens))
+    engine.submit(Generation(request_id=key, prompt=prompt, sampling=sampling), emit)
+    await asyncio.wait_for(ended.wait(), 60)
+    return got
+
+
+async def texts(engine: TorchEngine) -> list[str]:
+    """Nine streams of different lengths at once."""
+    asked = [pieces(engine, f"{i}", SAMPLINGS[i % 3], 10 + 13 * i) for i in range(9)]
+    return ["".join(piece.text for piece in got) for got in await asyncio.gather(*asked)]
+
+
+async def test_one_two_and_four_ranks_give_the_same_tokens(spec: EngineSpec) -> None:
+    outcomes, routed = [], []
+    for ranks in (1, 2, 4):
+        async with running(replace(spec, ranks=ranks)) as (engine, _):
+            outcomes.append(await texts(engine))
+            report = engine.report()
+            assert report.kv_capacity_tokens == 512 * ranks
+            assert {rank for layer in report.expert_rank for rank in layer} == set(range(ranks))
+            routed.append(report.expert_tokens)
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert len(set(outcomes[0])) == 9
+
+
+async def test_any_placement_of_experts_gives_the_same_tokens(spec: EngineSpec) -> None:
+    uneven = ((1, 0, 1, 1, 0, 1, 1, 1), (0, 0, 0, 1, 0, 0, 0, 0))
+    async with running(spec) as (engine, _):
+        alone = await texts(engine)
+    async with running(replace(spec, ranks=2, expert_rank=uneven)) as (engine, _):
+        assert await texts(engine) == alone
+        assert engine.report().expert_rank == uneven
+
+
+async def test_a_lost_follower_fails_every_stream_and_the_engine(spec: EngineSpec) -> None:
+    address = GroupAddress(host="127.0.0.1", port=free_port())
+    two = replace(spec, ranks=2)
+    with followers(two, address) as processes:
+        engine = TorchEngine(two, address)
+        await engine.start()
+        streams = [asyncio.create_task(pieces(engine, f"{i}", Sampling(temperature=0), 20)) for i in range(4)]
+        await asyncio.sleep(0)
+        processes[0].kill()
+        for got in await asyncio.gather(*streams):
+            assert isinstance(got[-1].error, EngineFailed)
+        with pytest.raises(EngineFailed, match="replica"):
+            engine.check()
+        await engine.stop()
+
+
+async def test_an_idle_engine_notices_a_lost_follower(spec: EngineSpec) -> None:
+    address = GroupAddress(host="127.0.0.1", port=free_port())
+    two = replace(spec, ranks=2)
+    with followers(two, address) as processes:
+        engine = TorchEngine(two, address)
+        await engine.start()
+        processes[0].kill()
+        with pytest.raises(EngineFailed):
+            async with asyncio.timeout(30):
+                while True:
+                    engine.check()
+                    await asyncio.sleep(0.1)
+        await engine.stop()
+
+
+def _lead(spec: EngineSpec, address: GroupAddress, ready: Event) -> None:
+    async def idle() -> None:
+        await TorchEngine(spec, address).start()
+        ready.set()
+        await asyncio.Event().wait()
+
+    asyncio.run(idle())
+
+
+def test_followers_end_when_their_leader_is_lost(spec: EngineSpec) -> None:
+    context = multiprocessing.get_context("spawn")
+    address = GroupAddress(host="127.0.0.1", port=free_port())
+    three, ready = replace(spec, ranks=3), context.Event()
+    with followers(three, address) as processes:
+        leader = context.Process(target=_lead, args=(three, address, ready))
+        leader.start()
+        assert ready.wait(60)
+        leader.kill()
+        leader.join()
+    assert all(process.exitcode == 1 for process in processes), "each raises EngineFailed"
+
+
+async def test_a_follower_that_cannot_load_fails_the_start_with_its_reason(spec: EngineSpec) -> None:
+    address = GroupAddress(host="127.0.0.1", port=free_port())
+    two = replace(spec, ranks=2)
+    with followers(replace(two, checkpoint="/nowhere"), address):
+        with pytest.raises(EngineFailed, match="rank 1: /nowhere: no such directory"):
+            await TorchEngine(two, address).start()
