@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ class TierReplica:
         self._engine = build(family, tier, self._group)
         self._sweeper = Sweeper(family.gateway.coalesce_ms / 1000)
         self._links = Links()
+        self._numbers = itertools.count()
         self._tier = tier
         try:
             await self._engine.start()
@@ -73,16 +75,17 @@ class TierReplica:
             running.cancel()
 
     async def _run(self, chat: Chat, answer: Answer) -> Outcome:
+        key = f"{chat.request_id}/{next(self._numbers)}"  # callers may send one request id many times
         try:
             prompt = self._engine.encode(chat.messages)
-            generation = Generation(request_id=chat.request_id, prompt=prompt, sampling=chat.sampling)
+            generation = Generation(request_id=key, prompt=prompt, sampling=chat.sampling)
             self._engine.submit(generation, self._metrics.watch(answer.emit))
         except MorayError as error:
             return Outcome(error=error)
         try:
             return await answer.outcome
         finally:
-            self._engine.cancel(chat.request_id)
+            self._engine.cancel(key)
 
     def record_routing_stats(self) -> dict[str, float]:
         return report_to_stats(self._engine.report(), beat_s=time.monotonic())
