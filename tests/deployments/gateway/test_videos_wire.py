@@ -203,7 +203,8 @@ def form_of(request: httpx2.Request) -> list[tuple[str, Any]]:
     headers = [(name.lower().encode(), value.encode()) for name, value in request.headers.items()]
 
     async def fields() -> list[tuple[str, Any]]:
-        return (await Request({"type": "http", "headers": headers}, receive).form()).multi_items()
+        async with Request({"type": "http", "headers": headers}, receive).form() as form:
+            return form.multi_items()
 
     return asyncio.run(fields())
 
