@@ -139,7 +139,10 @@ class Cell(Closed):
 
 
 class Gateway(Closed):
-    """`tokens` pushed: replicas push frames over one link per gateway; streamed: items of the handle's stream."""
+    """`tokens` pushed: replicas push frames over one link per gateway; streamed: items of the handle's stream.
+
+    A replica with more than `coalesce_above_streams` open streams sends what gathers in `coalesce_ms` as one write.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
@@ -147,6 +150,7 @@ class Gateway(Closed):
     max_body_bytes: PositiveInt = 4_194_304
     tokens: Literal["pushed", "streamed"] = "pushed"
     coalesce_ms: NonNegativeFloat = 20.0
+    coalesce_above_streams: int = Field(default=8, ge=0)
 
 
 class Family(Closed):

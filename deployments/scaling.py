@@ -5,6 +5,7 @@ stop the scaling of everything: hence the one broad except, which keeps the last
 """
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -41,6 +42,6 @@ def _seen(context: AutoscalingContext) -> TierSeen:
         now_s=context.current_time or time.time(),
         running_replicas=context.current_num_replicas,
         target_replicas=context.target_num_replicas,
-        queued_requests=None if queued is None else round(queued),
-        ongoing_requests=max(0, round(context.total_num_requests - (queued or 0))),
+        queued_requests=None if queued is None else math.ceil(queued),
+        ongoing_requests=max(0, math.ceil(context.total_num_requests - (queued or 0))),
     )

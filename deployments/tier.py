@@ -29,7 +29,8 @@ class TierReplica:
         spec = family.tiers[tier]
         self._group = ExpertGroup(bundles(spec, family.accelerator)[0])
         self._engine = build(family, tier, self._group)
-        self._sweeper = Sweeper(family.gateway.coalesce_ms / 1000)
+        gateway = family.gateway
+        self._sweeper = Sweeper(gateway.coalesce_ms / 1000, gateway.coalesce_above_streams)
         self._links = Links()
         self._numbers = itertools.count()
         self._tier = tier
@@ -83,7 +84,8 @@ class TierReplica:
         except MorayError as error:
             return Outcome(error=error)
         try:
-            return await answer.outcome
+            with self._sweeper.open():
+                return await answer.outcome
         finally:
             self._engine.cancel(key)
 

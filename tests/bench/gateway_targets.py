@@ -88,15 +88,18 @@ def direct(port: int, spec: Family) -> None:
 
     from deployments.engines.simulated import SimulatedEngine
 
-    app = FastAPI()
     engine = SimulatedEngine(spec.tiers["sim"])
     ids = itertools.count()
-    app.router.on_startup.append(engine.start) if hasattr(app.router, "on_startup") else None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+
+    app = FastAPI(lifespan=lifespan)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> StreamingResponse:
-        if not hasattr(engine, "_loop"):
-            await engine.start()
         return StreamingResponse(events(engine, await request.body(), str(next(ids))), media_type="text/event-stream")
 
     @app.get("/health")
