@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
 from cluster.errors import CheckpointError
@@ -93,7 +94,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def _parsed(raw: dict[str, Any], end_tokens: frozenset[int]) -> ModelConfig:
     head_dim = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
     rope = {**raw, **(raw.get("rope_parameters") or {})}  # before transformers 5 the fields stood at the top
-    return ModelConfig(
+    fields = dict(
         vocab=raw["vocab_size"],
         hidden=raw["hidden_size"],
         layers=raw["num_hidden_layers"],
@@ -119,6 +120,7 @@ def _parsed(raw: dict[str, Any], end_tokens: frozenset[int]) -> ModelConfig:
         context_tokens=raw["max_position_embeddings"],
         end_tokens=end_tokens,
     )
+    return TypeAdapter(ModelConfig).validate_python(fields)
 
 
 def _end_tokens(folder: Path, raw: dict[str, Any]) -> frozenset[int]:

@@ -30,6 +30,7 @@ from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
 from deployments.engines.torch_engine.streams import Stream, Vocabulary
 
 T = TypeVar("T")
+MOST_LOGPROBS = 20  # as in the public API
 log = logging.getLogger(__name__)
 
 
@@ -78,10 +79,11 @@ class TorchEngine:
             self.check()
             if key in self._streams:
                 raise InvalidRequest(f"request_id: {key!r} is running; a new one is allowed; choose another")
-            if self._scheduler.waiting >= self._spec.max_waiting:
+            taken = self._scheduler.running + self._scheduler.waiting
+            if taken >= self._spec.max_running + self._spec.max_waiting:
                 raise Overloaded(
-                    f"engine: {self._scheduler.waiting} requests wait; at most {self._spec.max_waiting} are allowed; "
-                    "send it again later",
+                    f"engine: {taken} requests run or wait; at most {self._spec.max_running} and "
+                    f"{self._spec.max_waiting} are allowed; send it again later",
                     retry_after_s=min(60.0, max(1.0, self._meter.finish_gap_s)),
                 )
             self._streams[key] = stream
@@ -128,6 +130,11 @@ class TorchEngine:
         vocab = self._leader.config.vocab
         if min(prompt) < 0 or max(prompt) >= vocab:
             raise InvalidRequest(f"prompt: token {max(prompt)}; 0..{vocab - 1} are allowed; use this model's tokenizer")
+        if s.top_logprobs is not None and not 0 <= s.top_logprobs <= MOST_LOGPROBS:
+            raise InvalidRequest(
+                f"top_logprobs: {s.top_logprobs}; 0..{MOST_LOGPROBS} are allowed; choose one of them",
+                param="top_logprobs",
+            )
         if "" in s.stop:
             raise InvalidRequest("stop: an empty string; text is allowed; leave it out", param="stop")
         left = self.context_tokens - len(prompt)

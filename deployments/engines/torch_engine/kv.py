@@ -1,6 +1,7 @@
 """The paged KV cache of one rank, and attention over it.
 
-One pool holds all layers: [layers, blocks, block_tokens, K or V, kv_heads, head_dim]. Decoding attends to every block
+One pool holds all layers: [layers, blocks, K or V, kv_heads, block_tokens, head_dim], so that what one head reads of a
+block is one run of memory. Decoding attends to every block
 as its own batch row and merges the blocks of a sequence by their log-sum-exp (split-K, as in Flash-Decoding, Dao et
 al. 2023), so that ragged lengths need no padding, and where the used blocks lie densely in the pool not even a copy.
 A group of query heads that shares a KV head is laid out as that many queries of one head.
@@ -27,13 +28,13 @@ class PagedKV:
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> None:
         """shape: layers, blocks, kv_heads, head_dim. Zeroed: what is masked must still be finite."""
         layers, blocks, kv_heads, head_dim = shape
-        full = (layers, blocks, BLOCK_TOKENS, 2, kv_heads, head_dim)
+        full = (layers, blocks, 2, kv_heads, BLOCK_TOKENS, head_dim)
         self.pool = _lazily_zero(full, dtype) if device == "cpu" else torch.zeros(full, dtype=dtype, device=device)
-        self._flat = self.pool.view(layers, blocks * BLOCK_TOKENS, 2 * kv_heads * head_dim)
 
-    def write(self, layer: int, slots: Tensor, kv: Tensor) -> None:
-        """kv [rows, 2 * kv_heads * head_dim] into token slots (block * BLOCK_TOKENS + offset) [rows]."""
-        self._flat[layer].index_copy_(0, slots, kv)
+    def write(self, layer: int, slots: tuple[Tensor, Tensor], kv: Tensor) -> None:
+        """kv [rows, 2, kv_heads, head_dim] into slots: the block, and the offset in it, of each row."""
+        block, offset = slots
+        self.pool[layer][block, :, :, offset] = kv
 
 
 def _lazily_zero(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -59,8 +60,7 @@ class DecodeAttention:
     def __call__(self, q: Tensor, pool: Tensor, scale: float) -> Tensor:
         """q [B, kv_heads, group, head_dim], pool of one layer -> [B, kv_heads * group * head_dim]."""
         kv = pool[: self.rows] if self.blocks is None else pool.index_select(0, self.blocks)
-        keys, values = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
-        parts, logsumexp = _attend(q.index_select(0, self.owner), keys, values, self.mask, scale)
+        parts, logsumexp = _attend(q.index_select(0, self.owner), kv[:, 0], kv[:, 1], self.mask, scale)
         share = torch.softmax(logsumexp[self.table] + self.padding, 1)  # [B, M, kv_heads, group]
         return (parts[self.table] * share.unsqueeze(-1)).sum(1).flatten(1).to(q.dtype)
 
@@ -104,10 +104,9 @@ class ChunkAttention:
     def __call__(self, q: Tensor, pool: Tensor, scale: float) -> Tensor:
         """q [rows, kv_heads, group, head_dim] -> [rows, kv_heads * group * head_dim]."""
         rows, kv_heads, group, head_dim = q.shape
-        kv = pool.index_select(0, self.blocks).flatten(0, 1)  # [tokens, 2, kv_heads, head_dim]
-        keys, values = kv[:, 0].transpose(0, 1)[None], kv[:, 1].transpose(0, 1)[None]
+        kv = pool[self.blocks].permute(1, 2, 0, 3, 4).flatten(2, 3)  # [2, kv_heads, tokens, head_dim]
         grouped = q.transpose(0, 1).reshape(1, kv_heads, rows * group, head_dim)
-        out = F.scaled_dot_product_attention(grouped, keys, values, self.mask, scale=scale)
+        out = F.scaled_dot_product_attention(grouped, kv[:1], kv[1:], self.mask, scale=scale)
         return out.view(kv_heads, rows, group * head_dim).transpose(0, 1).reshape(rows, -1)
 
 

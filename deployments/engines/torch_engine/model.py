@@ -23,7 +23,7 @@ class Batch:
 
     tokens: Tensor  # [T]
     positions: Tensor  # [T]
-    slots: Tensor  # [T] where each row's KV is stored
+    slots: tuple[Tensor, Tensor]  # [T] the block, and the offset in it, where each row's KV is stored
     decode: DecodeAttention | None
     chunks: tuple[ChunkAttention, ...]
     wanted: Tensor  # rows that yield a token
@@ -69,7 +69,7 @@ class Model:
         if layer.qk_norm is not None:
             torch.mul(F.rms_norm(qk, (c.head_dim,), eps=c.norm_eps), layer.qk_norm, out=qk)
         _rotate(qk[..., : c.rotary_dim], rotation)
-        kv.write(index, batch.slots, qkv[:, c.heads * c.head_dim :])
+        kv.write(index, batch.slots, qkv[:, c.heads * c.head_dim :].view(len(x), 2, c.kv_heads, c.head_dim))
         q = qkv[:, : c.heads * c.head_dim].view(len(x), c.kv_heads, c.heads // c.kv_heads, c.head_dim)
         pool, scale = kv.pool[index], c.head_dim**-0.5
         parts = [q.new_empty(0, c.heads * c.head_dim)] if not len(x) else []

@@ -53,7 +53,7 @@ class Order:
 class Rank:
     def __init__(self, split: ExpertSplit, model: Model, kv: PagedKV, places: int) -> None:
         self.config, self.expert_rank = model.config, split.expert_rank
-        self._rank, self._model, self._kv = split.rank, model, kv
+        self._rank, self.model, self._kv = split.rank, model, kv
         self._device = model.embedding.device
         blocks = kv.pool.shape[1]
         self._owner = np.zeros(places, np.int64)
@@ -81,7 +81,7 @@ class Rank:
                 held = self._held[grant.place]
                 self._table[grant.place, held : held + len(grant.blocks)] = grant.blocks
                 self._held[grant.place] += len(grant.blocks)
-        return self._model.forward(self._batch(order.plan), self._kv)
+        return self.model.forward(self._batch(order.plan), self._kv)
 
     def yields(self, plan: Plan, rank: int) -> IntArray:
         """The places of a rank that have a new token after this plan, in the order of its rows."""
@@ -96,7 +96,7 @@ class Rank:
 
     def routed(self) -> Tensor:
         """Rows that this rank's tokens sent to each expert since start, [moe layers, experts], on the CPU."""
-        counts = [layer.routed[layer.slot_of] for layer in self._model.moe_layers]
+        counts = [layer.routed[layer.slot_of] for layer in self.model.moe_layers]
         return torch.stack(counts).cpu() if counts else torch.zeros(0, 0, dtype=torch.int64)
 
     def _admit(self, admission: Admission, arrival: Arrival) -> None:
@@ -133,7 +133,7 @@ class Rank:
         return Batch(
             tokens=on(self._device, np.concatenate(tokens)),
             positions=on(self._device, position),
-            slots=on(self._device, block * BLOCK_TOKENS + position % BLOCK_TOKENS),
+            slots=(on(self._device, block), on(self._device, position % BLOCK_TOKENS)),
             decode=decode_attention(self._table[decodes], self._stored[decodes], self._kv.pool)
             if len(decodes)
             else None,
@@ -144,7 +144,7 @@ class Rank:
     def _attend(self, chunk: Chunk, row: int) -> ChunkAttention:
         end = self._stored[chunk.place] = chunk.start + chunk.tokens
         blocks = self._table[chunk.place, : -(-end // BLOCK_TOKENS)]
-        group = self._model.config.heads // self._model.config.kv_heads
+        group = self.model.config.heads // self.model.config.kv_heads
         return chunk_attention(chunk, row, blocks, group, self._kv.pool)
 
     def sample(self, logits: Tensor, places: IntArray) -> Tensor:
@@ -166,7 +166,7 @@ class Rank:
     def _counted(self) -> Tensor:
         """Kept from the first request with a penalty on, whose place has no generated token yet."""
         if self._counts is None:
-            shape = (len(self._owner), self._model.config.vocab)
+            shape = (len(self._owner), self.model.config.vocab)
             self._counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
         return self._counts
 

@@ -35,12 +35,16 @@ def choose(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Ten
     drawn = temperature > 0
     whole, nucleus = (drawn & (top_p >= 1)).nonzero()[:, 0], (drawn & (top_p < 1)).nonzero()[:, 0]
     if len(whole):
-        probabilities = torch.softmax(logits[whole] / temperature[whole, None], -1)
-        tokens[whole] = _inverse(probabilities, u[whole])
+        tokens[whole] = _inverse(_probabilities(logits[whole], temperature[whole]), u[whole])
     if len(nucleus):
-        probabilities = torch.softmax(logits[nucleus] / temperature[nucleus, None], -1)
+        probabilities = _probabilities(logits[nucleus], temperature[nucleus])
         tokens[nucleus] = _from_nucleus(probabilities, top_p[nucleus], u[nucleus])
     return tokens
+
+
+def _probabilities(logits: Tensor, temperature: Tensor) -> Tensor:
+    """The best logit becomes 0 first, so that no temperature, however small, makes it infinite."""
+    return torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature[:, None], -1)
 
 
 def _inverse(probabilities: Tensor, u: Tensor) -> Tensor:

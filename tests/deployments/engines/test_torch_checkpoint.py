@@ -1,0 +1,124 @@
+"""A checkpoint that cannot be served is refused with the file, what is wrong, what is allowed, and the mend."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch_checkpoint import save_checkpoint
+
+from cluster.errors import CheckpointError
+from cluster.experts import linear
+from deployments.engines.torch_engine.checkpoint import check_memory, read_config
+from deployments.engines.torch_engine.moe import stay
+from deployments.engines.torch_engine.rank import Rank, load_rank
+from deployments.engines.torch_engine.spec import EngineSpec
+from deployments.engines.torch_engine.weights import ExpertSplit
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path)
+
+
+def loaded(folder: Path, **changes: Any) -> Rank:
+    spec = EngineSpec(**{"checkpoint": str(folder), "context_tokens": 256, "kv_tokens": 256, **changes})
+    return load_rank(spec, 0, lambda _: stay)
+
+
+def reconfigure(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: no such directory; .*; train or fetch it first"):
+        loaded(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        loaded(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'; 'glm4_moe' is allowed"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; 'silu' is allowed"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type is 'yarn'; 'default' is allowed"),
+        ({"num_key_value_heads": 3}, "4 heads over 3 KV heads"),
+        ({"hidden_size": "wide"}, "the fields of Glm4MoeConfig are allowed"),
+        ({"moe_intermediate_size": 25}, r"shape \(24, 32\); config.json says \(25, 32\)"),
+        ({"n_routed_experts": 9}, r"no tensor model\.layers\.1\.mlp\.experts\.8\.gate_proj\.weight"),
+    ],
+)
+def test_what_does_not_fit_is_said(folder: Path, changes: dict[str, Any], message: str) -> None:
+    reconfigure(folder, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        loaded(folder)
+
+
+def test_a_truncated_file_is_named(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*; a safetensors file is allowed"):
+        loaded(folder)
+
+
+def test_more_context_than_the_checkpoint_has_is_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="context_tokens is 513; at most the checkpoint's 512"):
+        loaded(folder, context_tokens=513)
+
+
+def test_a_cache_beyond_the_memory_is_refused_before_it_is_taken(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"need 12288\.\d+ GB on cpu, .* are free; .*; lower kv_tokens"):
+        loaded(folder, kv_tokens=16_000_000_000)
+
+
+def test_the_memory_of_the_weights_is_counted_exactly(folder: Path) -> None:
+    config = read_config(folder)
+    saved = sum(t.numel() for t in load_file(folder / "model.safetensors").values())
+    small = config.layers * 2 * config.hidden + config.hidden + config.moe_layers * config.experts
+    assert config.weights(config.moe_layers * config.experts) == saved - small  # norms and router biases
+
+
+def test_shards_and_one_file_are_the_same_model(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    weight_map = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(names)}
+    for part in set(weight_map.values()):
+        save_file({n: tensors[n] for n in names if weight_map[n] == part}, folder / part)
+    whole = loaded(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    sharded = loaded(folder)
+    assert torch.equal(whole.model.head, sharded.model.head)
+    assert all(torch.equal(a.qkv, b.qkv) for a, b in zip(whole.model.layers, sharded.model.layers, strict=True))
+
+
+def test_experts_must_lie_on_every_rank(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not place 8 experts of 2 layers on 9 ranks"):
+        loaded(folder, ranks=9)
+
+
+def test_slots_number_the_experts_rank_by_rank() -> None:
+    split = ExpertSplit(rank=1, expert_rank=((1, 0, 1, 0, 2),))
+    assert split.order(0) == [1, 3, 0, 2, 4]
+    assert split.held(0) == [0, 2]
+    assert split.total == 2
+
+
+def test_memory_is_enough_where_it_is(tmp_path: Path) -> None:
+    check_memory(tmp_path, 1, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("experts", "ranks", "expected"), [(4, 2, (0, 0, 1, 1)), (5, 2, (0, 0, 0, 1, 1)), (3, 1, (0, 0, 0))]
+)
+def test_linear_placement_keeps_order_and_balance(experts: int, ranks: int, expected: tuple[int, ...]) -> None:
+    assert linear(experts, ranks) == expected
