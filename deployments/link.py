@@ -36,6 +36,16 @@ class ReplyTo:
     token: bytes
 
 
+@dataclass(slots=True)
+class LinkCounts:
+    """What went over a gateway's links. `failures`: streams that broke because their link was lost."""
+
+    links: int = 0
+    frames: int = 0
+    bytes: int = 0
+    failures: int = 0
+
+
 class Sink:
     """The gateway's end of one stream: bytes pushed in by a link, read out by the response, ended exactly once."""
 
@@ -112,6 +122,7 @@ class Listener:
         self._next = 0
         self._server: asyncio.Server | None = None
         self._inbound: set[_Inbound] = set()
+        self.counts = LinkCounts()
         self.reply_to: ReplyTo | None = None
 
     async def start(self, host: str) -> ReplyTo:
@@ -142,9 +153,12 @@ class Listener:
         if not hmac.compare_digest(token, self._token):
             return False
         self._inbound.add(inbound)
+        self.counts.links = len(self._inbound)
         return True
 
     def frame(self, link: asyncio.Transport, stream: int, data: bytes, last: bool) -> None:
+        self.counts.frames += 1
+        self.counts.bytes += _HEAD.size + len(data)
         sink = self._sinks.get(stream)
         if sink is not None:
             sink.link = link
@@ -152,8 +166,10 @@ class Listener:
 
     def lost(self, inbound: "_Inbound", link: asyncio.Transport) -> None:
         self._inbound.discard(inbound)
+        self.counts.links = len(self._inbound)
         for sink in self._sinks.values():
-            if sink.link is link:
+            if sink.link is link and not sink.ended:
+                self.counts.failures += 1
                 sink.fail(ReplicaLost("stream: its replica was lost; the answer so far stands; send the request again"))
 
 

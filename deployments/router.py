@@ -65,6 +65,7 @@ class LatencyRouter(RequestRouter):  # type: ignore[misc]  # Ray's names count a
         try:
             return [[replica] for replica in self._ranked(candidate_replicas, pending_request)]
         except Exception:  # Serve must never see one of ours; the request still goes somewhere
+            seen.routing_errors[self._tier] += 1
             logging.getLogger("ray.serve").exception("tier %s: router fell back to Serve's order", self._tier)
             return [list(candidate_replicas)]
 
@@ -77,6 +78,7 @@ class LatencyRouter(RequestRouter):  # type: ignore[misc]  # Ray's names count a
             prompt_tokens=_prompt_tokens(pending), expected_output_tokens=_output_tokens(pending), tier=self._spec
         )
         ranking = order(candidates, ask, now_s=time.monotonic(), rng=self._rng)
+        seen.routing_decisions[self._tier, ranking.method] += 1
         return [by_key[key] for key in ranking.ids]
 
     def _candidate(self, key: str, replica: RunningReplica) -> Candidate:

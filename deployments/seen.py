@@ -3,6 +3,7 @@
 Written by the request router, which Serve ships by value with its module: state that others read must live outside it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 
@@ -13,6 +14,8 @@ class SeenReplica:
 
 
 _replicas: dict[str, tuple[SeenReplica, ...]] = {}
+routing_decisions: Counter[tuple[str, str]] = Counter()  # by tier and method
+routing_errors: Counter[str] = Counter()  # by tier
 
 
 def publish(deployment: str, replicas: tuple[SeenReplica, ...]) -> None:
@@ -24,5 +27,6 @@ def replicas(deployment: str) -> tuple[SeenReplica, ...]:
     return _replicas.get(deployment, ())
 
 
-def everywhere() -> tuple[SeenReplica, ...]:
-    return tuple(replica for each in _replicas.values() for replica in each)
+def everywhere() -> dict[str, tuple[SeenReplica, ...]]:
+    """All that is known, by deployment."""
+    return dict(_replicas)

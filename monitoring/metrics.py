@@ -13,8 +13,6 @@ LABELS = {
     "tier": "the tiers of the family file, video, and none where no tier was reached",
     "code": "ok, client_gone, or the codes of the error tree",
     "method": "the routing methods: predicted, two_choices, mixed, none",
-    "cause": "the causes of a scaling decision: rise, fall, hold, blind",
-    "policy": "routing, scaling",
     "status": "the states of a video job: queued, in_progress, completed, failed",
     "layer": "the mixture-of-experts layers of the tier's checkpoint",
     "expert": "the routed experts of a layer",
@@ -59,18 +57,18 @@ GATEWAY = (
     _histogram("moray_tpot_seconds", "Mean time per output token after the first, per request.", TPOT_S, "tier"),
     _counter("moray_prompt_tokens_total", "Prompt tokens of answered requests.", "tier"),
     _counter("moray_completion_tokens_total", "Output tokens of answered requests.", "tier"),
-    _counter("moray_gpu_seconds_total", "GPU-seconds of work done, by the cost model.", "tier"),
     _gauge("moray_streams", "Responses being streamed now.", "tier"),
     _counter("moray_routing_decisions_total", "Rankings of replicas, by method.", "tier", "method"),
-    _counter("moray_policy_errors_total", "Decisions that raised and were replaced by a safe one.", "policy"),
+    _counter("moray_routing_errors_total", "Rankings that raised and were replaced by Serve's own order.", "tier"),
+    _gauge("moray_replicas_running", "Replicas that this gateway may send to.", "tier"),
 )
 
-# The link that pushes tokens from replicas to gateways.
+# The links that push tokens from replicas to this gateway.
 LINK = (
-    _gauge("moray_links", "Open token links between this gateway and replicas.", "tier"),
-    _counter("moray_link_frames_total", "Frames received over token links.", "tier"),
-    _counter("moray_link_bytes_total", "Bytes received over token links.", "tier"),
-    _counter("moray_link_failures_total", "Token links that broke while streams were open on them.", "tier"),
+    _gauge("moray_links", "Open token links."),
+    _counter("moray_link_frames_total", "Frames received over token links."),
+    _counter("moray_link_bytes_total", "Bytes received over token links, heads included."),
+    _counter("moray_link_failures_total", "Streams that broke because their link was lost."),
 )
 
 # What a language replica sees.
@@ -100,10 +98,4 @@ VIDEO = (
     _histogram("moray_video_step_seconds", "Time of one denoising step of a batch.", STEP_S),
 )
 
-SCALING = (
-    _gauge("moray_replicas_target", "Replicas that the scaling policy asks for.", "tier"),
-    _gauge("moray_replicas_running", "Replicas that run.", "tier"),
-    _counter("moray_scaling_decisions_total", "Scaling decisions, by cause.", "tier", "cause"),
-)
-
-CATALOGUE = (*GATEWAY, *LINK, *REPLICA, *VIDEO, *SCALING)
+CATALOGUE = (*GATEWAY, *LINK, *REPLICA, *VIDEO)

@@ -38,19 +38,17 @@ class Gateway:
         self._family = family
         self._started_s = int(time.time())
         self._keys = KeyStore(folder / KEYS_FILE)
-        self._metrics = GatewayMetrics()
-        self._chat = ChatCompletions(family, tiers, await self._token_path(), self._keys, self._metrics)
+        listener = Listener()
+        self._metrics = GatewayMetrics(listener.counts)
+        path: TokenPath = Streamed()
+        if family.gateway.tokens == "pushed":
+            await listener.start(node_address())
+            path = Pushed(listener)
+        self._chat = ChatCompletions(family, tiers, path, self._keys, self._metrics)
         self._videos = None
         if family.video is not None and video is not None:
             self._videos = Videos(family, video, JobStore(folder / JOBS_FILE), folder / "videos", self._metrics)
             self._videos.resume()
-
-    async def _token_path(self) -> TokenPath:
-        if self._family.gateway.tokens == "streamed":
-            return Streamed()
-        listener = Listener()
-        await listener.start(node_address())
-        return Pushed(listener)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = FastAPI(title="Moray", docs_url=None, redoc_url=None, openapi_url=None)

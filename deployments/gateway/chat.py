@@ -44,9 +44,9 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived_s = time.monotonic()
-        tier, code = "none", "ok"
+        tier, code, key = "none", "ok", "none"
         try:
-            authorize(scope, self._keys)
+            key = authorize(scope, self._keys).id
             body = await read_body(scope, receive, self._family.gateway.max_body_bytes)
             chat = parse_chat(body, scope[REQUEST_ID], int(time.time()), secrets.randbits(63))
             tier = self._tier(chat.model)
@@ -56,12 +56,16 @@ class ChatCompletions:
             code = self._measure(tier, outcome, time.monotonic() - arrived_s)
         except MorayError as error:
             code = error.code
+            if error.status < 500:
+                self._metrics.refused(tier, code)
             raise
         except asyncio.CancelledError:
             code = "client_gone"
             raise
         finally:
-            self._metrics.request(tier, code, time.monotonic() - arrived_s)
+            seconds = time.monotonic() - arrived_s
+            self._metrics.request(tier, code, seconds)
+            log.info("request_id=%s key=%s tier=%s code=%s seconds=%.3f", scope[REQUEST_ID], key, tier, code, seconds)
 
     def _tier(self, model: str) -> str:
         tier = self._family.tier_of(model)

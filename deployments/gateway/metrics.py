@@ -5,6 +5,7 @@ pod itself, it should ask for /metrics?only=gateway.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import httpx
@@ -14,16 +15,23 @@ from prometheus_client.registry import Collector
 
 from cluster.request import Usage
 from deployments import seen
+from deployments.link import LinkCounts
 from deployments.observe import Meters
 
 SCRAPE_TIMEOUT_S = 2.0
 
 
-class GatewayMetrics:
-    """What the gateway counts, and the page that shows it."""
+class GatewayMetrics(Collector):
+    """What the gateway counts, and the page that shows it.
 
-    def __init__(self) -> None:
+    Registered ahead of the metrics that others of this process count, so that each page shows those as they are now.
+    """
+
+    def __init__(self, link: LinkCounts) -> None:
+        self._link = link
+        self._taken: Counter[tuple[str, ...]] = Counter()
         self._registry = CollectorRegistry()
+        self._registry.register(self)
         self._meters = Meters(self._registry)
         self._client = httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S)
 
@@ -53,10 +61,33 @@ class GatewayMetrics:
     def video_finished(self, code: str) -> None:
         self._meters.counter("moray_video_jobs_finished_total").labels(code=code).inc()
 
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        for tier, replicas in seen.everywhere().items():
+            self._meters.gauge("moray_replicas_running").labels(tier=tier).set(len(replicas))
+        for (tier, method), count in seen.routing_decisions.items():
+            self._raise("moray_routing_decisions_total", count, tier=tier, method=method)
+        for tier, count in seen.routing_errors.items():
+            self._raise("moray_routing_errors_total", count, tier=tier)
+        self._meters.gauge("moray_links").set(self._link.links)
+        self._raise("moray_link_frames_total", self._link.frames)
+        self._raise("moray_link_bytes_total", self._link.bytes)
+        self._raise("moray_link_failures_total", self._link.failures)
+        return iter(())
+
+    def _raise(self, name: str, count: int, **labels: str) -> None:
+        """A counter that somebody else counts, up to `count`."""
+        key = (name, *labels.values())
+        counter = self._meters.counter(name)
+        (counter.labels(**labels) if labels else counter).inc(count - self._taken[key])
+        self._taken[key] = count
+
     async def page(self, only_gateway: bool) -> bytes:
         if only_gateway:
             return generate_latest(self._registry)
-        replicas = seen.everywhere()
+        replicas = [replica for each in seen.everywhere().values() for replica in each]
         texts = await asyncio.gather(*(self._fetch(replica.metrics_address) for replica in replicas))
         everything = CollectorRegistry(auto_describe=False)
         everything.register(Merged(self._registry, {r.replica_id: t for r, t in zip(replicas, texts, strict=True)}))

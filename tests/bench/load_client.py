@@ -24,7 +24,9 @@ class Tally:
     broken: list[str] = field(default_factory=list)
 
 
-async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, tokens: int, to: Tally) -> None:
+async def one(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, tokens: int, to: Tally
+) -> None:
     """One request on an open connection. A token's lag is counted against a schedule of 10 ms after the first."""
     begun_s = time.perf_counter()
     writer.write(request)
