@@ -22,6 +22,9 @@ from cluster.placement import CELL_LABEL, CPU_RESOURCE
 
 OBJECT_STORE_BYTES = 128 * 1024 * 1024  # tokens never travel through the object store
 STOP_S = 10.0
+PORT_RANGE = (10_000, 32_000)
+REPLICA_PORTS = 60  # of each kind; a released one rests for minutes before it is used again
+LONGEST_PARENT = 17  # HAProxy takes socket paths of 97 bytes, of which our folder, Serve's and the name need 80
 
 
 def check_port(host: str, port: int) -> None:
@@ -37,12 +40,20 @@ def check_port(host: str, port: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now, held together while drawn so that none comes twice."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """A run of ports that are free now on all addresses.
+
+    Below the range from which the kernel serves outgoing connections: one of those could take a port between its being
+    drawn and its being used.
+    """
+    while True:
+        first = secrets.choice(range(*PORT_RANGE, count))
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    stack.enter_context(socket.socket()).bind(("", port))
+            except OSError:
+                continue
+            return list(range(first, first + count))
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -55,22 +66,22 @@ def environment(folder: Path) -> dict[str, str]:
         "DASHBOARD_METRIC_PORT",
         "AUTOSCALER_METRIC_PORT",
     )
-    ports = {name: str(port) for name, port in zip(names, free_ports(len(names)), strict=True)}
-    # Below the ephemeral range, so that an outgoing connection never sits on a replica's port.
-    http_base = 10_000 + 100 * secrets.randbelow(100)
+    drawn = free_ports(len(names) + 2 * REPLICA_PORTS)
+    ports = {name: str(drawn.pop()) for name in names}
+    http, grpc = drawn[:REPLICA_PORTS], drawn[REPLICA_PORTS:]
     return ports | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http_base),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http_base + 99),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(http_base + 10_000),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(http_base + 10_099),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http[-1]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc[-1]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",  # one thread per rank; more of them fight over two cores
@@ -92,23 +103,24 @@ def cluster(family: Family) -> Iterator[Path]:
             "run larger families on a cluster"
         )
     cell = family.cells[0]
-    folder = Path(tempfile.mkdtemp(prefix="moray-"))
+    parent = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="moray-", dir=parent if len(parent) <= LONGEST_PARENT else "/tmp"))
     os.environ.update(environment(folder))
     import ray
 
     on_gpus = family.accelerator == "cuda"
-    ray.init(
-        address="local",
-        num_gpus=cell.gpus if on_gpus else 0,
-        resources=None if on_gpus else {CPU_RESOURCE: cell.gpus},
-        labels={CELL_LABEL: cell.name},
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _temp_dir=str(folder / "ray"),
-    )
     try:
+        ray.init(
+            address="local",
+            num_gpus=cell.gpus if on_gpus else 0,
+            resources=None if on_gpus else {CPU_RESOURCE: cell.gpus},
+            labels={CELL_LABEL: cell.name},
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=str(folder / "ray"),
+        )
         yield folder
     finally:
         stop(folder)
