@@ -8,6 +8,7 @@ from prometheus_client.registry import Collector
 from cluster.request import Piece
 from deployments.engines.engine import Emit, Engine, EngineReport
 from deployments.observe import Meters
+from monitoring.metrics import REPLICA
 
 
 class ReplicaMetrics(Collector):
@@ -20,7 +21,7 @@ class ReplicaMetrics(Collector):
         self._expert_tokens: dict[tuple[int, int], int] = {}
         registry = CollectorRegistry()
         registry.register(self)
-        self._meters = Meters(registry)
+        self._meters = Meters(registry, REPLICA)
         server, _ = start_http_server(0, addr=host, registry=registry)
         self.address = f"{host}:{server.server_port}"
 

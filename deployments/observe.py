@@ -1,20 +1,22 @@
-"""The metric catalogue as live Prometheus metrics on a registry that the caller owns; one per process."""
+"""The metric catalogue, or a part of it, as live Prometheus metrics on a registry that the caller owns."""
 
+from collections.abc import Iterable
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from monitoring.metrics import CATALOGUE, Metric
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series per counter that nobody reads
 Live = TypeVar("Live", Counter, Gauge, Histogram)
 
 
 class Meters:
-    """Every metric of the catalogue. A name that is not in it, or asked for as another kind, fails at once."""
+    """The metrics given. A name that is not among them, or asked for as another kind, fails at once."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, metrics: Iterable[Metric] = CATALOGUE) -> None:
         self.registry = registry
-        self._metrics = {metric.name: _live(metric, registry) for metric in CATALOGUE}
+        self._metrics = {metric.name: _live(metric, registry) for metric in metrics}
 
     def counter(self, name: str) -> Counter:
         return self._of(Counter, name)

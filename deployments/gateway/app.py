@@ -39,7 +39,8 @@ class Gateway:
         self._started_s = int(time.time())
         self._keys = KeyStore(folder / KEYS_FILE)
         listener = Listener()
-        self._metrics = GatewayMetrics(listener.counts)
+        jobs = JobStore(folder / JOBS_FILE)
+        self._metrics = GatewayMetrics(listener.counts, jobs.counts)
         path: TokenPath = Streamed()
         if family.gateway.tokens == "pushed":
             await listener.start(node_address())
@@ -47,7 +48,7 @@ class Gateway:
         self._chat = ChatCompletions(family, tiers, path, self._keys, self._metrics)
         self._videos = None
         if family.video is not None and video is not None:
-            self._videos = Videos(family, video, JobStore(folder / JOBS_FILE), folder / "videos", self._metrics)
+            self._videos = Videos(family, video, jobs, folder / "videos", self._metrics)
             self._videos.resume()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

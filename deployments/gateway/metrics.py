@@ -6,7 +6,8 @@ pod itself, it should ask for /metrics?only=gateway.
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import get_args
 
 import httpx
 from prometheus_client import CollectorRegistry, Metric, generate_latest
@@ -17,6 +18,8 @@ from cluster.request import Usage
 from deployments import seen
 from deployments.link import LinkCounts
 from deployments.observe import Meters
+from deployments.video.jobs import Status
+from monitoring.metrics import GATEWAY, LINK, VIDEO
 
 SCRAPE_TIMEOUT_S = 2.0
 
@@ -27,12 +30,13 @@ class GatewayMetrics(Collector):
     Registered ahead of the metrics that others of this process count, so that each page shows those as they are now.
     """
 
-    def __init__(self, link: LinkCounts) -> None:
+    def __init__(self, link: LinkCounts, video_jobs: Callable[[], Mapping[str, int]] = dict) -> None:
         self._link = link
+        self._video_jobs = video_jobs
         self._taken: Counter[tuple[str, ...]] = Counter()
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._meters = Meters(self._registry)
+        self._meters = Meters(self._registry, (*GATEWAY, *LINK, *VIDEO))
         self._client = httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S)
 
     def request(self, tier: str, code: str, seconds: float) -> None:
@@ -71,6 +75,8 @@ class GatewayMetrics(Collector):
             self._raise("moray_routing_decisions_total", count, tier=tier, method=method)
         for tier, count in seen.routing_errors.items():
             self._raise("moray_routing_errors_total", count, tier=tier)
+        for status, count in (dict.fromkeys(get_args(Status), 0) | dict(self._video_jobs())).items():
+            self._meters.gauge("moray_video_jobs").labels(status=status).set(count)
         self._meters.gauge("moray_links").set(self._link.links)
         self._raise("moray_link_frames_total", self._link.frames)
         self._raise("moray_link_bytes_total", self._link.bytes)

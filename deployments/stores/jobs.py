@@ -109,6 +109,10 @@ class JobStore:
         rows = self._run(f"{SELECT} WHERE status IN ('queued', 'in_progress') ORDER BY seq", ())
         return tuple(_job(row) for row in rows)
 
+    def counts(self) -> dict[str, int]:
+        """How many jobs of all owners there are, by status."""
+        return dict(self._run("SELECT status, count(*) FROM video_jobs GROUP BY status", ()))
+
     def close(self) -> None:
         with self._lock:
             self._connection.close()
