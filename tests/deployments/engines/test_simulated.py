@@ -1,14 +1,12 @@
-"""All on a virtual clock: the loop's time jumps to the next timer, so hours of serving take milliseconds."""
-
 import asyncio
-import selectors
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from virtual_time import VirtualLoop, run
 
 from cluster.cost import prefill_ms, step_ms
 from cluster.errors import ContextTooLong, EngineFailed, InvalidRequest, MorayError, Overloaded
@@ -28,24 +26,6 @@ COST = StepCost(
     source="made for these tests",
 )
 STEADY = StepCost(a_ms=10.0, b_ms_per_seq=0.0, c_ms_per_ktok=0.0, prefill_us_per_token={64: 100.0}, source="as above")
-
-
-class VirtualSelector(selectors.SelectSelector):
-    now_s = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "nothing is left that could happen"
-        self.now_s += timeout
-        return super().select(0)
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.clock = VirtualSelector()
-        super().__init__(self.clock)
-
-    def time(self) -> float:
-        return self.clock.now_s
 
 
 class Stage:
@@ -81,16 +61,6 @@ class Stage:
 
     def last(self, name: str) -> Piece:
         return self.pieces[name][-1][1]
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    loop, failures = VirtualLoop(), []
-    loop.set_exception_handler(lambda _, context: failures.append(context.get("exception") or context["message"]))
-    try:
-        loop.run_until_complete(scenario)
-    finally:
-        loop.close()
-    assert failures == [], "a callback failed"
 
 
 def tier(**changes: Any) -> Tier:
