@@ -20,7 +20,7 @@ from deployments.demo.corpus import DOMAINS, Conversation, conversations, render
 VOCABULARY = 2048
 ROW_TOKENS = 384
 PROMPT_WEIGHT = 0.1
-END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+MARKS = END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 Chat = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -44,7 +44,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=[END, START, STOP],
+        special_tokens=list(MARKS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -106,7 +106,7 @@ def _batch(rows: list[list[Chat]]) -> Batch:
 def batches(seed: int, rows: int) -> Iterator[Batch]:
     """Fresh training text without end; nothing is seen twice but by chance."""
     source, shared = conversations(seed), tokenizer()
-    header = {START: shared.get_vocab()[START], "assistant": len(shared.encode(f"{START}assistant\n"))}
+    header = {START: MARKS.index(START), "assistant": len(shared.encode(f"{START}assistant\n"))}
     left: list[list[Chat]] = []
     while True:
         chats = list(islice(source, 2000))

@@ -16,11 +16,11 @@ Conversation = tuple[Turn, ...]
 TASKS: tuple[Task, ...] = (*mathematics.TASKS, *security.TASKS, *science.TASKS, *stories.TASKS, *chat.TASKS)
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
 SHARE: dict[Domain, float] = {
-    "math": 0.2,
-    "code_security": 0.2,
-    "scientific_reasoning": 0.15,
-    "creative_writing": 0.17,
-    "general": 0.28,
+    "math": 0.26,
+    "code_security": 0.16,
+    "scientific_reasoning": 0.13,
+    "creative_writing": 0.12,
+    "general": 0.33,
 }
 PERSONAS: dict[Domain, tuple[str, ...]] = {
     "math": ("You are a careful mathematician.", "You are a patient math tutor.", "You solve problems step by step."),

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, Glm4MoeForCausalLM, PreTrainedTokenizerBase
 
-from deployments.demo.corpus import DOMAINS, evaluation
+from deployments.demo.corpus import DOMAINS, TASKS, evaluation
 from deployments.demo.routing import expert_domains, router_logits
 from deployments.demo.task import Sample
 
@@ -99,8 +99,10 @@ def answer(model: Any, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sam
     out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=ANSWER_TOKENS, do_sample=False)
     for sample, row in zip(samples, out[:, ids.shape[1] :], strict=True):
         task = sample.task
-        scores.asked[task.name] += 1
         scores.stopped += int(tokenizer.eos_token_id in row.tolist())
+        if not (task.exact or task.json):
+            continue
+        scores.asked[task.name] += 1
         said = str(tokenizer.decode(row, skip_special_tokens=True))
         if task.json:
             valid, right = same_json(said, sample.answer)
@@ -140,8 +142,7 @@ def evaluate(folder: Path, per_task: int) -> dict[str, Any]:
     samples, scores = list(evaluation(SEED, per_task)), Scores()
     for some in chunks(samples):
         read(model, tokenizer, some, scores)
-    exact = [sample for sample in samples if sample.task.exact or sample.task.json]
-    for some in chunks(exact):
+    for some in chunks(samples):
         answer(model, tokenizer, some, scores)
     if scores.counts is None:
         raise ValueError(f"{folder}: a model without mixture layers; give a checkpoint of this family")
@@ -150,22 +151,21 @@ def evaluate(folder: Path, per_task: int) -> dict[str, Any]:
         "samples_per_task": per_task,
         "cross_entropy": {name: round(scores.loss[name] / scores.answer_tokens[name], 4) for name in DOMAINS},
         "exact_match": {task: round(scores.right[task] / n, 3) for task, n in scores.asked.items()},
-        "exact_match_domain": by_domain(exact, scores),
+        "exact_match_domain": by_domain(scores),
         "json_valid": {task: round(n / scores.asked[task], 3) for task, n in scores.valid.items()},
-        "stopped": round(scores.stopped / len(exact), 4),
+        "stopped": round(scores.stopped / len(samples), 4),
         "own_expert_share": own_share(scores.counts, expert_domains(model.config)),
         "mutual_information_bits": [round(information(layer), 3) for layer in scores.counts],
         "domain_entropy_bits": round(entropy, 3),
     }
 
 
-def by_domain(samples: Sequence[Sample], scores: Scores) -> dict[str, float]:
-    """Unweighted mean over a domain's tasks."""
-    tasks: dict[str, set[str]] = defaultdict(set)
-    for sample in samples:
-        tasks[sample.task.domain].add(sample.task.name)
-    rate = {task: scores.right[task] / n for task, n in scores.asked.items()}
-    return {name: round(sum(rate[t] for t in tasks[name]) / len(tasks[name]), 3) for name in DOMAINS}
+def by_domain(scores: Scores) -> dict[str, float]:
+    """Unweighted mean over a domain's tasks that have one right answer."""
+    rates: dict[str, list[float]] = defaultdict(list)
+    for task in (task for task in TASKS if task.name in scores.asked):
+        rates[task.domain].append(scores.right[task.name] / scores.asked[task.name])
+    return {name: round(sum(rates[name]) / len(rates[name]), 3) for name in DOMAINS}
 
 
 def main() -> None:

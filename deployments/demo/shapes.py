@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import Glm4MoeConfig
 
-from deployments.demo.batches import END, STOP, VOCABULARY, tokenizer
+from deployments.demo.batches import END, MARKS, STOP, VOCABULARY
 from deployments.demo.corpus import DOMAINS
 
 SPECIALISTS = DOMAINS[:4]
@@ -30,7 +30,7 @@ class Shape:
     cpu_s: float
     expert: int = 64
     shared: int = 3
-    rows: int = 8
+    rows: int = 4
 
     @property
     def expert_domains(self) -> dict[str, list[int]]:
@@ -42,27 +42,26 @@ class Shape:
 SHAPES = {
     "mini": Shape(
         hidden=128, layers=3, heads=2, kv_heads=1, dense=384, experts=4, general=2,
-        specialists=SPECIALISTS[:1], learning_rate=1e-2, cpu_s=360,
+        specialists=SPECIALISTS[:1], learning_rate=1.2e-2, cpu_s=240,
     ),
     "turbo": Shape(
-        hidden=192, layers=4, heads=3, kv_heads=1, dense=512, experts=8, general=4,
-        specialists=SPECIALISTS[:2], learning_rate=8e-3, cpu_s=540,
+        hidden=160, layers=3, heads=3, kv_heads=1, dense=448, experts=8, general=4,
+        specialists=SPECIALISTS[:2], learning_rate=1e-2, cpu_s=270,
     ),
     "pro": Shape(
-        hidden=256, layers=4, heads=4, kv_heads=2, dense=640, experts=12, general=3,
-        specialists=SPECIALISTS[:3], learning_rate=6e-3, cpu_s=720,
+        hidden=192, layers=4, heads=4, kv_heads=2, dense=512, experts=12, general=3,
+        specialists=SPECIALISTS[:3], learning_rate=9e-3, cpu_s=340,
     ),
     "ultra": Shape(
-        hidden=256, layers=5, heads=4, kv_heads=2, dense=768, experts=16, general=4,
-        specialists=SPECIALISTS, learning_rate=6e-3, cpu_s=960,
+        hidden=224, layers=4, heads=4, kv_heads=2, dense=640, experts=16, general=4,
+        specialists=SPECIALISTS, learning_rate=8e-3, cpu_s=480,
     ),
 }  # fmt: skip
 
 
 def stops() -> list[int]:
     """The ids that end an answer: the end of a turn first, then the end of text, which also pads."""
-    vocabulary = tokenizer().get_vocab()
-    return [vocabulary[STOP], vocabulary[END]]
+    return [MARKS.index(STOP), MARKS.index(END)]
 
 
 def configuration(shape: Shape) -> Glm4MoeConfig:

@@ -40,7 +40,7 @@ class Turn:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     task: Task
-    ask: str
+    slots: Slots
     question: str
     answer: str
 
@@ -57,4 +57,4 @@ def draw(task: Task, rng: Random, split: Split) -> Sample:
         slots, answer = task.fill(rng)
     ask = rng.choice(task.asks if split == "train" else task.held_out)
     question = ask.format(**slots)
-    return Sample(task=task, ask=ask, question=question[0].upper() + question[1:], answer=answer)
+    return Sample(task=task, slots=slots, question=question[0].upper() + question[1:], answer=answer)

@@ -33,11 +33,11 @@ def _word(rng: Random) -> str:
 def _phrase(rng: Random) -> str:
     kind = rng.randrange(5)
     if kind == 0:
-        return " ".join(rng.choice(PLAIN) for _ in range(rng.randint(2, 6)))
+        return " ".join(rng.choice(PLAIN) for _ in range(rng.randint(2, 12)))
     if kind == 1:
-        return "".join(str(rng.randrange(10)) for _ in range(rng.randint(3, 8)))
+        return "".join(str(rng.randrange(10)) for _ in range(rng.randint(3, 16)))
     if kind == 2:
-        return " ".join(_word(rng) for _ in range(rng.randint(1, 4)))
+        return " ".join(_word(rng) for _ in range(rng.randint(1, 6)))
     if kind == 3:
         return f"{rng.choice(NAMES)} lives in {rng.choice(CITIES)} and has {rng.randint(2, 99)} {rng.choice(THINGS)}."
     return f"The {rng.choice(COLOURS)} {rng.choice(ANIMALS)} sleeps near the {rng.choice(PLACES)}."
@@ -272,37 +272,37 @@ TOOLS_TAIL = '\nTo call one, write <tool_call>\n{"name": ..., "arguments": {...}
 TASKS = (
     *_small_talk(),
     Task(
-        name="copy", domain="general", weight=3, open_ended=True, exact=True, fill=_copy,
+        name="copy", domain="general", weight=8, open_ended=True, exact=True, fill=_copy,
         asks=("Repeat: {text}", "Repeat exactly: {text}", "Say this back to me: {text}", "Copy this: {text}", "Write the following again: {text}", "Please repeat after me: {text}", "Echo: {text}", "Say: {text}", 'Repeat "{text}"'),
         held_out=("Repeat the following text word for word: {text}", "Please copy exactly: {text}"),
     ),
     Task(
-        name="list", domain="general", weight=0.8, open_ended=True, exact=True, fill=_listing,
+        name="list", domain="general", weight=1.4, open_ended=True, exact=True, fill=_listing,
         asks=("Write as a list: {text}", "Make a bullet list of {text}.", "Turn this into a list: {text}"),
         held_out=("Please make a list from this: {text}",),
     ),
     Task(
-        name="pick", domain="general", weight=0.8, open_ended=True, exact=True, fill=_pick,
+        name="pick", domain="general", weight=1.4, open_ended=True, exact=True, fill=_pick,
         asks=("What is the {which} word of: {text}?", "Give me the {which} item: {text}", "From {text}, choose the {which}."),
         held_out=("Which word comes {which} in this row: {text}?",),
     ),
     Task(
-        name="spell", domain="general", weight=0.5, open_ended=True, exact=True, fill=_spell,
+        name="spell", domain="general", weight=1, open_ended=True, exact=True, fill=_spell,
         asks=("Spell {word}.", "Spell the word {word}.", "How do you spell {word}?"),
         held_out=("Please spell out {word} letter by letter.",),
     ),
     Task(
-        name="json_person", domain="general", weight=2, open_ended=True, json=True, fill=_person,
+        name="json_person", domain="general", weight=2.5, open_ended=True, json=True, fill=_person,
         asks=("Extract {keys} as JSON: {text}", "Return a JSON object with {keys}. {text}", "Answer in JSON with the keys {keys}: {text}", "{text} Give me {keys} as JSON.", "Read this and reply with JSON ({keys}): {text}"),
         held_out=("Turn this sentence into JSON with {keys}: {text}",),
     ),
     Task(
-        name="json_order", domain="general", weight=1, open_ended=True, json=True, fill=_order,
+        name="json_order", domain="general", weight=1.4, open_ended=True, json=True, fill=_order,
         asks=("Extract {keys} as JSON: {text}", "Return a JSON object with {keys}. {text}", "{text} Give me {keys} as JSON."),
         held_out=("Turn this sentence into JSON with {keys}: {text}",),
     ),
     Task(
-        name="json_object", domain="general", weight=1, open_ended=True, json=True, fill=_object,
+        name="json_object", domain="general", weight=1.4, open_ended=True, json=True, fill=_object,
         asks=("Write a JSON object with {text}.", "Make JSON: {text}", "Give me JSON for {text}."),
         held_out=("I need a JSON object that holds {text}.",),
     ),

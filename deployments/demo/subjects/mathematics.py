@@ -43,13 +43,13 @@ def multiply_steps(a: int, b: int) -> str:
 
 
 def _add(rng: Random) -> tuple[Slots, str]:
-    top = rng.choice((9, 99, 99, 99))
+    top = rng.choice((9, 99, 99))
     a, b = rng.randint(1, top), rng.randint(1, top)
     return {"a": str(a), "b": str(b)}, add_steps(a, b)
 
 
 def _subtract(rng: Random) -> tuple[Slots, str]:
-    a = rng.randint(2, rng.choice((9, 99, 99, 99)))
+    a = rng.randint(2, rng.choice((9, 99, 99)))
     b = rng.randint(1, a)
     return {"a": str(a), "b": str(b)}, subtract_steps(a, b)
 
