@@ -73,7 +73,12 @@ class TorchEngine:
         return self._tokenizer.encode(messages)
 
     def submit(self, generation: Generation, emit: Emit) -> None:
-        stream = Stream(generation, self._max_tokens(generation), emit, time.perf_counter())
+        stream = Stream(
+            generation=generation,
+            max_tokens=self._max_tokens(generation),
+            emit=emit,
+            submitted_s=time.perf_counter(),
+        )
         key = generation.request_id
         with self._wake:
             self.check()
@@ -84,7 +89,8 @@ class TorchEngine:
                 raise Overloaded(
                     f"engine: {taken} requests run or wait; at most {self._spec.max_running} and "
                     f"{self._spec.max_waiting} are allowed; send it again later",
-                    retry_after_s=min(60.0, max(1.0, self._meter.finish_gap_s)),
+                    # Running streams end one after the other, and each end moves the queue by one.
+                    retry_after_s=min(60.0, max(1.0, self._meter.stream_s / max(1, self._scheduler.running))),
                 )
             self._streams[key] = stream
             self._scheduler.submit(key, len(generation.prompt), stream.max_tokens)
@@ -181,9 +187,9 @@ class TorchEngine:
         self._tokenizer = ChatTokenizer(Path(self._spec.checkpoint))
         self._vocabulary = Vocabulary(bytes_of=self._tokenizer.bytes_of, end_tokens=self._leader.config.end_tokens)
         # A first step pages the weights in and lets the libraries choose their kernels.
-        warmup = Stream(Generation(request_id="", prompt=(0,) * 8, sampling=Sampling(max_tokens=2)), 2, _ignore, 0.0)
-        self._streams[""] = warmup
-        self._scheduler.submit("", 8, 2)
+        first = Generation(request_id="", prompt=(0,) * 8, sampling=Sampling(max_tokens=2))
+        self._streams[""] = Stream(generation=first, max_tokens=2, emit=_ignore, submitted_s=0.0)
+        self._scheduler.submit("", len(first.prompt), 2)
         while self._scheduler.busy:
             self._step()
         self._meter = Meter()
@@ -209,7 +215,7 @@ class TorchEngine:
         began_s = time.perf_counter()
         for admission, stream in zip(plan.admissions, arrivals, strict=True):
             self._at[admission.place] = stream
-            stream.queued_s = began_s - stream.submitted_s
+            stream.began_s = began_s
         prompts = tuple(Arrival(prompt=s.generation.prompt, sampling=s.generation.sampling) for s in arrivals)
         rows = self._leader.step(Order(plan=plan, arrivals=prompts))
         now_s = time.perf_counter()
@@ -219,7 +225,7 @@ class TorchEngine:
         with self._wake:
             for stream in ended:
                 self._forget(stream)
-        self._meter.finish(len(ended), now_s)
+                self._meter.stream(now_s - stream.began_s)
         self._call(self._deliver, pieces)
 
     def _forget(self, stream: Stream) -> None:

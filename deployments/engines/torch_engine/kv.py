@@ -1,10 +1,10 @@
 """The paged KV cache of one rank, and attention over it.
 
 One pool holds all layers: [layers, blocks, K or V, kv_heads, block_tokens, head_dim], so that what one head reads of a
-block is one run of memory. Decoding attends to every block
-as its own batch row and merges the blocks of a sequence by their log-sum-exp (split-K, as in Flash-Decoding, Dao et
-al. 2023), so that ragged lengths need no padding, and where the used blocks lie densely in the pool not even a copy.
-A group of query heads that shares a KV head is laid out as that many queries of one head.
+block is one run of memory. Decoding attends to every block as a batch row of its own and merges the blocks of a
+sequence by their log-sum-exp (split-K, as in Flash-Decoding, Dao et al. 2023): ragged lengths need no padding, and
+where the used blocks lie densely in the pool, not even a copy. A group of query heads that shares a KV head is laid
+out as that many queries of one head.
 """
 
 import math
@@ -19,9 +19,8 @@ from torch import Tensor
 
 from deployments.engines.torch_engine.schedule import Chunk
 
-IntArray = NDArray[np.int64]
-
 BLOCK_TOKENS = 32
+IntArray = NDArray[np.int64]
 
 
 class PagedKV:

@@ -14,8 +14,7 @@ class Meter:
     steps: int = 0
     step_ms: float = 0.0
     prefill_us_per_token: float = 0.0
-    finish_gap_s: float = 0.0  # between two streams that end: how fast a queue moves
-    last_finish_s: float = 0.0
+    stream_s: float = 0.0  # from a stream's first step to its end
 
     def step(self, plan: Plan, wall_s: float) -> None:
         self.steps += 1
@@ -26,10 +25,8 @@ class Meter:
             added_us = max(0.0, wall_s * 1e3 - decoding_ms) * 1e3
             self.prefill_us_per_token = _mean(self.prefill_us_per_token, added_us / plan.prefill_tokens)
 
-    def finish(self, count: int, now_s: float) -> None:
-        if count:
-            self.finish_gap_s = _mean(self.finish_gap_s, (now_s - self.last_finish_s) / count)
-            self.last_finish_s = now_s
+    def stream(self, wall_s: float) -> None:
+        self.stream_s = _mean(self.stream_s, wall_s)
 
 
 def _mean(old: float, new: float) -> float:

@@ -118,8 +118,8 @@ def follow(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
     if spec.device == "cpu":
         torch.set_num_threads(1)
     with torch.inference_mode():
-        own = _join(spec, rank, address)
         try:
+            own = _join(spec, rank, address)
             while (order := _hear()) is not None:
                 if order.plan.computes:
                     tokens = own.step(order)

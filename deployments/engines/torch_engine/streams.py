@@ -18,15 +18,18 @@ class Vocabulary:
         return self.bytes_of[token] if token < len(self.bytes_of) else b""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Stream:
-    """One generation. `max_tokens` is resolved: never more than the context leaves. A closed stream emits nothing."""
+    """One generation. `max_tokens` is resolved: never more than the context leaves. A closed stream emits nothing.
+
+    Times are those of one monotonic clock: `began_s` is the start of the first step that had a place for it.
+    """
 
     generation: Generation
     max_tokens: int
     emit: Emit
     submitted_s: float
-    queued_s: float | None = None  # until the first piece carries it away
+    began_s: float = 0.0
     open: bool = True
     tokens: int = 0
     text: TextStream = field(init=False)
@@ -45,14 +48,13 @@ class Stream:
             rest, stopped = self.text.flush()
             text += rest
         reason: FinishReason | None = "stop" if ended or stopped else "length" if full else None
-        queued_s, self.queued_s = self.queued_s, None
         return Piece(
             tokens=1,
             text=text,
             logprobs=() if ended else self._logprobs(row, vocabulary),
             finish_reason=reason,
             usage=self._usage() if reason else None,
-            queued_s=queued_s,
+            queued_s=self.began_s - self.submitted_s if self.tokens == 1 else None,
         )
 
     def _usage(self) -> Usage:

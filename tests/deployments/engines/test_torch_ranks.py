@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Event
 import pytest
 from torch_checkpoint import save_checkpoint
 
-from cluster.errors import EngineFailed
+from cluster.errors import CheckpointError, EngineFailed
 from cluster.request import Generation, Piece, Sampling
 from deployments.engines.torch_engine.engine import TorchEngine
 from deployments.engines.torch_engine.parallel import follow
@@ -171,6 +171,14 @@ def test_followers_end_when_their_leader_is_lost(spec: EngineSpec) -> None:
         leader.kill()
         leader.join()
     assert all(process.exitcode == 1 for process in processes), "each raises EngineFailed"
+
+
+async def test_a_leader_that_cannot_load_ends_its_followers(spec: EngineSpec) -> None:
+    address = GroupAddress(host="127.0.0.1", port=free_port())
+    two = replace(spec, ranks=2)
+    with followers(two, address) as processes, pytest.raises(CheckpointError, match="/nowhere"):
+        await TorchEngine(replace(two, checkpoint="/nowhere"), address).start()
+    assert processes[0].exitcode == 1
 
 
 async def test_a_follower_that_cannot_load_fails_the_start_with_its_reason(spec: EngineSpec) -> None:
