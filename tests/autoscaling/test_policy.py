@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from autoscaling.policy import Decision, Memory, TierSeen, TierSpec, spec_of, step
 from cluster.family import load
-from monitoring.metrics import LABELS
 
 SPEC = TierSpec(min=0, max=4, initial=0, idle_s=300.0, target_ongoing=10)
 
@@ -109,10 +108,9 @@ def test_a_steady_tier_stays_as_it_is() -> None:
     assert played(seen(0, ongoing=5), seen(2, ongoing=5))[1].reason.endswith("1 of 1 run: as it is")
 
 
-def test_every_cause_is_a_stated_label_value() -> None:
+def test_every_cause_occurs() -> None:
     causes = {d.cause for d in played(seen(0, queued=1), seen(1), seen(2, queued=None), seen(3), seen(999))}
     assert causes == {"rise", "hold", "blind", "fall"}
-    assert all(cause in LABELS["cause"] for cause in causes)
 
 
 counts = st.none() | st.integers(-5, 10**30)

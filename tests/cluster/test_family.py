@@ -104,7 +104,7 @@ def test_a_fault_is_told_with_file_path_value_and_what_is_allowed(path: str, val
 
 
 def test_all_faults_are_told_at_once() -> None:
-    text = changed("tiers.mini.ranks", 0).replace("gpu_budget_gpus: 8", "gpu_budget_gpus: none")
+    text = changed("tiers.mini.ranks", 0).replace("gpu_budget_gpus: 9", "gpu_budget_gpus: none")
     with pytest.raises(ConfigurationError) as caught:
         parse(text, "mine.yaml")
     assert len(caught.value.message.splitlines()) == 2

@@ -74,8 +74,15 @@ def held(made: Plan) -> dict[str, list[str]]:
     }
 
 
-def test_the_laptop_starts_small_and_lets_video_take_turns_with_the_tiers() -> None:
+def test_the_laptop_starts_small_and_has_room_for_all_that_may_grow() -> None:
     made = require(plan(LAPTOP, declared_cells(LAPTOP)))
+    assert (made.initial_gpus, made.used_gpus, made.shares, made.unplaced) == (2, 9, (), ())
+
+
+def test_video_takes_turns_with_the_tiers_where_one_gpu_is_missing() -> None:
+    cell = LAPTOP.cells[0].model_copy(update={"gpus": 8})
+    eight = LAPTOP.model_copy(update={"gpu_budget_gpus": 8, "cells": (cell,)})
+    made = require(plan(eight, declared_cells(eight)))
     assert (made.initial_gpus, made.used_gpus, made.unplaced) == (2, 8, ())
     assert [group.tier for group in made.cells[0].groups if group.initial] == ["turbo", "mini"]
     # 2 + 2 + 2*1 + 2*1 ranks fill the budget of 8
@@ -263,19 +270,19 @@ def test_a_group_is_whole_unless_it_is_larger_than_every_cell(trial: Family, gpu
 
 def test_the_cells_of_a_family_are_numbered_where_there_are_several() -> None:
     many = LAPTOP.model_copy(update={"cells": (LAPTOP.cells[0].model_copy(update={"count": 2}),)})
-    assert declared_cells(LAPTOP) == (CellState(name="laptop", gpus=8, free_gpus=8),)
+    assert declared_cells(LAPTOP) == (CellState(name="laptop", gpus=9, free_gpus=9),)
     assert [cell.name for cell in declared_cells(many)] == ["laptop-0", "laptop-1"]
 
 
 def test_nodes_of_one_cell_label_are_one_cell_and_others_stand_alone() -> None:
     nodes = [
         Node(name="n0", gpus=4, free_gpus=4, labels={CELL_LABEL: "rack"}),
-        Node(name="n1", gpus=8, free_gpus=8),
+        Node(name="n1", gpus=9, free_gpus=9),
         Node(name="n2", gpus=4, free_gpus=1, labels={CELL_LABEL: "rack"}),
     ]
     assert observed_cells(nodes) == (
         CellState(name="rack", gpus=8, free_gpus=5),
-        CellState(name="n1", gpus=8, free_gpus=8),
+        CellState(name="n1", gpus=9, free_gpus=9),
     )
 
 
