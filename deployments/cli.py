@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,7 @@ from rich.table import Table
 from cluster.errors import MorayError
 from cluster.family import Family, load
 from cluster.placement import as_dict, declared_cells, plan
-from deployments.stores.keys import KeyRecord, KeyStore
+from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,11 +62,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _family(arguments: argparse.Namespace) -> Family:
+    """The family file with what the command line says; its state folder lies in this directory, wherever Ray starts."""
     family = load(arguments.family)
+    changed: dict[str, Any] = {"state_folder": str(Path(family.state_folder).resolve())}
     port = getattr(arguments, "port", None)
-    if port is None:
-        return family
-    return family.model_copy(update={"gateway": family.gateway.model_copy(update={"port": port})})
+    if port is not None:
+        changed["gateway"] = family.gateway.model_copy(update={"port": port})
+    return family.model_copy(update=changed)
 
 
 def _plan(family: Family, as_json: bool, console: Console) -> int:
@@ -78,7 +81,7 @@ def _plan(family: Family, as_json: bool, console: Console) -> int:
 
 
 def _keys(family: Family, arguments: argparse.Namespace, console: Console) -> None:
-    store = KeyStore(Path(family.state_folder) / "keys.sqlite")
+    store = KeyStore(Path(family.state_folder) / KEYS_FILE)
     secret: dict[str, str] = {}
     records: tuple[KeyRecord, ...]
     match arguments.verb:

@@ -15,7 +15,7 @@ from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family
 from cluster.placement import declared_cells, plan, require
 from deployments import local
-from deployments.stores.keys import KeyStore
+from deployments.stores.keys import KEYS_FILE, KeyStore
 
 POLL_S = 0.5
 READY = """
@@ -38,9 +38,7 @@ def up(family: Family, console: Console) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigurationError or PlacementError before anything is started."""
     local.check_port(family.gateway.host, family.gateway.port)
     require(plan(family, declared_cells(family)))
-    folder = Path(family.state_folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    keys = KeyStore(folder / "keys.sqlite")
+    keys = KeyStore(Path(family.state_folder) / KEYS_FILE)
     stopping = threading.Event()
     started_s = time.monotonic()
     console.print(f"starting Ray and {family.name} (tiers {', '.join(family.tiers)})")

@@ -21,11 +21,9 @@ from deployments.gateway.videos import Videos
 from deployments.gateway.wire import model_object, models_list
 from deployments.link import Listener
 from deployments.ranks import node_address
-from deployments.stores.jobs import JobStore
-from deployments.stores.keys import KeyStore
+from deployments.stores.jobs import JOBS_FILE, JobStore
+from deployments.stores.keys import KEYS_FILE, KeyStore
 
-KEYS_FILE = "keys.sqlite"
-JOBS_FILE = "jobs.sqlite"
 
 
 class Gateway:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from cluster.errors import ConfigurationError, InvalidRequest
 from deployments.video.jobs import VideoJob
 
+JOBS_FILE = "jobs.sqlite"  # in the state folder
 BUSY_S = 10.0  # how long a writer waits for another process's commit
 VERSION = 1
 COLUMNS = tuple(field.name for field in fields(VideoJob))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cluster.errors import ConfigurationError, InvalidRequest, NotFound
 
+KEYS_FILE = "keys.sqlite"  # in the state folder
 PREFIX = "sk-moray-"
 _BUSY_TIMEOUT_S = 5.0
 _COLUMNS = "id, name, created_s, revoked_s"
