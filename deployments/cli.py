@@ -96,10 +96,12 @@ def _keys(family: Family, arguments: argparse.Namespace, console: Console) -> No
     if arguments.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
-    table = Table("id", "name", "created", "revoked", *(["key (shown once)"] if secret else []))
+    table = Table("id", "name", "created", "revoked")
     for row in rows:
-        table.add_row(row["id"], row["name"], _when(row["created_s"]), _when(row["revoked_s"]), *secret.values())
+        table.add_row(row["id"], row["name"], _when(row["created_s"]), _when(row["revoked_s"]))
     console.print(table)
+    if secret:
+        console.print(f"the key, shown this once: {secret['key']}", soft_wrap=True)
 
 
 def _when(seconds: float | None) -> str:

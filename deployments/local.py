@@ -91,17 +91,18 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+def check_size(family: Family) -> None:
+    """Raises ConfigurationError where the family wants more nodes than this machine can stand for."""
+    nodes = sum(cell.count for cell in family.cells)
+    if nodes > 1:
+        raise ConfigurationError(
+            f"{family.name}: cells: {nodes} nodes; one machine stands for one; lower the cells, or deploy on a cluster"
+        )
+
+
 @contextlib.contextmanager
 def cluster(family: Family) -> Iterator[Path]:
-    """Start Ray with the family's one cell on this machine, and stop all of it. Yields the folder of its logs.
-
-    Raises ConfigurationError where the family wants more nodes than this machine can stand for.
-    """
-    if len(family.cells) != 1 or family.cells[0].count != 1:
-        raise ConfigurationError(
-            f"{family.name}: cells: {sum(c.count for c in family.cells)} nodes; `moray up` starts one; "
-            "run larger families on a cluster"
-        )
+    """Start Ray with the family's one cell on this machine, and stop all of it. Yields the folder of its logs."""
     cell = family.cells[0]
     parent = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="moray-", dir=parent if len(parent) <= LONGEST_PARENT else "/tmp"))

@@ -36,6 +36,7 @@ PROMPT = "What is a prime number?"
 
 def up(family: Family, console: Console) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigurationError or PlacementError before anything is started."""
+    local.check_size(family)
     local.check_port(family.gateway.host, family.gateway.port)
     require(plan(family, declared_cells(family)))
     keys = KeyStore(Path(family.state_folder) / KEYS_FILE)

@@ -25,7 +25,6 @@ from deployments.stores.jobs import JOBS_FILE, JobStore
 from deployments.stores.keys import KEYS_FILE, KeyStore
 
 
-
 class Gateway:
     """One per ingress replica. State on disk lies in the family's state folder."""
 
