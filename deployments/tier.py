@@ -51,8 +51,8 @@ class TierReplica:
         assert call is not None
         try:
             link = await self._links.join(reply_to, stream, call.cancel)
-        except OSError as error:
-            return Outcome(error=ReplicaLost(f"{self._tier}: no way back to {reply_to.host}:{reply_to.port}: {error}"))
+        except OSError as error:  # raised, not returned: no last frame will tell the gateway that the stream has ended
+            raise ReplicaLost(f"{self._tier}: no way back to {reply_to.host}:{reply_to.port}: {error}") from error
         write = functools.partial(link.send, stream)
         try:
             outcome = await self._run(chat, Answer(chat, self._engine.label, self._sweeper, write))

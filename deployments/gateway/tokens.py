@@ -58,21 +58,25 @@ class Pushed:
     def ask(self, handle: DeploymentHandle[Any], chat: Chat) -> Answering:
         stream, sink = self._listener.open(lambda: answering.cancel())
         answering = Answering(sink, self._call(handle, chat, stream, sink))
+        answering.call.add_done_callback(lambda _: self._settle(stream, sink))
         return answering
 
     async def _call(self, handle: DeploymentHandle[Any], chat: Chat, stream: int, sink: Sink) -> Outcome:
-        response = handle.push.remote(chat, self._listener.reply_to, stream)
+        response: Any = None
         try:
+            response = handle.push.remote(chat, self._listener.reply_to, stream)
             outcome: Outcome = await response
+            return outcome
         except asyncio.CancelledError:
             response.cancel()
             raise
         except Exception as error:  # whatever Serve raises, the stream must end
-            outcome = Outcome(error=lost(error))
-            sink.fail(outcome.error or lost(error))
-        finally:
-            asyncio.get_running_loop().call_later(0 if sink.ended else LAST_FRAME_S, self._close, stream, sink)
-        return outcome
+            broken = lost(error)
+            sink.fail(broken)
+            return Outcome(error=broken)
+
+    def _settle(self, stream: int, sink: Sink) -> None:
+        asyncio.get_running_loop().call_later(0 if sink.ended else LAST_FRAME_S, self._close, stream, sink)
 
     def _close(self, stream: int, sink: Sink) -> None:
         self._listener.close(stream)
@@ -88,9 +92,10 @@ class Streamed:
         return answering
 
     async def _call(self, handle: DeploymentHandle[Any], chat: Chat, sink: Sink) -> Outcome:
-        response = handle.options(stream=True).stream.remote(chat)
+        response: Any = None
         outcome = Outcome(error=ReplicaLost("stream: ended without an outcome; send the request again"))
         try:
+            response = handle.options(stream=True).stream.remote(chat)
             async for item in response:
                 if isinstance(item, Outcome):
                     outcome = item

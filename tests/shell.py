@@ -1,0 +1,148 @@
+"""Builders for tests of the shell: a small family, a replica in this process, Serve's handle without Serve."""
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock, patch
+
+from cluster.family import Family
+from cluster.request import Chat, Message, Sampling
+from deployments.tier import TierReplica
+
+TIER: dict[str, Any] = {
+    "checkpoint": "none",
+    "engine": "simulated",
+    "context_tokens": 2048,
+    "kv_tokens": 65_536,
+    "slo": {"ttft_s": 1, "tpot_ms": 50},
+    "price": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2},
+    "replicas": {"min": 0, "max": 2, "initial": 0},
+    "cost": {"a_ms": 10, "b_ms_per_seq": 0, "c_ms_per_ktok": 0, "prefill_us_per_token": {1: 0.001}, "source": "a test"},
+}
+VIDEO: dict[str, Any] = {
+    "names": ["sora-2"],
+    "checkpoint": "none",
+    "sizes": ["64x64", "96x64"],
+    "seconds": [1, 2],
+    "fps": 8,
+    "steps": 4,
+    "replicas": {"min": 0, "max": 1, "initial": 0},
+}
+
+
+def family(folder: Path, *, gateway: dict[str, Any] | None = None, video: bool = False, **tier: Any) -> Family:
+    """Tiers mini and turbo, alike, on a simulated engine of 10 ms a step."""
+    return Family.model_validate(
+        {
+            "name": "tested",
+            "accelerator": "cpu",
+            "gpu_budget_gpus": 8,
+            "state_folder": str(folder),
+            "gateway": {"coalesce_ms": 0} | (gateway or {}),
+            "cells": [{"name": "here", "gpus": 8}],
+            "tiers": {name: TIER | {"names": [name]} | tier for name in ("mini", "turbo")},
+            "video": VIDEO if video else None,
+        }
+    )
+
+
+def chat(request_id: str = "req", *, stream: bool = True, **sampling: Any) -> Chat:
+    said = (Message(role="user", content="hello"),)
+    return Chat(request_id=request_id, model="mini", messages=said, sampling=Sampling(**sampling), stream=stream)
+
+
+class Replica(TierReplica):
+    """Serve awaits the constructor and the finalizer; Python's collector would only forget the latter."""
+
+    @classmethod
+    async def started(cls, family: Family, tier: str = "mini") -> "Replica":
+        replica = object.__new__(cls)
+        with patch("deployments.measure.start_http_server", return_value=(Mock(server_port=1), None)):
+            await replica.__init__(family, tier)  # type: ignore[misc]
+        return replica
+
+    def __del__(self) -> None:  # type: ignore[override]
+        pass
+
+
+class Handle:
+    """Calls run as tasks of this process. As with Serve, only `cancel` of a response reaches the call itself."""
+
+    def __init__(self, target: object, *, stream: bool = False) -> None:
+        self._target = target
+        self._stream = stream
+        self.calls: list[Response | Items] = []
+
+    def options(self, *, stream: bool) -> "Handle":
+        other = Handle(self._target, stream=stream)
+        other.calls = self.calls
+        return other
+
+    def __getattr__(self, name: str) -> "_Method":
+        return _Method(self, getattr(self._target, name))
+
+
+class _Method:
+    def __init__(self, handle: Handle, method: Callable[..., Any]) -> None:
+        self._handle = handle
+        self._method = method
+
+    def remote(self, *arguments: Any) -> "Response | Items":
+        called = self._method(*_shipped(arguments))
+        response = Items(called) if self._handle._stream else Response(called)
+        self._handle.calls.append(response)
+        return response
+
+
+class Response:
+    def __init__(self, call: Awaitable[Any]) -> None:
+        self.task = asyncio.ensure_future(call)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._result().__await__()
+
+    async def _result(self) -> Any:
+        await asyncio.wait((self.task,))
+        if self.task.cancelled():
+            raise CallCancelled
+        return _shipped(self.task.result())
+
+    def cancel(self) -> None:
+        self.task.cancel()
+
+
+class Items:
+    def __init__(self, call: AsyncIterator[Any]) -> None:
+        self._ready: asyncio.Queue[Any] = asyncio.Queue()
+        self.task = asyncio.ensure_future(self._pull(call))
+        self.task.add_done_callback(lambda _: self._ready.put_nowait(self.task))
+
+    async def _pull(self, call: AsyncIterator[Any]) -> None:
+        async for item in call:
+            self._ready.put_nowait(_shipped(item))
+
+    def __aiter__(self) -> "Items":
+        return self
+
+    async def __anext__(self) -> Any:
+        item = await self._ready.get()
+        if item is not self.task:
+            return item
+        if self.task.cancelled():
+            raise CallCancelled
+        self.task.result()
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        self.task.cancel()
+
+
+class CallCancelled(Exception):
+    """What Serve raises where a call was cancelled elsewhere; no CancelledError of the caller's own."""
+
+
+def _shipped(value: Any) -> Any:
+    """As it looks on the other side of a process border."""
+    return pickle.loads(pickle.dumps(value))
