@@ -39,6 +39,7 @@ class TorchEngine:
 
     # Set while starting, by the thread, before `start` returns.
     _leader: Leader
+    _scheduler: Scheduler
     _tokenizer: ChatTokenizer
     _vocabulary: Vocabulary
 
@@ -46,15 +47,6 @@ class TorchEngine:
         """group: where rank 0 listens for the others; None where there are none."""
         self.context_tokens = spec.context_tokens
         self._spec, self._group = spec, group
-        self._scheduler = Scheduler(
-            Limits(
-                ranks=spec.ranks,
-                blocks=spec.kv_tokens // BLOCK_TOKENS,
-                block_tokens=BLOCK_TOKENS,
-                max_running=spec.max_running,
-                chunk_tokens=spec.prefill_chunk_tokens,
-            )
-        )
         self._meter = Meter()
         self._streams: dict[str, Stream] = {}
         self._at: dict[int, Stream] = {}  # by place; the thread's own
@@ -126,7 +118,8 @@ class TorchEngine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
 
     def _max_tokens(self, generation: Generation) -> int:
         """What the request may generate at most, or why it can never run."""
@@ -183,8 +176,18 @@ class TorchEngine:
         self._give_up(failure)
 
     def _load(self) -> None:
-        self._leader = Leader(self._spec, self._group)
-        self._tokenizer = ChatTokenizer(Path(self._spec.checkpoint))
+        spec = self._spec
+        self._leader = Leader(spec, self._group)  # refuses a cache beyond the memory, before its blocks are listed
+        self._scheduler = Scheduler(
+            Limits(
+                ranks=spec.ranks,
+                blocks=spec.kv_tokens // BLOCK_TOKENS,
+                block_tokens=BLOCK_TOKENS,
+                max_running=spec.max_running,
+                chunk_tokens=spec.prefill_chunk_tokens,
+            )
+        )
+        self._tokenizer = ChatTokenizer(Path(spec.checkpoint))
         self._vocabulary = Vocabulary(bytes_of=self._tokenizer.bytes_of, end_tokens=self._leader.config.end_tokens)
         # A first step pages the weights in and lets the libraries choose their kernels.
         first = Generation(request_id="", prompt=(0,) * 8, sampling=Sampling(max_tokens=2))

@@ -59,7 +59,8 @@ class DecodeAttention:
     def __call__(self, q: Tensor, pool: Tensor, scale: float) -> Tensor:
         """q [B, kv_heads, group, head_dim], pool of one layer -> [B, kv_heads * group * head_dim]."""
         kv = pool[: self.rows] if self.blocks is None else pool.index_select(0, self.blocks)
-        parts, logsumexp = _attend(q.index_select(0, self.owner), kv[:, 0], kv[:, 1], self.mask, scale)
+        attend = attend_on_cpu if q.device.type == "cpu" else attend_anywhere
+        parts, logsumexp = attend(q.index_select(0, self.owner), kv[:, 0], kv[:, 1], self.mask, scale)
         share = torch.softmax(logsumexp[self.table] + self.padding, 1)  # [B, M, kv_heads, group]
         return (parts[self.table] * share.unsqueeze(-1)).sum(1).flatten(1).to(q.dtype)
 
@@ -128,12 +129,15 @@ def _forbid(where: NDArray[np.bool_], like: Tensor) -> Tensor:
     )
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def attend_on_cpu(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Softmax attention and the log-sum-exp of its scores, which the public function does not return."""
-    if q.device.type == "cpu":
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        parts, logsumexp = flash(q, keys, values, 0.0, False, attn_mask=mask, scale=scale)
-        return parts, logsumexp
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, logsumexp = flash(q, keys, values, 0.0, False, attn_mask=mask, scale=scale)
+    return out, logsumexp
+
+
+def attend_anywhere(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The same by its definition."""
     scores = (q @ keys.transpose(-1, -2)).float() * scale + mask
     logsumexp = scores.logsumexp(-1)
     return torch.exp(scores - logsumexp.unsqueeze(-1)).to(values.dtype) @ values, logsumexp

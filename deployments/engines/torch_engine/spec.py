@@ -8,6 +8,8 @@ from typing import Literal
 class EngineSpec:
     """One expert group. `kv_tokens` is per rank: every rank holds the KV of the sequences that it owns.
 
+    On `cpu` every rank is one thread, and float32 is the faster dtype. `cuda` is written and was never run.
+
     `prefill_chunk_tokens` bounds the prompt tokens that one step computes on one rank. `expert_rank[layer][expert]` is
     the rank that holds an expert, counted over the layers that have experts; None splits them in order.
     """

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
@@ -30,16 +30,19 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in pairwise(edges)]
 
 
+@settings(deadline=None)
 @given(st.text(), st.lists(st.integers(0, 1000), max_size=20))
 def test_characters_cut_between_tokens_come_out_whole(text: str, at: list[int]) -> None:
     assert written(cut(text.encode(), at), []) == (text, False)
 
 
+@settings(deadline=None)
 @given(st.binary(), st.lists(st.integers(0, 1000), max_size=20))
 def test_invalid_bytes_become_replacement_characters(data: bytes, at: list[int]) -> None:
     assert written(cut(data, at), []) == (data.decode("utf-8", "replace"), False)
 
 
+@settings(deadline=None)
 @given(st.text("abcd", max_size=30), STOPS, st.lists(st.integers(0, 1000), max_size=20))
 def test_the_cut_into_tokens_never_changes_where_a_stop_string_ends_the_text(
     text: str, stop: list[str], at: list[int]
@@ -55,6 +58,7 @@ def test_the_cut_into_tokens_never_changes_where_a_stop_string_ends_the_text(
         assert out == text[: first - longest]
 
 
+@settings(deadline=None)
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_only_what_may_begin_a_stop_string_is_held_back(text: str, stop: list[str]) -> None:
     stream, out = TextStream(stop), ""

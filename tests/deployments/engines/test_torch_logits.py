@@ -1,5 +1,6 @@
 """The engine's model is the model: logits equal transformers' own, in chunks and step by step."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def generate(rank: Rank) -> tuple[dict[str, list[int]], dict[str, list[torch.Ten
                 if len(tokens[at[place]]) == NEW:
                     scheduler.remove(at[place])
     return tokens, logits
+
+
+def test_half_precision_stays_near(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, use_qk_norm=True)
+    spec = EngineSpec(checkpoint=str(folder), context_tokens=512, kv_tokens=512, max_running=4)
+    _, exact = generate(load_rank(spec, 0, lambda _: stay))
+    _, near = generate(load_rank(replace(spec, dtype="bfloat16"), 0, lambda _: stay))
+    for key in PROMPTS:  # the first: later ones may follow another token
+        assert (near[key][0] - exact[key][0]).abs().mean() < 0.1 * exact[key][0].std()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.engines.torch_engine.sampling import choose, log_probabilities, penalise, uniform
@@ -22,6 +22,7 @@ def test_draws_are_uniform_and_independent_of_order() -> None:
     assert u[7] == uniform(np.array([11], np.uint64), np.array([7], np.uint64))[0]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**20))
 def test_a_draw_lies_in_the_unit_interval(seed: int, position: int) -> None:
     assert 0 <= uniform(np.array([seed], np.uint64), np.array([position], np.uint64))[0] < 1

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.engines.torch_engine.schedule import Limits, Plan, Scheduler
@@ -88,6 +88,7 @@ def requests(draw: st.DrawFn, limits: Limits) -> list[tuple[int, int]]:
     return [(prompt, draw(st.integers(1, room - prompt + 1))) for prompt in prompts]
 
 
+@settings(deadline=None)
 @given(st.data(), LIMITS)
 def test_every_request_runs_to_its_limit_in_order_and_frees_what_it_held(data: st.DataObject, limits: Limits) -> None:
     load = Load(limits)
@@ -103,6 +104,7 @@ def test_every_request_runs_to_its_limit_in_order_and_frees_what_it_held(data: s
     assert steps <= sum(prompt + most for prompt, most in asked)
 
 
+@settings(deadline=None)
 @given(st.data(), LIMITS)
 def test_cancellation_at_any_time_frees_a_place_and_harms_no_other(data: st.DataObject, limits: Limits) -> None:
     load = Load(limits)
