@@ -39,6 +39,21 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
+def check_checkpoints(family: Family) -> None:
+    """Raises ConfigurationError where a folder is missing: a tier that sleeps would tell its first caller only."""
+    folders = {f"tiers.{key}": tier.checkpoint for key, tier in family.tiers.items() if tier.engine != "simulated"}
+    if family.video is not None:
+        folders["video"] = family.video.checkpoint
+    missing = [
+        f"{family.name}: {where}.checkpoint: {folder}: no such directory; the folder of a checkpoint is needed; "
+        "mend the path, or fetch or train it first"
+        for where, folder in folders.items()
+        if not Path(folder).is_dir()
+    ]
+    if missing:
+        raise ConfigurationError("\n".join(missing))
+
+
 def free_ports(count: int) -> list[int]:
     """A run of ports that are free now on all addresses.
 

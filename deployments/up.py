@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +37,41 @@ PROMPT = "What is a prime number?"
 def up(family: Family, console: Console) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigurationError or PlacementError before anything is started."""
     local.check_size(family)
+    local.check_checkpoints(family)
     local.check_port(family.gateway.host, family.gateway.port)
     require(plan(family, declared_cells(family)))
     keys = KeyStore(Path(family.state_folder) / KEYS_FILE)
     stopping = threading.Event()
     started_s = time.monotonic()
-    console.print(f"starting Ray and {family.name} (tiers {', '.join(family.tiers)})")
-    with _signals(stopping), local.cluster(family), _signals(stopping):  # ray.init installs its own
-        console.print(f"  Ray is up after {time.monotonic() - started_s:.1f} s")
-        _deploy(family, console, stopping, started_s)
-        if not stopping.is_set():
-            key, _ = keys.create("made by moray up", time.time())
-            _show(family, key, console)
-        stopping.wait()
-        console.print("stopping")
+    with _signals(stopping) as listen:
+        console.print(f"starting Ray and {family.name} (tiers {', '.join(family.tiers)})")
+        with local.cluster(family):
+            listen()  # again: ray.init installs handlers of its own
+            console.print(f"  Ray is up after {time.monotonic() - started_s:.1f} s")
+            _deploy(family, console, stopping, started_s)
+            if not stopping.is_set():
+                key, _ = keys.create("made by moray up", time.time())
+                _show(family, key, console)
+            stopping.wait()
+            console.print("stopping")
 
 
 @contextlib.contextmanager
-def _signals(stopping: threading.Event) -> Iterator[None]:
-    before = [signal.signal(each, lambda *_: stopping.set()) for each in (signal.SIGINT, signal.SIGTERM)]
-    yield
-    for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-        signal.signal(each, handler)
+def _signals(stopping: threading.Event) -> Iterator[Callable[[], None]]:
+    """Ctrl-C asks to stop, and goes on doing so while everything is stopped: an impatient second one breaks nothing."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+
+    def listen() -> None:
+        for number in numbers:
+            signal.signal(number, lambda *_: stopping.set())
+
+    listen()
+    try:
+        yield listen
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _deploy(family: Family, console: Console, stopping: threading.Event, started_s: float) -> None:
