@@ -1,0 +1,67 @@
+"""One server at a time: each is started when a test first asks for it, and stopped when one asks for another."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.families import shipped, small, written
+from integration.server import Server, free_port
+
+Family = Callable[[Path, int], dict[str, Any]]
+
+
+class Stage:
+    """What is served now. Its folders are short: the path of a Unix socket must fit 107 bytes."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._server: Server | None = None
+
+    def serve(self, name: str, family: Family) -> Server:
+        if self._server is None or self._name != name:
+            self.clear()
+            self._server, self._name = self.start(family), name
+            self._server.ready()
+        return self._server
+
+    def start(self, family: Family) -> Server:
+        """Not waited for; to be stopped by the caller."""
+        self.clear()
+        folder = Path(tempfile.mkdtemp(prefix="it-", dir="/tmp"))
+        port = free_port()
+        return Server(written(folder, family(folder, port)), port, folder)
+
+    def clear(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+            shutil.rmtree(server.scratch)
+
+
+@pytest.fixture(scope="session")
+def stage() -> Iterator[Stage]:
+    stage = Stage()
+    yield stage
+    stage.clear()
+
+
+@pytest.fixture
+def laptop(stage: Stage) -> Server:
+    """The family that ships."""
+    return stage.serve("laptop", shipped)
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose answers are as long as asked."""
+    from torch_checkpoint import save_checkpoint  # imports transformers, which takes seconds
+
+    return save_checkpoint(tmp_path_factory.mktemp("endless"), eos_token_id=None, max_position_embeddings=2048)
+
+
+@pytest.fixture
+def small_family(endless: Path) -> Family:
+    return lambda folder, port: small(folder, port, endless)

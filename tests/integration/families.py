@@ -1,0 +1,67 @@
+"""Family files of the tests: the one that ships, moved, and a small one that is quick to start and to break."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.family import BUNDLED, load
+
+QUICK = {"a_ms": 5, "b_ms_per_seq": 0, "c_ms_per_ktok": 0, "prefill_us_per_token": {64: 1}, "source": "none: a test's"}
+
+
+def shipped(folder: Path, port: int) -> dict[str, Any]:
+    """laptop.yaml, its checkpoints by absolute path; pro goes to sleep soon."""
+    raw: dict[str, Any] = yaml.safe_load((BUNDLED / "laptop.yaml").read_text(encoding="utf-8"))
+    family = load("laptop")
+    for key, tier in family.tiers.items():
+        raw["tiers"][key]["checkpoint"] = tier.checkpoint
+    assert family.video is not None
+    raw["video"]["checkpoint"] = family.video.checkpoint
+    raw["tiers"]["pro"]["replicas"]["idle_s"] = 5
+    return raw | _place(folder, port)
+
+
+def small(folder: Path, port: int, checkpoint: Path) -> dict[str, Any]:
+    """Tiers with real engines (random weights, no end token: as long as asked) and simulated ones."""
+    tiers = {
+        "pro": _tier("pro", checkpoint=str(checkpoint), engine="torch", ranks=2, kv_tokens=4096),
+        "mini": _tier("mini", checkpoint=str(checkpoint), engine="torch", kv_tokens=4096),
+        "turbo": _tier("turbo"),
+        "narrow": _tier("narrow", max_running=1, max_waiting=1),
+        "sleepy": _tier("sleepy", max_running=64, replicas={"min": 0, "max": 2, "initial": 0, "idle_s": 3}),
+    }
+    return {
+        "name": "small",
+        "accelerator": "cpu",
+        "gpu_budget_gpus": 10,
+        "cells": [{"name": "here", "gpus": 10}],
+        "tiers": tiers,
+    } | _place(folder, port)
+
+
+def written(folder: Path, raw: dict[str, Any]) -> Path:
+    file = folder / "family.yaml"
+    file.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def _place(folder: Path, port: int) -> dict[str, Any]:
+    return {"gateway": {"host": "127.0.0.1", "port": port}, "state_folder": str(folder / "state")}
+
+
+def _tier(name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "names": [name],
+        "checkpoint": "none",
+        "engine": "simulated",
+        "context_tokens": 2048,
+        "kv_tokens": 65536,
+        "max_running": 8,
+        "max_waiting": 256,
+        "slo": {"ttft_s": 1, "tpot_ms": 50},
+        "price": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2},
+        "replicas": {"min": 1, "max": 1, "initial": 1},
+        "cost": QUICK,
+        **changes,
+    }
