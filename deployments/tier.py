@@ -41,6 +41,9 @@ class TierReplica:
             raise
         self._metrics = ReplicaMetrics(tier, self._engine, node_address())
 
+    async def greet(self) -> None:
+        """Nothing: a first call by which a gateway's router meets its replicas."""
+
     async def complete(self, chat: Chat) -> Outcome:
         """The whole answer at once."""
         return await self._run(chat, Answer(chat, self._engine.label, self._sweeper, None))

@@ -1,5 +1,7 @@
 """The ingress: one FastAPI application on Ray Serve, OpenAI's wire in front, the family's handles behind."""
 
+import asyncio
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from starlette.types import ASGIApp
 
 from cluster.errors import InvalidRequest, NotFound
 from cluster.family import Family
+from deployments import seen
 from deployments.gateway.asgi import Envelope, authorize
 from deployments.gateway.chat import ChatCompletions
 from deployments.gateway.metrics import GatewayMetrics
@@ -47,6 +50,9 @@ class Gateway:
         if family.video is not None and video is not None:
             self._videos = Videos(family, video, jobs, folder / "videos", self._metrics)
             self._videos.resume()
+        # Serve's routers look for replicas with their first call; a user's should not be that, nor wake a sleeping tier.
+        warm = [handle for key, handle in tiers.items() if family.tiers[key].replicas.initial]
+        self._greetings = [asyncio.ensure_future(_greet(handle)) for handle in warm]
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = FastAPI(title="Moray", docs_url=None, redoc_url=None, openapi_url=None)
@@ -70,11 +76,18 @@ class Gateway:
         return _json(model_object(self._family, name, self._started_s))
 
     async def _health(self) -> Response:
-        return _json({"status": "ok", "family": self._family.name})
+        """Open to all. `replicas` counts those that this gateway may send to; a tier with none sleeps."""
+        replicas = {key: len(seen.replicas(key)) for key in self._family.tiers}
+        return _json({"status": "ok", "family": self._family.name, "replicas": replicas})
 
     async def _metrics_page(self, only: str = "") -> Response:
         page = await self._metrics.page(only_gateway=only == "gateway")
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _greet(handle: DeploymentHandle[Any]) -> None:
+    with contextlib.suppress(Exception):  # Serve tells of replicas that cannot start; this is only a greeting
+        await handle.greet.remote()
 
 
 def _json(value: Any) -> Response:
