@@ -1,14 +1,19 @@
 """Builders for tests of the shell: a small family, a replica in this process, Serve's handle without Serve."""
 
 import asyncio
+import json
 import pickle
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
 
+from starlette.types import ASGIApp
+
 from cluster.family import Family
 from cluster.request import Chat, Message, Sampling
+from deployments.gateway.app import KEYS_FILE, Gateway
+from deployments.stores.keys import KeyStore
 from deployments.tier import TierReplica
 
 TIER: dict[str, Any] = {
@@ -146,3 +151,73 @@ class CallCancelled(Exception):
 def _shipped(value: Any) -> Any:
     """As it looks on the other side of a process border."""
     return pickle.loads(pickle.dumps(value))
+
+
+async def application(
+    family: Family, tiers: dict[str, Handle], video: Handle | None = None, *, key: str = "tester"
+) -> tuple[Gateway, ASGIApp, str]:
+    """The gateway as Serve would build it, and a key of its."""
+    secret, _ = KeyStore(Path(family.state_folder) / KEYS_FILE).create(key, 0.0)
+    gateway = object.__new__(Gateway)
+    await gateway.__init__(family, tiers, video)  # type: ignore[misc]
+    return gateway, gateway.__serve_build_asgi_app__(), secret
+
+
+class Exchange:
+    """One HTTP request, spoken to an ASGI application as a server speaks it."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        path: str,
+        *parts: bytes,
+        method: str = "POST",
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.sent: list[tuple[float, MutableMapping[str, Any]]] = []
+        self._parts = list(parts) or [b""]
+        self._closed = asyncio.get_running_loop().create_future()
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
+        }
+        self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> MutableMapping[str, Any]:
+        if self._parts:
+            part = self._parts.pop(0)
+            return {"type": "http.request", "body": part, "more_body": bool(self._parts)}
+        await self._closed
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        self.sent.append((asyncio.get_running_loop().time(), message))
+
+    async def finished(self) -> "Exchange":
+        await self.task
+        return self
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0][1]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in self.sent[0][1]["headers"]}
+
+    @property
+    def chunks(self) -> list[bytes]:
+        return [message["body"] for _, message in self.sent[1:]]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.chunks)
+
+    def json(self) -> Any:
+        return json.loads(self.body)

@@ -92,7 +92,8 @@ class ChatCompletions:
         """The status line waits for the first bytes, so that a refusal still has its own; never for long."""
         answering = self._path.ask(self._tiers[tier], chat)
         begun = False
-        begun_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+        late_s = loop.time() + self._family.tiers[tier].start_timeout_s
         self._metrics.streams(tier, +1)
         try:
             while (data := await answering.next(KEEPALIVE_S)) is not None:
@@ -100,7 +101,7 @@ class ChatCompletions:
                     begun = True
                     await send({"type": "http.response.start", "status": 200, "headers": _SSE + headers})
                 await send({"type": "http.response.body", "body": data or KEEPALIVE, "more_body": True})
-                if not data and time.monotonic() - begun_s > self._family.tiers[tier].start_timeout_s:
+                if not data and loop.time() >= late_s:
                     self._require_awake(tier)
             outcome = await answering.call
         except MorayError as error:

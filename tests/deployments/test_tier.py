@@ -72,9 +72,7 @@ async def test_losing_the_gateway_ends_the_calls_that_push_to_it(tmp_path: Path)
     assert replica._engine.report().running == 0
 
 
-async def test_a_gateway_that_refuses_the_token_ends_the_call(
-    tmp_path: Path,
-) -> None:
+async def test_a_gateway_that_refuses_the_token_ends_the_call(tmp_path: Path) -> None:
     replica = await Replica.started(family(tmp_path))
     listener = Listener()
     address = await listener.start("127.0.0.1")

@@ -1,0 +1,366 @@
+"""The whole gateway but Serve, on a virtual clock: every request goes through all of its layers."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shell import TIER, Exchange, Handle, Replica, application, family
+from starlette.types import ASGIApp
+from virtual_time import run
+
+from cluster.errors import EngineFailed, MorayError, Overloaded
+from cluster.family import Family
+from cluster.request import Chat
+from deployments import seen
+from deployments.gateway.chat import KEEPALIVE, KEEPALIVE_S
+from deployments.stream import Outcome
+
+PATH = "/v1/chat/completions"
+ASKED: dict[str, Any] = {"model": "mini", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+
+
+class Stage:
+    """A gateway, whose tier `mini` is what the test gives; a simulated replica where it gives nothing."""
+
+    def __init__(self, app: ASGIApp, key: str, handle: Handle) -> None:
+        self.app = app
+        self.handle = handle
+        self._headers = {"authorization": f"Bearer {key}"}
+
+    def ask(self, headers: dict[str, str] | None = None, **changes: Any) -> Exchange:
+        return self.send(json.dumps(ASKED | changes).encode(), headers=headers)
+
+    def send(self, *parts: bytes, headers: dict[str, str] | None = None) -> Exchange:
+        return Exchange(self.app, PATH, *parts, headers=self._headers | (headers or {}))
+
+    async def page(self) -> str:
+        query = Exchange(self.app, "/metrics", method="GET", query="only=gateway")
+        return (await query.finished()).body.decode()
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a scenario on such a stage, in virtual time. Tokens come as items of the handle's stream: no sockets."""
+    monkeypatch.setattr(seen, "_replicas", {})
+
+    def play(
+        scenario: Callable[[Stage], Awaitable[None]], target: object = None, max_body_bytes: int = 4096, **tier: Any
+    ) -> None:
+        async def played() -> None:
+            limits = {"tokens": "streamed", "max_body_bytes": max_body_bytes}
+            spec: Family = family(tmp_path, gateway=limits, **tier)
+            handle = Handle(target or await Replica.started(spec))
+            _, app, key = await application(spec, {"mini": handle, "turbo": handle})
+            await scenario(Stage(app, key, handle))
+
+        run(played())
+
+    return play
+
+
+Play = Callable[..., None]
+
+
+def error_of(exchange: Exchange) -> dict[str, Any]:
+    body = exchange.json()
+    assert list(body) == ["error"]
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def events(exchange: Exchange) -> list[str]:
+    return [line.removeprefix("data: ") for line in exchange.body.decode().split("\n\n") if line]
+
+
+def text(exchange: Exchange) -> str:
+    chunks = [json.loads(event) for event in events(exchange) if event.startswith("{")]
+    return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+
+
+class Fails:
+    """A replica that gives some text, then what it is told."""
+
+    def __init__(self, end: MorayError | Exception, *, said: bytes = b"", after_s: float = 0.0) -> None:
+        self._end = end
+        self._said = said
+        self._after_s = after_s
+
+    async def complete(self, chat: Chat) -> Outcome:
+        await asyncio.sleep(self._after_s)
+        if isinstance(self._end, MorayError):
+            return Outcome(error=self._end)
+        raise self._end
+
+    async def stream(self, chat: Chat) -> AsyncIterator[bytes | Outcome]:
+        if self._said:
+            yield self._said
+        yield await self.complete(chat)
+
+
+class Sleeps:
+    """A tier that takes a while to wake up."""
+
+    def __init__(self, wakes_s: float) -> None:
+        self._wakes_s = wakes_s
+
+    async def complete(self, chat: Chat) -> Outcome:
+        await asyncio.sleep(self._wakes_s)
+        return Outcome(body=b'{"awake":true}')
+
+    async def stream(self, chat: Chat) -> AsyncIterator[bytes | Outcome]:
+        await asyncio.sleep(self._wakes_s)
+        yield b"data: awake\n\n"
+        yield Outcome()
+
+
+def test_an_answer_comes_whole_or_as_events_with_the_same_text(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        whole, streamed = await asyncio.gather(stage.ask(seed=7).finished(), stage.ask(seed=7, stream=True).finished())
+        assert (whole.status, whole.headers["content-type"]) == (200, "application/json")
+        assert (streamed.status, streamed.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert whole.json()["choices"][0]["message"]["content"] == text(streamed) != ""
+        assert events(streamed)[-1] == "[DONE]"
+
+    play(scenario)
+
+
+def test_every_answer_says_which_tier_served_it_and_that_it_is_simulated(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        for exchange in (await stage.ask().finished(), await stage.ask(stream=True).finished()):
+            assert exchange.headers["moray-tier"] == "mini"
+            assert exchange.headers["moray-engine"] == "simulated"
+        assert (await stage.ask(model="turbo").finished()).headers["moray-tier"] == "turbo"
+
+    play(scenario)
+
+
+def test_the_request_id_of_the_caller_is_the_id_of_the_answer(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        given = {"x-request-id": "mine-1"}
+        assert (await stage.ask(given).finished()).json()["id"] == "mine-1"
+        assert '"id":"mine-1"' in events(await stage.ask(given, stream=True).finished())[0]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("given", ["", "Bearer sk-moray-unknown", "Basic dTpw"])
+def test_a_request_without_a_known_key_is_refused_before_its_body_is_read(play: Play, given: str) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = await stage.send(b"not even JSON", headers={"authorization": given}).finished()
+        assert (exchange.status, error_of(exchange)["code"]) == (401, "invalid_api_key")
+        assert stage.handle.calls == []
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(("body", "code"), [(b"{", "invalid_json"), (b"", "invalid_json"), (b"[]", "invalid_value")])
+def test_what_is_no_json_object_is_refused(play: Play, body: bytes, code: str) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = await stage.send(body).finished()
+        assert (exchange.status, error_of(exchange)["code"]) == (400, code)
+
+    play(scenario)
+
+
+def test_an_unknown_model_is_refused_with_the_served_ones(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = await stage.ask(model="gpt-x").finished()
+        error = error_of(exchange)
+        assert (exchange.status, error["code"], error["param"]) == (404, "model_not_found", "model")
+        assert "served: mini, turbo" in error["message"]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_oversize_body_is_refused_declared_or_chunked(play: Play, declared: bool) -> None:
+    async def scenario(stage: Stage) -> None:
+        body = json.dumps(ASKED | {"user": "x" * 5000}).encode()
+        headers = {"content-length": str(len(body))} if declared else {}
+        exchange = await stage.send(body[:2000], body[2000:4000], body[4000:], headers=headers).finished()
+        assert (exchange.status, error_of(exchange)["code"]) == (413, "body_too_large")
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refusal_keeps_its_own_status_also_where_a_stream_was_asked_for(play: Play, stream: bool) -> None:
+    async def scenario(stage: Stage) -> None:
+        too_long = await stage.ask(max_tokens=4096, stream=stream).finished()
+        assert (too_long.status, error_of(too_long)["code"]) == (400, "context_length_exceeded")
+
+    async def full(stage: Stage) -> None:
+        refused = await stage.ask(stream=stream).finished()
+        assert (refused.status, error_of(refused)["code"]) == (429, "overloaded")
+        assert refused.headers["Retry-After"] == "7"
+
+    play(scenario)
+    play(full, Fails(Overloaded("full", retry_after_s=6.2)))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_replica_that_dies_before_its_first_byte_is_a_503(play: Play, stream: bool) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = await stage.ask(stream=stream).finished()
+        assert (exchange.status, error_of(exchange)["code"]) == (503, "replica_lost")
+        assert "secret" not in exchange.body.decode()
+
+    play(scenario, Fails(RuntimeError("a secret traceback")))
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(EngineFailed("engine: gone"), "engine_failed"), (RuntimeError(), "replica_lost")]
+)
+def test_an_error_mid_stream_becomes_an_error_event_and_no_done(play: Play, end: Exception, code: str) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = await stage.ask(stream=True).finished()
+        assert exchange.status == 200
+        first, last = events(exchange)
+        assert first == "so far"
+        assert json.loads(last)["error"]["code"] == code
+        assert exchange.sent[-1][1] == {"type": "http.response.body", "body": b""}
+        assert f'code="{code}",tier="mini"' in await stage.page()
+
+    play(scenario, Fails(end, said=b"data: so far\n\n", after_s=1.0))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_call(play: Play, stream: bool) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = stage.ask(stream=stream, max_tokens=2000)
+        await asyncio.sleep(1.0)
+        assert not exchange.task.done()
+        exchange.task.cancel()
+        await asyncio.wait([exchange.task])
+        await asyncio.sleep(0.1)
+        assert [call.task.cancelled() for call in stage.handle.calls] == [True]
+        page = await stage.page()
+        assert 'moray_requests_total{code="client_gone",tier="mini"} 1.0' in page
+        assert 'moray_streams{tier="mini"} 1.0' not in page
+
+    play(scenario)
+
+
+def test_comments_keep_a_stream_alive_while_a_sleeping_tier_starts(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = await stage.ask(stream=True).finished()
+        assert exchange.status == 200
+        assert exchange.chunks == [KEEPALIVE, KEEPALIVE, b"data: awake\n\n", b""]
+        assert [at_s for at_s, _ in exchange.sent] == [KEEPALIVE_S, KEEPALIVE_S, 2 * KEEPALIVE_S, 25, 25]
+
+    play(scenario, Sleeps(25), start_timeout_s=100)
+
+
+def test_an_answer_that_is_not_streamed_waits_for_a_sleeping_tier(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = await stage.ask().finished()
+        assert (exchange.status, exchange.json()) == (200, {"awake": True})
+        assert exchange.sent[0][0] == 25
+
+    play(scenario, Sleeps(25), start_timeout_s=100)
+
+
+def test_a_tier_that_does_not_wake_up_in_time_is_a_503(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = await stage.ask().finished()
+        assert (exchange.status, error_of(exchange)["code"]) == (503, "start_timeout")
+        assert exchange.sent[0][0] == 30
+        await asyncio.wait([stage.handle.calls[0].task])
+        assert stage.handle.calls[0].task.cancelled()
+
+    play(scenario, Sleeps(1000), start_timeout_s=30)
+
+
+def test_a_stream_whose_tier_does_not_wake_up_ends_with_an_error_event(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = await stage.ask(stream=True).finished()
+        assert json.loads(events(exchange)[-1])["error"]["code"] == "start_timeout"
+        assert exchange.sent[-1][0] == 30
+        await asyncio.wait([stage.handle.calls[0].task])
+        assert stage.handle.calls[0].task.cancelled()
+
+    play(scenario, Sleeps(1000), start_timeout_s=30)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tier_that_is_awake_may_take_its_time(play: Play, stream: bool) -> None:
+    async def scenario(stage: Stage) -> None:
+        seen.publish("mini", (seen.SeenReplica(replica_id="a", metrics_address=""),))
+        exchange = await stage.ask(stream=stream).finished()
+        assert exchange.status == 200
+        assert b"awake" in exchange.body
+
+    play(scenario, Sleeps(1000), start_timeout_s=30)
+
+
+def test_what_was_asked_and_answered_is_counted(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await asyncio.gather(*(stage.ask(stream=stream).finished() for stream in (False, True)))
+        await stage.ask(model="none of ours").finished()
+        page = await stage.page()
+        assert 'moray_requests_total{code="ok",tier="mini"} 2.0' in page
+        assert 'moray_requests_total{code="model_not_found",tier="none"} 1.0' in page
+        assert 'moray_completion_tokens_total{tier="mini"} 10.0' in page
+        assert 'moray_ttft_seconds_count{tier="mini"} 2.0' in page
+        assert 'moray_tpot_seconds_count{tier="mini"} 2.0' in page
+        assert 'moray_streams{tier="mini"} 0.0' in page
+
+    play(scenario)
+
+
+def test_one_slow_answer_holds_up_no_other(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        slow = stage.ask(stream=True, max_tokens=1000)
+        quick = await stage.ask(max_tokens=1).finished()
+        assert quick.status == 200
+        assert not slow.task.done()
+        assert len(events(await slow.finished())) > 1000
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "route_not_found"),
+        ("GET", "/", 404, "route_not_found"),
+        ("POST", "/v1/completions", 404, "route_not_found"),
+        ("GET", PATH, 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("GET", "/v1/models", 401, "invalid_api_key"),
+        ("GET", "/v1/models/mini", 401, "invalid_api_key"),
+        ("GET", "/v1/videos", 404, "route_not_found"),
+    ],
+)
+def test_every_error_is_openais_error_object(play: Play, method: str, path: str, status: int, code: str) -> None:
+    async def scenario(stage: Stage) -> None:
+        exchange = await Exchange(stage.app, path, method=method).finished()
+        assert (exchange.status, error_of(exchange)["code"]) == (status, code)
+        assert exchange.headers["content-type"] == "application/json"
+
+    play(scenario)
+
+
+def test_the_models_are_those_of_the_family(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        listed = await Exchange(stage.app, "/v1/models", method="GET", headers=stage._headers).finished()
+        assert [model["id"] for model in listed.json()["data"]] == ["mini", "turbo"]
+        one = await Exchange(stage.app, "/v1/models/turbo", method="GET", headers=stage._headers).finished()
+        assert one.json()["price"] == TIER["price"]
+        unknown = await Exchange(stage.app, "/v1/models/x", method="GET", headers=stage._headers).finished()
+        assert (unknown.status, error_of(unknown)["code"]) == (404, "model_not_found")
+
+    play(scenario)
+
+
+def test_health_needs_no_key_and_counts_the_replicas_seen(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        seen.publish("mini", (seen.SeenReplica(replica_id="a", metrics_address=""),))
+        exchange = await Exchange(stage.app, "/health", method="GET").finished()
+        assert exchange.json() == {"status": "ok", "family": "tested", "replicas": {"mini": 1, "turbo": 0}}
+
+    play(scenario)
