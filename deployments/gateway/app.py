@@ -50,7 +50,7 @@ class Gateway:
         if family.video is not None and video is not None:
             self._videos = Videos(family, video, jobs, folder / "videos", self._metrics)
             self._videos.resume()
-        # Serve's routers look for replicas with their first call; a user's should not be that, nor wake a sleeping tier.
+        # A router of Serve meets its replicas with its first call: not a user's, and none that wakes a sleeping tier.
         warm = [handle for key, handle in tiers.items() if family.tiers[key].replicas.initial]
         self._greetings = [asyncio.ensure_future(_greet(handle)) for handle in warm]
 
