@@ -1,14 +1,15 @@
-"""/v1/videos: jobs in a store, one task per unfinished job, files in a folder.
+"""/v1/videos: jobs in a store, one task per unfinished job, a folder for each.
 
 A job is a row before its client gets the id, so a restart finds it and renders it again from its beginning. One gateway
-owns the rows; several would each resume all of them.
+owns the rows; several would each resume all of them. The store flushes to disk, so it is asked in threads.
 """
 
 import asyncio
-import dataclasses
+import contextlib
 import json
 import logging
 import secrets
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
 
 from cluster.errors import InvalidRequest, MorayError, NotFound, ReplicaLost
@@ -75,9 +76,12 @@ class Videos:
         owner = authorize(request.scope, self._keys).id
         asked = await self._asked(request)
         job = queued(asked, video_id(secrets.token_hex), owner, int(time.time()))
-        self._store.create(job)
-        self._start(job)
+        await asyncio.shield(self._accept(job))  # a client that leaves meanwhile does not leave a row without a task
         return _json(video_object(job))
+
+    async def _accept(self, job: VideoJob) -> None:
+        await asyncio.to_thread(self._store.create, job)
+        self._start(job)
 
     async def _asked(self, request: Request) -> VideoRequest:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
@@ -88,31 +92,34 @@ class Videos:
         try:
             async with request.form(max_files=4) as form:
                 fields = [(k, "file" if isinstance(v, UploadFile) else v) for k, v in form.multi_items()]
-        except (MultiPartException, ValueError) as error:
-            raise InvalidRequest(f"body: {error}; multipart/form-data or JSON is allowed; mend the body") from error
+        except (HTTPException, ValueError) as error:
+            fault = error.detail if isinstance(error, HTTPException) else error
+            raise InvalidRequest(f"body: {fault}; multipart/form-data or JSON is allowed; mend the body") from error
         return parse_form(fields, self._video, seed)
 
     async def _list(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
         asked = parse_listing(dict(request.query_params))
-        jobs, more = self._store.page(owner, after=asked.after, limit=asked.limit, order=asked.order)
+        jobs, more = await asyncio.to_thread(
+            self._store.page, owner, after=asked.after, limit=asked.limit, order=asked.order
+        )
         return _json(video_list(jobs, more))
 
     async def _retrieve(self, job_id: str, request: Request) -> Response:
-        return _json(video_object(self._job(job_id, request)))
+        return _json(video_object(await self._job(job_id, request)))
 
     async def _delete(self, job_id: str, request: Request) -> Response:
         """Deleting a job that runs frees its GPU at the next step."""
-        job = self._job(job_id, request)
-        self._store.delete(job.owner, job.id)
+        job = await self._job(job_id, request)
+        await asyncio.to_thread(self._store.delete, job.owner, job.id)
         task = self._tasks.get(job.id)
         if task is not None:
             task.cancel()
-        self._file(job.id).unlink(missing_ok=True)
+        await asyncio.to_thread(_remove, self._file(job.id).parent)
         return _json(video_deleted(job.id))
 
     async def _content(self, job_id: str, request: Request) -> Response:
-        job = self._job(job_id, request)
+        job = await self._job(job_id, request)
         variant = request.query_params.get("variant", "video")
         if variant != "video":
             raise InvalidRequest(
@@ -127,45 +134,57 @@ class Videos:
             )
         return FileResponse(self._file(job.id), media_type="video/mp4", filename=f"{job.id}.mp4")
 
-    def _job(self, job_id: str, request: Request) -> VideoJob:
-        job = self._store.get(authorize(request.scope, self._keys).id, job_id)
+    async def _job(self, job_id: str, request: Request) -> VideoJob:
+        owner = authorize(request.scope, self._keys).id
+        job = await asyncio.to_thread(self._store.get, owner, job_id)
         if job is None:
             raise NotFound(f"videos: {job_id[:64]!r} is unknown; list your videos", code="video_not_found")
         return job
 
     def _file(self, job_id: str) -> Path:
-        return self._folder / f"{job_id}.mp4"
+        return self._folder / job_id / "video.mp4"
 
     async def _render(self, job: VideoJob) -> None:
         """From the queue to an end. A job whose replica is lost goes back to the queue."""
         error: MorayError | None = ReplicaLost(f"{job.id}: its replica was lost {MAX_ATTEMPTS} times; try again")
         while job.attempts < MAX_ATTEMPTS:
-            job = dataclasses.replace(job, status="queued", attempts=job.attempts + 1, steps_done=0)
-            self._store.update(job)
+            job = job.attempted()
+            await asyncio.to_thread(self._store.update, job)
             try:
                 error = await self._attempt(job)
                 break
             except Exception as failure:  # whatever Serve raises for a replica that died
                 log.warning("video %s: attempt %d: %s", job.id, job.attempts, lost(failure).message)
-        self._store.update(job.failed(error) if error else job.completed(int(time.time())))
+        ended = job.failed(error) if error else job.completed(int(time.time()))
+        await asyncio.to_thread(self._store.update, ended)
         self._metrics.video_finished(error.code if error else "ok")
 
     async def _attempt(self, job: VideoJob) -> MorayError | None:
         """One rendering, its steps written to the store. Waits in Serve's queue until a replica is free."""
-        response = self._handle.options(stream=True).render.remote(job.spec(), str(self._file(job.id).resolve()))
+        file = self._file(job.id).resolve()
+        file.parent.mkdir(exist_ok=True)
+        response = self._handle.options(stream=True).render.remote(job.spec(), str(file))
         try:
             async for news in response:
                 match news:
                     case StepDone():
                         self._metrics.video_step(news.seconds)
-                        job = dataclasses.replace(job, status="in_progress").stepped(news.done, news.total)
-                        self._store.update(job)
+                        job = job.stepped(news.done, news.total)
+                        await asyncio.to_thread(self._store.update, job)
                     case Rendered():
                         return news.error
         except asyncio.CancelledError:
             response.cancel()
             raise
         return ReplicaLost(f"{job.id}: the rendering ended without a result; try again")
+
+
+def _remove(folder: Path) -> None:
+    """Its name goes first: a replica that is just finishing a deleted job finds no place to put the file."""
+    nameless = folder.with_name(f"{folder.name}.deleted")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(nameless)
+        shutil.rmtree(nameless)
 
 
 def _json(value: Any) -> Response:
