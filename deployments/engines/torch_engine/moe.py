@@ -78,7 +78,7 @@ class MoeLayer:
         rows = h.index_select(0, order // self.config.top_k)
         out = self.exchange(self.experts, rows, counts, lambda: self._share(x, h))
         back = torch.empty_like(out).index_copy_(0, order, out).view(*chosen.shape, h.shape[1])
-        x.add_(torch.bmm(weights.to(h.dtype).unsqueeze(1), back).squeeze(1))
+        x.unsqueeze(1).baddbmm_(weights.to(h.dtype).unsqueeze(1), back)
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen experts [T, K] and their weights, in float32 whatever the model's dtype."""

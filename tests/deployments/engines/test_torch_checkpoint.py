@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch_checkpoint import save_checkpoint
 
 from cluster.errors import CheckpointError
-from cluster.experts import linear
 from deployments.engines.torch_engine.checkpoint import check_memory, read_config
 from deployments.engines.torch_engine.moe import stay
 from deployments.engines.torch_engine.rank import Rank, load_rank
@@ -115,10 +114,3 @@ def test_slots_number_the_experts_rank_by_rank() -> None:
 
 def test_memory_is_enough_where_it_is(tmp_path: Path) -> None:
     check_memory(tmp_path, 1, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("experts", "ranks", "expected"), [(4, 2, (0, 0, 1, 1)), (5, 2, (0, 0, 0, 1, 1)), (3, 1, (0, 0, 0))]
-)
-def test_linear_placement_keeps_order_and_balance(experts: int, ranks: int, expected: tuple[int, ...]) -> None:
-    assert linear(experts, ranks) == expected
