@@ -43,8 +43,8 @@ class LatencyRouter(RequestRouter):  # type: ignore[misc]  # Ray's names count a
                     self._reports[key] = report
                     self._sent[key] = []
         known = {replica.replica_id.unique_id for replica in replicas}
-        for gone in self._stats.keys() - known:
-            self._stats.pop(gone)
+        for gone in (self._stats.keys() | self._sent.keys()) - known:
+            self._stats.pop(gone, None)
             self._reports.pop(gone, None)
             self._sent.pop(gone, None)
         seen.publish(

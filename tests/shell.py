@@ -12,8 +12,8 @@ from starlette.types import ASGIApp
 
 from cluster.family import Family
 from cluster.request import Chat, Message, Sampling
-from deployments.gateway.app import KEYS_FILE, Gateway
-from deployments.stores.keys import KeyStore
+from deployments.gateway.app import Gateway
+from deployments.stores.keys import KEYS_FILE, KeyStore
 from deployments.tier import TierReplica
 
 TIER: dict[str, Any] = {

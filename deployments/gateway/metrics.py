@@ -102,7 +102,7 @@ class GatewayMetrics(Collector):
     async def _fetch(self, address: str) -> str:
         """One replica's page; nothing where it just died: the others are still worth seeing."""
         try:
-            return (await self._client.get(f"http://{address}/metrics")).text
+            return (await self._client.get(f"http://{address}/metrics")).raise_for_status().text
         except httpx.HTTPError:
             return ""
 

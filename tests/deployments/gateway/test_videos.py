@@ -14,8 +14,8 @@ import pytest
 from shell import Exchange, Handle, application, family
 
 from cluster.errors import EngineFailed, InvalidRequest
-from deployments.gateway.app import JOBS_FILE
 from deployments.gateway.videos import MAX_ATTEMPTS
+from deployments.stores.jobs import JOBS_FILE
 from deployments.video.encode import write_mp4
 from deployments.video.engine import RenderSpec
 from deployments.video.replica import Rendered, StepDone
