@@ -11,10 +11,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.errors import MorayError
 from cluster.family import Family, load
 from cluster.placement import as_dict, declared_cells, plan
+from deployments.plan_table import tables
 from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
 
 
@@ -74,10 +76,11 @@ def _family(arguments: argparse.Namespace) -> Family:
 def _plan(family: Family, as_json: bool, console: Console) -> int:
     """Exit code 1 where something that must run from the start has no place."""
     made = plan(family, declared_cells(family))
-    shown = as_dict(made)
     if as_json:
-        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
-    return 1 if shown["unplaced"] else 0
+        sys.stdout.write(json.dumps(as_dict(made), indent=2) + "\n")
+    else:
+        console.print(tables(made))
+    return 1 if any(one.required for one in made.unplaced) else 0
 
 
 def _keys(family: Family, arguments: argparse.Namespace, console: Console) -> None:
@@ -98,7 +101,7 @@ def _keys(family: Family, arguments: argparse.Namespace, console: Console) -> No
         return
     table = Table("id", "name", "created", "revoked")
     for row in rows:
-        table.add_row(row["id"], row["name"], _when(row["created_s"]), _when(row["revoked_s"]))
+        table.add_row(row["id"], Text(row["name"]), _when(row["created_s"]), _when(row["revoked_s"]))
     console.print(table)
     if secret:
         console.print(f"the key, shown this once: {secret['key']}", soft_wrap=True)

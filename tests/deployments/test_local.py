@@ -1,0 +1,100 @@
+import socket
+from pathlib import Path
+
+import pytest
+from shell import family
+
+from cluster.errors import ConfigurationError
+from cluster.family import Cell
+from deployments import local
+
+PATHS = ("CONFIG_FILE_LOC", "SOCKET_PATH", "SERVER_STATE_BASE", "SERVER_STATE_FILE", "METRICS_SOCKET_PATH")
+
+
+def test_a_taken_port_is_refused_with_the_mend() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"gateway: 127.0.0.1:{port}: Address already in use;.*--port"):
+            local.check_port("127.0.0.1", port)
+    local.check_port("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="gateway: 203"):
+        local.check_port("203.0.113.77", 8000)
+
+
+def test_free_ports_are_distinct_and_below_those_of_outgoing_connections() -> None:
+    ports = local.free_ports(100)
+    assert len(set(ports)) == 100
+    assert max(ports) < 32_768  # where Linux begins, unless told otherwise
+
+
+def test_a_port_in_use_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        taken = other.getsockname()[1]
+        draws = iter([taken, taken - 1, *local.free_ports(1)])
+        monkeypatch.setattr(local.secrets, "choice", lambda _: next(draws))
+        assert taken not in local.free_ports(2)
+
+
+def ranges(environment: dict[str, str]) -> list[int]:
+    """Every port that the environment gives away."""
+    single = [int(value) for name, value in environment.items() if name.endswith("_PORT") and "INGRESS" not in name]
+    for kind in ("HTTP", "GRPC"):
+        first, last = (int(environment[f"RAY_SERVE_DIRECT_INGRESS_{end}_{kind}_PORT"]) for end in ("MIN", "MAX"))
+        single += range(first, last + 1)
+    return single
+
+
+def test_no_port_of_an_environment_is_given_away_twice(tmp_path: Path) -> None:
+    ports = ranges(local.environment(tmp_path))
+    assert len(ports) == len(set(ports)) > 100
+
+
+def test_two_environments_share_no_path(tmp_path: Path) -> None:
+    first, second = local.environment(tmp_path / "a"), local.environment(tmp_path / "b")
+    for name in (f"RAY_SERVE_HAPROXY_{path}" for path in PATHS):
+        assert first[name].startswith(str(tmp_path / "a"))
+        assert second[name].startswith(str(tmp_path / "b"))
+
+
+def test_two_environments_share_no_port_while_both_are_in_use(tmp_path: Path) -> None:
+    first = ranges(local.environment(tmp_path))
+    sockets = [socket.socket() for _ in first]
+    try:
+        for each, port in zip(sockets, first, strict=True):
+            each.bind(("", port))
+        assert set(first).isdisjoint(ranges(local.environment(tmp_path)))
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def test_serves_fast_ways_are_on(tmp_path: Path) -> None:
+    given = local.environment(tmp_path)
+    assert (given["RAY_SERVE_ENABLE_HA_PROXY"], given["RAY_SERVE_THROUGHPUT_OPTIMIZED"]) == ("1", "1")
+
+
+def test_one_machine_stands_for_one_node(tmp_path: Path) -> None:
+    local.check_size(family(tmp_path))
+    two = family(tmp_path).model_copy(update={"cells": (Cell(name="here", gpus=8, count=2),)})
+    with pytest.raises(ConfigurationError, match="tested: cells: 2 nodes; one machine stands for one"):
+        local.check_size(two)
+
+
+def test_a_missing_checkpoint_is_refused_before_the_start_and_named(tmp_path: Path) -> None:
+    local.check_checkpoints(family(tmp_path))  # simulated engines need none
+    (tmp_path / "there").mkdir()
+    local.check_checkpoints(family(tmp_path, engine="torch", checkpoint=str(tmp_path / "there")))
+    with pytest.raises(ConfigurationError) as missing:
+        local.check_checkpoints(family(tmp_path, video=True, engine="torch", checkpoint="/nowhere"))
+    lines = missing.value.message.splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == [
+        "tiers.mini.checkpoint",
+        "tiers.turbo.checkpoint",
+        "video.checkpoint",
+    ]
