@@ -19,6 +19,7 @@ HEALTH_PERIOD_S = 2.0
 REPORT_PERIOD_S = 1.0  # every report is broadcast to every router: not below a second
 METRICS_PERIOD_S = 1.0
 CONTROL_CPUS = 0.01  # Serve's actors ask for a whole CPU by default; a laptop has two
+REFUSALS = 64  # requests beyond what a replica may hold, let in to be refused by its engine; Serve would let them wait
 CONSTRUCTOR_TRIES = 2  # a wrong checkpoint stays wrong
 
 
@@ -41,7 +42,7 @@ def _tier(family: Family, key: str, placed: Plan) -> serve.Application:
     tier = family.tiers[key]
     deployment = serve.deployment(TierReplica).options(
         name=key,
-        max_ongoing_requests=tier.max_running + tier.max_waiting,
+        max_ongoing_requests=tier.max_running + tier.max_waiting + REFUSALS,
         autoscaling_config=_scaling(key, spec_of(tier.replicas, tier.max_running)),
         request_router_config=RequestRouterConfig(
             request_router_class="deployments.router.LatencyRouter",
