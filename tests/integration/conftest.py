@@ -65,3 +65,9 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_family(endless: Path) -> Family:
     return lambda folder, port: small(folder, port, endless)
+
+
+@pytest.fixture(scope="session")
+def told() -> dict[str, str]:
+    """Texts that one server told, for another to tell again."""
+    return {}

@@ -73,6 +73,7 @@ class Server:
                 env=os.environ | {"TMPDIR": str(scratch), "COLUMNS": "200"},
             )
         self._seen: dict[int, psutil.Process] = {}
+        self._open = contextlib.ExitStack()
 
     @property
     def output(self) -> str:
@@ -93,12 +94,18 @@ class Server:
         assert temporary_folders(self.scratch), "the folder of the cluster lies elsewhere: nobody would miss it"
         return self
 
-    def client(self, key: str | None = None, timeout_s: float = QUIET_S) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=timeout_s)
+    def client(self, key: str | None = None) -> OpenAI:
+        client = OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=QUIET_S)
+        self._open.callback(client.close)
+        return client
 
     def http(self, key: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key or self.key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=QUIET_S)
+        return self._open.enter_context(httpx.Client(base_url=self.url, headers=headers, timeout=QUIET_S))
+
+    def stranger(self) -> httpx.Client:
+        """Somebody without a key."""
+        return httpx.Client(base_url=self.url, timeout=QUIET_S)
 
     def moray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another `moray` command on the same family file."""
@@ -164,6 +171,7 @@ class Server:
 
     def destroy(self) -> None:
         """Nothing of a failed test may outlive it."""
+        self._open.close()
         if self._process.poll() is None:
             self.processes()
         self._process.kill()

@@ -1,0 +1,79 @@
+"""More requests than a tier can hold, and fewer than it is awake for; and a replica of several ranks that loses one."""
+
+import pytest
+from integration.conftest import Family, Stage
+from integration.server import QUIET_S, Server, eventually
+from integration.talk import (
+    ASK,
+    CANCELLED_S,
+    LONG,
+    RESTART_S,
+    Stream,
+    assert_company_changes_nothing,
+    idle,
+    running,
+    serves,
+    simulated,
+    whole,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def server(stage: Stage, small_family: Family) -> Server:
+    return stage.serve("small", small_family)
+
+
+def test_a_full_tier_refuses_at_once_and_says_when_to_come_again(server: Server) -> None:
+    first = Stream(server, "narrow", 600).begun()
+    second = Stream(server, "narrow", 20, seed=2)
+    eventually(lambda: server.metric("moray_waiting_requests", tier="narrow") == 1, QUIET_S, "one waits")
+    for stream in (False, True):
+        body = {"model": "narrow", "messages": ASK, "stream": stream, "max_tokens": 2}
+        refused = server.http().post("/v1/chat/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert first.ended().text == simulated(1, 600)
+    assert second.ended().text == simulated(2, 20)
+
+
+def test_two_hundred_requests_wake_a_sleeping_tier_once(server: Server) -> None:
+    eventually(lambda: not server.replicas("sleepy"), RESTART_S, "asleep")
+    streams = [Stream(server, "sleepy", 10, seed=seed) for seed in range(200)]
+    seen: list[int] = []
+
+    def ended() -> bool:
+        seen.append(len(server.replicas("sleepy")))
+        return not any(stream.is_alive() for stream in streams)
+
+    eventually(ended, QUIET_S, "all answered")
+    assert [stream.error for stream in streams] == [None] * 200
+    assert [stream.text for stream in streams] == [simulated(seed, 10) for seed in range(200)]
+    assert 1 <= max(seen) <= 2
+    eventually(lambda: not server.replicas("sleepy"), RESTART_S, "asleep again")
+
+
+def test_an_expert_group_tells_one_text_for_one_seed_alone_and_in_company(server: Server) -> None:
+    assert_company_changes_nothing(server, "pro", whole(server, "pro", 60, seed=7))
+
+
+def test_a_client_that_hangs_up_frees_its_place_on_every_rank(server: Server) -> None:
+    leaving = [Stream(server, "pro", LONG, seed=seed).begun() for seed in range(2)]
+    assert running(server, "pro") == 2
+    for stream in leaving:
+        stream.hang_up()
+    eventually(lambda: idle(server, "pro"), CANCELLED_S, "cancelled")
+
+
+def test_a_killed_rank_ends_its_streams_with_an_error_and_is_replaced(server: Server) -> None:
+    whole(server, "pro", 2)
+    hit, other = Stream(server, "pro", LONG).begun(), Stream(server, "mini", LONG, seed=5).begun()
+    (rank,) = server.processes("ray::Rank.follow")
+    rank.kill()
+    assert hit.ended(30).code in ("engine_failed", "replica_lost")
+    assert hit.finish_reason is None
+    assert (other.ended().finish_reason, other.error) == ("length", None)
+    eventually(lambda: serves(server, "pro"), RESTART_S, "pro serves again")
+    assert other.text == whole(server, "mini", LONG, seed=5)
