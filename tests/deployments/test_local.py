@@ -1,3 +1,4 @@
+import secrets
 import socket
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_a_port_in_use_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
         other.bind(("", 0))
         taken = other.getsockname()[1]
         draws = iter([taken, taken - 1, *local.free_ports(1)])
-        monkeypatch.setattr(local.secrets, "choice", lambda _: next(draws))
+        monkeypatch.setattr(secrets, "choice", lambda _: next(draws))
         assert taken not in local.free_ports(2)
 
 
