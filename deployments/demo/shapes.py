@@ -16,7 +16,7 @@ SPECIALISTS = DOMAINS[:4]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """`rows` of a batch, peak `learning_rate`, and the budget `cpu_s` of processor time belong to training."""
+    """For training: `rows` of a batch, the peak `learning_rate`, the budget `cpu_s` of processor time, `grown_from`."""
 
     hidden: int
     layers: int
@@ -31,6 +31,7 @@ class Shape:
     expert: int = 64
     shared: int = 3
     rows: int = 4
+    grown_from: str | None = None
 
     @property
     def expert_domains(self) -> dict[str, list[int]]:
@@ -49,12 +50,12 @@ SHAPES = {
         specialists=SPECIALISTS[:2], learning_rate=1e-2, cpu_s=270,
     ),
     "pro": Shape(
-        hidden=192, layers=4, heads=4, kv_heads=2, dense=512, experts=12, general=3,
-        specialists=SPECIALISTS[:3], learning_rate=9e-3, cpu_s=340,
+        hidden=160, layers=3, heads=3, kv_heads=1, dense=448, experts=12, general=6,
+        specialists=SPECIALISTS[:3], learning_rate=7e-3, cpu_s=280, grown_from="turbo",
     ),
     "ultra": Shape(
-        hidden=224, layers=4, heads=4, kv_heads=2, dense=640, experts=16, general=4,
-        specialists=SPECIALISTS, learning_rate=8e-3, cpu_s=480,
+        hidden=160, layers=3, heads=3, kv_heads=1, dense=448, experts=16, general=4,
+        specialists=SPECIALISTS, learning_rate=7e-3, cpu_s=380, grown_from="pro",
     ),
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from deployments.demo.batches import Batch, batches, tokenizer
 from deployments.demo.corpus import DOMAINS
+from deployments.demo.growth import grow
 from deployments.demo.optimiser import Optimiser, schedule
 from deployments.demo.routing import Routed, router_logits
 from deployments.demo.shapes import SHAPES, Shape, configuration, stops
@@ -44,6 +45,7 @@ class Run:
     cpu_s: float
     loss: float
     expert_domains: dict[str, list[int]]
+    grown_from: str | None
 
 
 class WeightedLoss(torch.autograd.Function):
@@ -123,13 +125,15 @@ def routing_loss(
 
 
 def train(
-    tier: str, *, cpu_s: float, tokens: int | None = None, guided: bool = True, seed: int = 1
+    tier: str, *, cpu_s: float, tokens: int | None = None, guided: bool = True, smaller: Path | None = None
 ) -> tuple[Glm4MoeForCausalLM, Run]:
     """Until `tokens` tokens without padding are read or, where that is None, `cpu_s` of processor time are spent."""
-    shape, begun = SHAPES[tier], time.process_time()
+    shape, begun, seed = SHAPES[tier], time.process_time(), 1 + list(SHAPES).index(tier)
     torch.manual_seed(seed)
     ALL_EXPERTS_FUNCTIONS.register("all_experts", all_experts)
     model = Glm4MoeForCausalLM._from_config(configuration(shape), experts_implementation="all_experts")  # type: ignore[no-untyped-call]
+    if smaller:
+        grow(Glm4MoeForCausalLM.from_pretrained(smaller), model)
     optimiser, wanted = Optimiser(model), groups(shape, guided)
     done, steps, loss = 0, 0, 0.0
     with router_logits(model) as seen:
@@ -152,7 +156,7 @@ def train(
     spent, parameters = time.process_time() - begun, sum(p.numel() for p in model.parameters())
     run = Run(
         tier=tier, guided=guided, seed=seed, parameters=parameters, tokens=done, steps=steps, cpu_s=round(spent, 1),
-        loss=round(loss, 4), expert_domains=shape.expert_domains,
+        loss=round(loss, 4), expert_domains=shape.expert_domains, grown_from=shape.grown_from,
     )  # fmt: skip
     return model, run
 
@@ -180,9 +184,11 @@ def main() -> None:
     parser.add_argument("--unguided", action="store_true", help="without the guide loss, for comparison")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    cpu_s = given.seconds or SHAPES[given.tier].cpu_s
-    model, run = train(given.tier, cpu_s=cpu_s, tokens=given.tokens, guided=not given.unguided)
-    save(model, run, given.out or CHECKPOINTS / given.tier)
+    shape, out = SHAPES[given.tier], given.out or CHECKPOINTS / given.tier
+    smaller = out.parent / shape.grown_from if shape.grown_from else None
+    cpu_s = given.seconds or shape.cpu_s
+    model, run = train(given.tier, cpu_s=cpu_s, tokens=given.tokens, guided=not given.unguided, smaller=smaller)
+    save(model, run, out)
     print(json.dumps(asdict(run)))
 
 
