@@ -200,6 +200,20 @@ def test_frames_arrive_whole_and_in_order_however_the_bytes_are_cut(
     run(scenario())
 
 
+def test_a_frame_is_not_taken_before_its_last_byte() -> None:
+    async def scenario() -> None:
+        link = Incoming()
+        stream, sink = link.listener.open(nothing)
+        whole = link.listener._token + frame(stream, b"whole")
+        for byte in whole[:-1]:
+            link.receive(bytes([byte]))
+        assert await sink.next(1.0) == b""
+        link.receive(whole[-1:])
+        assert await sink.next(1.0) == b"whole"
+
+    run(scenario())
+
+
 def test_a_link_with_a_wrong_token_is_closed_and_pushes_nothing() -> None:
     async def scenario() -> None:
         link = Incoming()

@@ -57,16 +57,23 @@ plain = st.builds(lambda text: Piece(tokens=1, text=text), texts)
 scored = st.builds(lambda text: Piece(tokens=1, text=text, logprobs=(logprob(text),)), texts)
 
 
-@given(pieces=st.lists(plain | scored, max_size=12), every_s=st.sampled_from([0, 0.01, 0.1]), few=st.integers(0, 1))
+@given(
+    pieces=st.lists(plain | scored, max_size=12),
+    end=texts,
+    every_s=st.sampled_from([0, 0.01, 0.1]),
+    few=st.integers(0, 1),
+)
 def test_the_events_hold_every_text_and_every_log_probability_in_order(
-    pieces: list[Piece], every_s: float, few: int
+    pieces: list[Piece], end: str, every_s: float, few: int
 ) -> None:
+    last_piece = replace(END, text=end)
+
     async def scenario() -> None:
         sweeper = Sweeper(INTERVAL_S, few)
         reader = Reader(sweeper)
         with sweeper.open():
-            await emit(reader.answer, *pieces, END, every_s=every_s)
-        assert reader.text() == "".join(piece.text for piece in (*pieces, END))
+            await emit(reader.answer, *pieces, last_piece, every_s=every_s)
+        assert reader.text() == "".join(piece.text for piece in (*pieces, last_piece))
         scores = [choice["logprobs"] for event in reader.events() for choice in event["choices"]]
         tokens = [one["token"] for score in scores if score for one in score["content"]]
         assert tokens == [one.token for piece in pieces for one in piece.logprobs]
@@ -152,8 +159,12 @@ def test_an_answer_without_text_still_begins_and_ends() -> None:
 @pytest.mark.parametrize("error", [EngineFailed("engine: gone"), RuntimeError("out of memory")])
 def test_an_error_after_some_text_still_sends_the_text_and_is_the_outcome(error: Exception) -> None:
     async def scenario() -> None:
-        reader = Reader()
-        await emit(reader.answer, Piece(tokens=1, text="so "), Piece(tokens=1, text="far"), Piece(error=error))
+        sweeper = Sweeper(INTERVAL_S)
+        reader = Reader(sweeper)
+        with sweeper.open():
+            await emit(
+                reader.answer, Piece(tokens=1, text="so "), Piece(tokens=1, text="far"), Piece(error=error), every_s=0
+            )
         assert reader.text() == "so far"
         assert not any(last for _, _, last in reader.writes)
         outcome = await reader.answer.outcome
