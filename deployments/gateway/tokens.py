@@ -7,9 +7,10 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from cluster.errors import MorayError, ReplicaLost
+from cluster.errors import MorayError, ReplicaLost, StartTimeout
 from cluster.request import Chat
 from deployments.link import Listener, Sink
 from deployments.stream import Outcome
@@ -46,6 +47,8 @@ def lost(error: Exception) -> MorayError:
     cause = getattr(error, "cause", error)
     if isinstance(cause, MorayError):
         return cause
+    if isinstance(error, DeploymentUnavailableError):  # Serve's word for having given up starting one
+        return StartTimeout("replica: none could be started; the operator's log says why; try again later")
     return ReplicaLost(f"replica: lost during the request ({type(error).__name__}); send the request again")
 
 
