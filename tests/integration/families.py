@@ -1,5 +1,6 @@
 """Family files of the tests: the one that ships, moved, and a small one that is quick to start and to break."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,21 @@ def small(folder: Path, port: int, checkpoint: Path) -> dict[str, Any]:
         "mini": _tier("mini", checkpoint=str(checkpoint), engine="torch", kv_tokens=4096),
         "turbo": _tier("turbo"),
         "narrow": _tier("narrow", max_running=1, max_waiting=1),
+        "broken": _tier(
+            "broken",
+            checkpoint=str(shutil.copytree(checkpoint, folder / "broken")),
+            engine="torch",
+            start_timeout_s=8,
+            replicas={"min": 0, "max": 1, "initial": 0, "idle_s": 2},
+        ),
         "sleepy": _tier("sleepy", max_running=64, replicas={"min": 0, "max": 2, "initial": 0, "idle_s": 3}),
     }
+    (folder / "broken" / "config.json").write_text("{}")
     return {
         "name": "small",
         "accelerator": "cpu",
-        "gpu_budget_gpus": 10,
-        "cells": [{"name": "here", "gpus": 10}],
+        "gpu_budget_gpus": 12,
+        "cells": [{"name": "here", "gpus": 12}],
         "tiers": tiers,
     } | _place(folder, port)
 

@@ -1,5 +1,8 @@
 """More requests than a tier can hold, and fewer than it is awake for; and a replica of several ranks that loses one."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from integration.conftest import Family, Stage
 from integration.server import QUIET_S, Server, eventually
@@ -14,6 +17,7 @@ from integration.talk import (
     running,
     serves,
     simulated,
+    status,
     whole,
 )
 
@@ -53,6 +57,14 @@ def test_two_hundred_requests_wake_a_sleeping_tier_once(server: Server) -> None:
     assert [stream.text for stream in streams] == [simulated(seed, 10) for seed in range(200)]
     assert 1 <= max(seen) <= 2
     eventually(lambda: not server.replicas("sleepy"), RESTART_S, "asleep again")
+
+
+def test_a_tier_that_cannot_start_says_so_and_starts_once_mended(server: Server, endless: Path) -> None:
+    for _ in range(2):  # the first waits in vain, the second is told at once
+        assert status(server, "broken") == "start_timeout"
+    assert serves(server, "turbo")
+    shutil.copy(endless / "config.json", server.scratch / "broken")
+    eventually(lambda: serves(server, "broken"), RESTART_S, "mended")
 
 
 def test_an_expert_group_tells_one_text_for_one_seed_alone_and_in_company(server: Server) -> None:
