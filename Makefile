@@ -45,4 +45,4 @@ $(VENV)/dev.done: $(VENV)/runtime.done
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .moray
+	rm -rf $(VENV)

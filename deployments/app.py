@@ -4,12 +4,25 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from autoscaling.policy import TierSpec, spec_of
 from cluster.family import Family
-from cluster.placement import VIDEO, Plan, bundles, cells_of, declared_cells, plan, selector, strategy
+from cluster.fleet import CellState, Node
+from cluster.placement import (
+    CPU_RESOURCE,
+    VIDEO,
+    Plan,
+    bundles,
+    cells_of,
+    observed_cells,
+    plan,
+    require,
+    selector,
+    strategy,
+)
 from deployments.gateway.app import Gateway
 from deployments.tier import TierReplica
 from deployments.video.replica import VideoReplica
@@ -18,6 +31,7 @@ APP = "moray"
 HEALTH_PERIOD_S = 2.0
 REPORT_PERIOD_S = 1.0  # every report is broadcast to every router: not below a second
 METRICS_PERIOD_S = 1.0
+VIDEO_DRAIN_S = 900  # a replica that is scaled away first ends its job
 CONTROL_CPUS = 0.01  # Serve's actors ask for a whole CPU by default; a laptop has two
 REFUSALS = 64  # requests beyond what a replica may hold, let in to be refused by its engine; Serve would let them wait
 CONSTRUCTOR_TRIES = 2  # a wrong checkpoint stays wrong
@@ -25,8 +39,9 @@ CONSTRUCTOR_TRIES = 2  # a wrong checkpoint stays wrong
 
 def application(family: Family) -> serve.Application:
     """The gateway, with a handle to each tier and to video."""
-    placed = plan(family, declared_cells(family))
-    tiers = {key: _tier(family, key, placed) for key in family.tiers}
+    cells = observed_cells(nodes(family))
+    placed = require(plan(family, cells))
+    tiers = {key: _tier(family, key, placed, cells) for key in family.tiers}
     video = _video(family, placed) if family.video else None
     gateway = serve.deployment(serve.ingress()(Gateway)).options(
         name="gateway",
@@ -38,7 +53,17 @@ def application(family: Family) -> serve.Application:
     return gateway.bind(family, tiers, video)
 
 
-def _tier(family: Family, key: str, placed: Plan) -> serve.Application:
+def nodes(family: Family) -> list[Node]:
+    """The nodes of the running cluster that have GPUs, or slots for ranks."""
+    kind = "GPU" if family.accelerator == "cuda" else CPU_RESOURCE
+    return [
+        Node(name=node["NodeID"], gpus=gpus, free_gpus=gpus, labels=node["Labels"])
+        for node in ray.nodes()
+        if node["Alive"] and (gpus := int(node["Resources"].get(kind, 0)))
+    ]
+
+
+def _tier(family: Family, key: str, placed: Plan, cells: Sequence[CellState]) -> serve.Application:
     tier = family.tiers[key]
     deployment = serve.deployment(TierReplica).options(
         name=key,
@@ -52,7 +77,7 @@ def _tier(family: Family, key: str, placed: Plan) -> serve.Application:
         health_check_period_s=HEALTH_PERIOD_S,
         max_constructor_retry_count=CONSTRUCTOR_TRIES,
         graceful_shutdown_timeout_s=60,
-        placement_group_strategy=strategy(tier, declared_cells(family)),
+        placement_group_strategy=strategy(tier, cells),
         **_reserved(bundles(tier, family.accelerator), cells_of(placed, key)),
     )
     return deployment.bind(family, key)
@@ -67,6 +92,7 @@ def _video(family: Family, placed: Plan) -> serve.Application:
         autoscaling_config=_scaling(VIDEO, spec_of(video.replicas, 1)),
         health_check_period_s=HEALTH_PERIOD_S,
         max_constructor_retry_count=CONSTRUCTOR_TRIES,
+        graceful_shutdown_timeout_s=VIDEO_DRAIN_S,
         placement_group_strategy="STRICT_PACK",
         **_reserved(bundles(video, family.accelerator), cells_of(placed, VIDEO)),
     )

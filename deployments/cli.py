@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.errors import MorayError
+from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family, load
 from cluster.placement import as_dict, declared_cells, plan
 from deployments.plan_table import tables
@@ -54,12 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--json", action="store_true")
     keys = commands.add_parser("keys", help="API keys")
     verbs = keys.add_subparsers(dest="verb", required=True)
-    create = verbs.add_parser("create", help="make a key; it is shown this once")
-    create.add_argument("name", help="who will use it")
+    verbs.add_parser("create", help="make a key; it is shown this once").add_argument("name", help="who will use it")
     verbs.add_parser("list", help="all keys, without their secrets")
     verbs.add_parser("revoke", help="refuse a key from now on").add_argument("key", help="its id, or its beginning")
-    for each in (create, verbs.choices["list"], verbs.choices["revoke"]):
+    for each in verbs.choices.values():
         each.add_argument("--json", action="store_true")
+    for each in (*commands.choices.values(), *verbs.choices.values()):
+        # Where it is not given here, what was given before the command stands.
+        each.add_argument("--family", default=argparse.SUPPRESS, help="a family file, or one that ships")
     return parser
 
 
@@ -69,6 +71,8 @@ def _family(arguments: argparse.Namespace) -> Family:
     changed: dict[str, Any] = {"state_folder": str(Path(family.state_folder).resolve())}
     port = getattr(arguments, "port", None)
     if port is not None:
+        if not 1 <= port <= 65535:
+            raise ConfigurationError(f"--port: {port}; 1 to 65535 are allowed; choose another")
         changed["gateway"] = family.gateway.model_copy(update={"port": port})
     return family.model_copy(update=changed)
 

@@ -126,11 +126,12 @@ def cluster(family: Family) -> Iterator[Path]:
     import ray
 
     on_gpus = family.accelerator == "cuda"
+    gpus = min(cell.gpus, family.gpu_budget_gpus)  # what Ray does not know of, nobody can take
     try:
         ray.init(
             address="local",
-            num_gpus=cell.gpus if on_gpus else 0,
-            resources=None if on_gpus else {CPU_RESOURCE: cell.gpus},
+            num_gpus=gpus if on_gpus else 0,
+            resources=None if on_gpus else {CPU_RESOURCE: gpus},
             labels={CELL_LABEL: cell.name},
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -143,12 +144,21 @@ def cluster(family: Family) -> Iterator[Path]:
         stop(folder)
 
 
+def _names(process: psutil.Process, folder: Path) -> bool:
+    """Whether its command line names our folder: an HAProxy whose parent died is nobody's child any more."""
+    try:
+        return any(str(folder) in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def stop(folder: Path) -> None:
     """End Ray, then every process that it leaves: HAProxy outlives the actor that started it."""
     import ray
 
     ours = psutil.Process().children(recursive=True)
     ray.shutdown()
+    ours += [each for each in psutil.process_iter() if each not in ours and _names(each, folder)]
     _, alive = psutil.wait_procs(ours, timeout=STOP_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):

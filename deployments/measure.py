@@ -1,5 +1,6 @@
 """What a language replica exports: its engine's report, read when somebody scrapes, on an HTTP port of its own."""
 
+import threading
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Metric, start_http_server
@@ -18,6 +19,7 @@ class ReplicaMetrics(Collector):
         self._tier = tier
         self._engine = engine
         self._steps = 0
+        self._lock = threading.Lock()
         self._expert_tokens: dict[tuple[int, int], int] = {}
         registry = CollectorRegistry()
         registry.register(self)
@@ -29,6 +31,11 @@ class ReplicaMetrics(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        with self._lock:  # several may scrape at once, each on a thread of its own
+            self._refresh()
+        return iter(())
+
+    def _refresh(self) -> None:
         report = self._engine.report()
         gauges = {
             "moray_running_requests": report.running,
@@ -44,7 +51,6 @@ class ReplicaMetrics(Collector):
         self._meters.counter("moray_steps_total").labels(tier=self._tier).inc(report.steps - self._steps)
         self._steps = report.steps
         self._experts(report)
-        return iter(())
 
     def _experts(self, report: EngineReport) -> None:
         counter = self._meters.counter("moray_expert_tokens_total")

@@ -59,7 +59,7 @@ def up(family: Family, console: Console) -> None:
 @contextlib.contextmanager
 def _signals(stopping: threading.Event) -> Iterator[Callable[[], None]]:
     """Ctrl-C asks to stop, and goes on doing so while everything is stopped: an impatient second one breaks nothing."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
 
     def listen() -> None:

@@ -3,16 +3,18 @@
 import logging
 import re
 import secrets
+import time
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.errors import BodyTooLarge, MorayError, Unauthorized
+from cluster.errors import BodyTooLarge, ConfigurationError, InvalidRequest, MorayError, Unauthorized
 from deployments.gateway.wire import error_body, error_headers
 from deployments.stores.keys import KeyRecord, KeyStore
 
 log = logging.getLogger("ray.serve")
 REQUEST_ID = "moray.request_id"
+LOG_NOTE = "moray.log_note"  # what a route has to say in the request's line of the log
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 Header = tuple[bytes, bytes]
 
@@ -46,25 +48,35 @@ class Envelope:
             return
         given = header(scope, b"x-request-id")  # Serve gives one where the client does not, and puts it in the response
         scope[REQUEST_ID] = given.decode() if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-        begun = False
+        begun_s, status = time.monotonic(), 0
 
         async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = True
+            nonlocal status
+            status = status or message["status"]
             await send(message)
 
         try:
             await self._app(scope, receive, watched)
-        except MorayError as error:
-            log.info("request_id=%s status=%d code=%s %s", scope[REQUEST_ID], error.status, error.code, error.message)
-            if begun:
+        except Exception as error:
+            told = _told(error, scope[REQUEST_ID])
+            if status:
                 raise
-            await refuse(watched, error)
-        except Exception:
-            log.exception("request_id=%s status=500", scope[REQUEST_ID])
-            if begun:
-                raise
-            await refuse(watched, MorayError("gateway: internal error; send the request id to the operator"))
+            await refuse(watched, told)
+        finally:
+            log.info(
+                "request_id=%s %s %r status=%d seconds=%.3f %s",
+                *(scope[REQUEST_ID], scope["method"], scope["path"], status, time.monotonic() - begun_s),
+                scope.get(LOG_NOTE, ""),
+            )
+
+
+def _told(error: Exception, request_id: str) -> MorayError:
+    """What the client may know: an error of ours as it is, but for those that speak of the operator's files."""
+    if isinstance(error, MorayError) and not isinstance(error, ConfigurationError):
+        log.info("request_id=%s code=%s %r", request_id, error.code, error.message)
+        return error
+    log.error("request_id=%s", request_id, exc_info=error)
+    return MorayError("gateway: internal error; give the request id to the operator")
 
 
 def authorize(scope: Scope, keys: KeyStore) -> KeyRecord:
@@ -95,6 +107,8 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
     parts, size = [body], len(body)
     while message.get("more_body"):
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("body: the connection ended before the body did; send the whole of it")
         part = message.get("body", b"")
         size += len(part)
         if size > limit_bytes:

@@ -13,7 +13,7 @@ from cluster.errors import MorayError, NotFound, StartTimeout
 from cluster.family import Family, Tier
 from cluster.request import Chat
 from deployments import seen
-from deployments.gateway.asgi import REQUEST_ID, Header, authorize, read_body, respond
+from deployments.gateway.asgi import LOG_NOTE, REQUEST_ID, Header, authorize, read_body, respond
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.tokens import TokenPath, lost
 from deployments.gateway.wire import error_event, parse_chat
@@ -44,7 +44,7 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived_s = time.monotonic()
-        tier, code, key = "none", "ok", "none"
+        tier, code, key = "none", "internal_error", "none"
         try:
             key = authorize(scope, self._keys).id
             body = await read_body(scope, receive, self._family.gateway.max_body_bytes)
@@ -63,9 +63,8 @@ class ChatCompletions:
             code = "client_gone"
             raise
         finally:
-            seconds = time.monotonic() - arrived_s
-            self._metrics.request(tier, code, seconds)
-            log.info("request_id=%s key=%s tier=%s code=%s seconds=%.3f", scope[REQUEST_ID], key, tier, code, seconds)
+            self._metrics.request(tier, code, time.monotonic() - arrived_s)
+            scope[LOG_NOTE] = f"key={key} tier={tier} code={code}"
 
     def _tier(self, model: str) -> str:
         tier = self._family.tier_of(model)

@@ -22,6 +22,7 @@ from deployments.video.jobs import Status
 from monitoring.metrics import GATEWAY, LINK, VIDEO
 
 SCRAPE_TIMEOUT_S = 2.0
+PAGE_S = 1.0  # the page of everything is dear: however many ask, it is made once in this time
 
 
 class GatewayMetrics(Collector):
@@ -38,6 +39,9 @@ class GatewayMetrics(Collector):
         self._registry.register(self)
         self._meters = Meters(self._registry, (*GATEWAY, *LINK, *VIDEO))
         self._client = httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S)
+        self._jobs: Mapping[str, int] = {}
+        self._making: asyncio.Task[bytes] | None = None
+        self._made_s = 0.0
 
     def request(self, tier: str, code: str, seconds: float) -> None:
         self._meters.counter("moray_requests_total").labels(tier=tier, code=code).inc()
@@ -75,7 +79,7 @@ class GatewayMetrics(Collector):
             self._raise("moray_routing_decisions_total", count, tier=tier, method=method)
         for tier, count in seen.routing_errors.items():
             self._raise("moray_routing_errors_total", count, tier=tier)
-        for status, count in (dict.fromkeys(get_args(Status), 0) | dict(self._video_jobs())).items():
+        for status, count in (dict.fromkeys(get_args(Status), 0) | dict(self._jobs)).items():
             self._meters.gauge("moray_video_jobs").labels(status=status).set(count)
         self._meters.gauge("moray_links").set(self._link.links)
         self._raise("moray_link_frames_total", self._link.frames)
@@ -91,8 +95,15 @@ class GatewayMetrics(Collector):
         self._taken[key] = count
 
     async def page(self, only_gateway: bool) -> bytes:
+        self._jobs = await asyncio.to_thread(self._video_jobs)
         if only_gateway:
             return generate_latest(self._registry)
+        now_s = asyncio.get_running_loop().time()
+        if self._making is None or (self._making.done() and now_s - self._made_s > PAGE_S):
+            self._making, self._made_s = asyncio.create_task(self._everything()), now_s
+        return await asyncio.shield(self._making)
+
+    async def _everything(self) -> bytes:
         replicas = [replica for each in seen.everywhere().values() for replica in each]
         texts = await asyncio.gather(*(self._fetch(replica.metrics_address) for replica in replicas))
         everything = CollectorRegistry(auto_describe=False)

@@ -6,10 +6,12 @@ owns the rows; several would each resume all of them. The store flushes to disk,
 
 import asyncio
 import contextlib
+import contextvars
 import json
 import logging
 import secrets
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
 
-from cluster.errors import InvalidRequest, MorayError, NotFound, ReplicaLost
+from cluster.errors import InvalidRequest, MorayError, NotFound, Overloaded, ReplicaLost
 from cluster.family import Family
 from deployments.gateway.asgi import authorize, read_body
 from deployments.gateway.metrics import GatewayMetrics
@@ -36,10 +38,12 @@ from deployments.gateway.videos_wire import (
 from deployments.stores.jobs import JobStore
 from deployments.stores.keys import KeyStore
 from deployments.video.jobs import VideoJob, VideoRequest, queued, video_id
-from deployments.video.replica import Rendered, StepDone
+from deployments.video.replica import Rendered
 
 log = logging.getLogger("ray.serve")
 MAX_ATTEMPTS = 3  # a job that takes its replica down each time must not do so for ever
+LONGEST_PAUSE_S = 30.0
+RETRY_AFTER_S = 30.0
 
 
 class Videos:
@@ -69,11 +73,19 @@ class Videos:
             self._start(job)
 
     def _start(self, job: VideoJob) -> None:
-        task = self._tasks[job.id] = asyncio.ensure_future(self._render(job))
+        # A context of its own: Serve counts calls as children of the request in whose context they are made, and would
+        # cancel a rendering with the request that asked for it.
+        task = self._tasks[job.id] = asyncio.create_task(self._render(job), context=contextvars.Context())
         task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
 
     async def _create(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
+        if len(self._tasks) >= self._video.max_waiting:
+            raise Overloaded(
+                f"videos: {len(self._tasks)} jobs are unfinished; at most {self._video.max_waiting} may be; try again "
+                "when one has ended",
+                retry_after_s=RETRY_AFTER_S,
+            )
         asked = await self._asked(request)
         job = queued(asked, video_id(secrets.token_hex), owner, int(time.time()))
         await asyncio.shield(self._accept(job))  # a client that leaves meanwhile does not leave a row without a task
@@ -145,38 +157,52 @@ class Videos:
         return self._folder / job_id / "video.mp4"
 
     async def _render(self, job: VideoJob) -> None:
-        """From the queue to an end. A job whose replica is lost goes back to the queue."""
-        error: MorayError | None = ReplicaLost(f"{job.id}: its replica was lost {MAX_ATTEMPTS} times; try again")
-        while job.attempts < MAX_ATTEMPTS:
-            job = job.attempted()
-            await asyncio.to_thread(self._store.update, job)
+        """From the queue to an end. A job whose replica is lost goes back to the queue, as often as it may begin."""
+        losses = 0
+        while True:
             try:
-                error = await self._attempt(job)
+                job = await (self._attempt(job) if job.attempts < MAX_ATTEMPTS else self._give_up(job))
                 break
-            except Exception as failure:  # whatever Serve raises for a replica that died
-                log.warning("video %s: attempt %d: %s", job.id, job.attempts, lost(failure).message)
-        ended = job.failed(error) if error else job.completed(int(time.time()))
-        await asyncio.to_thread(self._store.update, ended)
-        self._metrics.video_finished(error.code if error else "ok")
+            except Exception as failure:  # whatever Serve or the store raises: an accepted job is not dropped for it
+                losses += 1
+                log.warning("video %s: %s", job.id, lost(failure).message)
+                await asyncio.sleep(min(LONGEST_PAUSE_S, 2.0**losses))
+                job = await self._requeued(job)
+        self._metrics.video_finished(job.error_code or "ok")
 
-    async def _attempt(self, job: VideoJob) -> MorayError | None:
-        """One rendering, its steps written to the store. Waits in Serve's queue until a replica is free."""
+    async def _give_up(self, job: VideoJob) -> VideoJob:
+        job = job.failed(ReplicaLost(f"{job.id}: its replica was lost {job.attempts} times; try again"))
+        await asyncio.to_thread(self._store.update, job)
+        return job
+
+    async def _requeued(self, job: VideoJob) -> VideoJob:
+        """As the store last knew it: the attempt counts if a replica had begun."""
+        with contextlib.suppress(sqlite3.Error):  # its next change is written anyway
+            job = (await asyncio.to_thread(self._store.get, job.owner, job.id) or job).requeued()
+            await asyncio.to_thread(self._store.update, job)
+        return job
+
+    async def _attempt(self, job: VideoJob) -> VideoJob:
+        """One rendering to its end, its steps written to the store. Waits in Serve's queue until a replica is free."""
         file = self._file(job.id).resolve()
         file.parent.mkdir(exist_ok=True)
         response = self._handle.options(stream=True).render.remote(job.spec(), str(file))
+        error: MorayError | None = ReplicaLost(f"{job.id}: the rendering ended without a result; try again")
         try:
             async for news in response:
-                match news:
-                    case StepDone():
-                        self._metrics.video_step(news.seconds)
-                        job = job.stepped(news.done, news.total)
-                        await asyncio.to_thread(self._store.update, job)
-                    case Rendered():
-                        return news.error
-        except asyncio.CancelledError:
+                if isinstance(news, Rendered):
+                    error = news.error
+                    break
+                job = job.stepped(news.done, news.total) if news.done else job.begun()
+                if news.done:
+                    self._metrics.video_step(news.seconds)
+                await asyncio.to_thread(self._store.update, job)
+        except BaseException:
             response.cancel()
             raise
-        return ReplicaLost(f"{job.id}: the rendering ended without a result; try again")
+        job = job.failed(error) if error else job.completed(int(time.time()))
+        await asyncio.to_thread(self._store.update, job)
+        return job
 
 
 def _remove(folder: Path) -> None:

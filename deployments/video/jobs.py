@@ -66,17 +66,19 @@ class VideoJob(VideoRequest):
             seed=self.seed,
         )
 
-    def attempted(self) -> Self:
-        """Back in the queue for another start."""
-        return replace(self, status="queued", steps_done=0, attempts=self.attempts + 1)
+    def begun(self) -> Self:
+        """A replica has started on it."""
+        return replace(self, status="in_progress", steps_done=0, attempts=self.attempts + 1)
+
+    def requeued(self) -> Self:
+        return replace(self, status="queued", steps_done=0)
 
     def stepped(self, done: int, total: int) -> Self:
         """`total` may exceed the steps asked for: some schedulers call the model twice per step."""
-        return replace(self, status="in_progress", steps_done=self.steps * done // total)
+        return replace(self, steps_done=self.steps * done // total)
 
-    def completed(self, now_s: int, keep_s: int | None = None) -> Self:
-        expires_at_s = None if keep_s is None else now_s + keep_s
-        return replace(self, status="completed", steps_done=self.steps, completed_at_s=now_s, expires_at_s=expires_at_s)
+    def completed(self, now_s: int) -> Self:
+        return replace(self, status="completed", steps_done=self.steps, completed_at_s=now_s)
 
     def failed(self, error: MorayError) -> Self:
         return replace(self, status="failed", error_code=error.code, error_message=error.message)

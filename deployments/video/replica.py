@@ -15,6 +15,8 @@ from deployments.video.engine import RenderSpec, VideoEngine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
+    """`done` 0: this replica has begun."""
+
     done: int
     total: int
     seconds: float
@@ -50,6 +52,7 @@ class VideoReplica:
         def work() -> None:
             write_mp4(self._engine.render(spec, on_step, stop.is_set), spec.fps, Path(path))
 
+        yield StepDone(done=0, total=spec.steps, seconds=0.0)
         working = asyncio.ensure_future(asyncio.to_thread(work))
         working.add_done_callback(lambda _: steps.put_nowait(None))
         try:
@@ -63,6 +66,3 @@ class VideoReplica:
             yield Rendered(error=EngineFailed(f"{spec.job_id}: {type(error).__name__}: {error}; try again"))
         finally:
             stop.set()
-
-    def record_replica_metadata(self) -> dict[str, str]:
-        return {"tier": "video"}

@@ -1,7 +1,7 @@
 """A load client in a process of its own: N streams at a time over keep-alive connections, each answer checked.
 
-`python load_client.py URL KEY STREAMS SECONDS TOKENS` prints one JSON object. It speaks just enough HTTP/1.1 to cost less
-than what it measures. Every token names its position, so one that is lost, doubled or out of order is counted.
+`python load_client.py URL KEY STREAMS SECONDS TOKENS` prints one JSON object. It speaks just enough HTTP/1.1 to cost
+less than what it measures. Every token names its position, so one that is lost, doubled or out of order is counted.
 """
 
 import asyncio

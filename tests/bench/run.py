@@ -45,7 +45,8 @@ def main() -> int:
     module = importlib.util.module_from_spec(spec)
     before = conditions()
     spec.loader.exec_module(module)
-    result: dict[str, Any] = {"name": arguments.name, **module.run(), "conditions": before}
+    result: dict[str, Any] = {"name": arguments.name, **module.run()}
+    result["conditions"] = before | {name: result.pop(name) for name in ("runs", "spread")}
     print(json.dumps(result, indent=None if arguments.json else 2))
     return 0
 

@@ -41,7 +41,7 @@ class Renderer:
 
     async def render(self, spec: RenderSpec, path: str) -> AsyncIterator[StepDone | Rendered]:
         self.specs.append(spec)
-        for done in (1, 2):
+        for done in (0, 1, 2):
             yield StepDone(done=done, total=spec.steps, seconds=0.1)
         try:
             async for news in self._end(spec, Path(path)):
@@ -72,6 +72,11 @@ class Renderer:
     def _encode(self, path: Path) -> None:
         self.may_encode.wait()
         write_mp4(FRAMES, 8, path)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.gateway.videos.LONGEST_PAUSE_S", 0.0)
 
 
 class Client:

@@ -32,7 +32,7 @@ def ids(jobs: tuple[VideoJob, ...]) -> list[int]:
 def test_a_job_comes_back_as_it_went_in(store: JobStore) -> None:
     store.create(job(1))
     assert store.get("key_a", job(1).id) == job(1)
-    changed = job(1).attempted().stepped(5, 12).failed(EngineFailed("why"))
+    changed = job(1).begun().stepped(5, 12).failed(EngineFailed("why"))
     assert store.update(changed)
     assert store.get("key_a", job(1).id) == changed
 
@@ -64,7 +64,7 @@ def test_updating_a_deleted_job_says_that_it_is_gone(store: JobStore) -> None:
     store.create(job(1))
     assert store.delete("key_a", job(1).id)
     assert not store.delete("key_a", job(1).id)
-    assert not store.update(job(1).attempted())
+    assert not store.update(job(1).begun())
     assert store.get("key_a", job(1).id) is None
 
 
@@ -87,8 +87,8 @@ def test_unfinished_jobs_of_all_owners_come_oldest_first(store: JobStore) -> Non
     for number, owner in enumerate(["key_b", "key_a", "key_a", "key_b"], 1):
         store.create(job(number, owner))
     store.update(job(1, "key_b").stepped(1, 12))
-    store.update(job(2).attempted().completed(2000))
-    store.update(job(3).attempted().failed(EngineFailed("why")))
+    store.update(job(2).begun().completed(2000))
+    store.update(job(3).begun().failed(EngineFailed("why")))
     assert ids(store.unfinished()) == [1, 4]
 
 

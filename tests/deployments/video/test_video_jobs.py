@@ -23,26 +23,26 @@ def test_a_job_holds_what_was_asked_and_waits() -> None:
     assert (spec.width, spec.height, spec.frames, spec.steps, spec.seed) == (96, 64, 16, 12, 3)
 
 
-def test_a_finished_job_is_at_100_percent_and_says_when_it_expires() -> None:
-    done = job().attempted().stepped(12, 12).completed(160, keep_s=3600)
-    assert (done.status, done.progress, done.completed_at_s, done.expires_at_s) == ("completed", 100, 160, 3760)
+def test_a_finished_job_is_at_100_percent() -> None:
+    done = job().begun().stepped(12, 12).completed(160)
+    assert (done.status, done.progress, done.completed_at_s) == ("completed", 100, 160)
 
 
 def test_a_failed_job_keeps_the_reason_and_how_far_it_came() -> None:
-    lost = job().attempted().stepped(6, 12).failed(EngineFailed("why"))
+    lost = job().begun().stepped(6, 12).failed(EngineFailed("why"))
     assert (lost.status, lost.progress, lost.error_code, lost.error_message) == ("failed", 50, "engine_failed", "why")
     assert lost.completed_at_s is None
 
 
 def test_every_start_counts_and_begins_anew() -> None:
-    again = job().attempted().stepped(6, 12).attempted()
+    again = job().begun().stepped(6, 12).requeued().begun()
     assert (again.attempts, again.progress) == (2, 0)
 
 
 @given(total=st.integers(1, 400), data=st.data())
 def test_progress_never_falls_and_reaches_100_only_on_completion(total: int, data: st.DataObject) -> None:
     done = data.draw(st.integers(0, total))
-    now, later = job().attempted().stepped(done, total), job().attempted().stepped(min(done + 1, total), total)
+    now, later = job().begun().stepped(done, total), job().begun().stepped(min(done + 1, total), total)
     assert 0 <= now.progress <= later.progress <= 99
 
 
