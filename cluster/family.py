@@ -3,6 +3,7 @@
 Every model here is closed (`extra="forbid"`): a misspelt key fails at once, with file, path, value and what is allowed.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,7 +29,7 @@ Specialist = Literal["math", "code_security", "scientific_reasoning", "creative_
 
 
 class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Slo(Closed):
@@ -86,7 +87,7 @@ class Tier(Closed):
 
     names: tuple[Name, ...] = Field(min_length=1)
     checkpoint: str
-    engine: Literal["torch", "simulated", "vllm"]
+    engine: Literal["torch", "simulated"]
     ranks: PositiveInt = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     context_tokens: PositiveInt
@@ -108,11 +109,27 @@ class Tier(Closed):
         return self
 
 
+class VideoSlo(Closed):
+    """What users are promised: from the acceptance of a job to its file, where it did not wait for others."""
+
+    deadline_s: PositiveFloat
+
+
+class VideoPrice(Closed):
+    """Per second of video."""
+
+    usd_per_second: NonNegativeFloat
+
+
 class Video(Closed):
-    """The video model. A job of `steps` denoising steps holds its GPU share until a step boundary."""
+    """The video model. A job of `steps` denoising steps holds its GPU share until a step boundary.
+
+    At most `max_waiting` jobs wait for a replica.
+    """
 
     names: tuple[Name, ...] = Field(min_length=1)
     checkpoint: str
+    engine: Literal["diffusers"] = "diffusers"
     gpus: PositiveInt = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     sizes: tuple[Annotated[str, Field(pattern=r"^[1-9][0-9]*x[1-9][0-9]*$")], ...] = Field(min_length=1)
@@ -120,6 +137,9 @@ class Video(Closed):
     fps: PositiveInt
     steps: PositiveInt
     guidance: NonNegativeFloat = 5.0
+    max_waiting: PositiveInt = 32
+    slo: VideoSlo
+    price: VideoPrice
     replicas: Replicas
     beside: Name | None = None
     start_timeout_s: PositiveFloat = 180.0
@@ -147,7 +167,7 @@ class Gateway(Closed):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     replicas: PositiveInt = 1
-    max_body_bytes: PositiveInt = 4_194_304
+    max_body_bytes: PositiveInt = 1_048_576
     tokens: Literal["pushed", "streamed"] = "pushed"
     coalesce_ms: NonNegativeFloat = 20.0
     coalesce_above_streams: int = Field(default=8, ge=0)
@@ -185,6 +205,11 @@ class Family(Closed):
                 raise ValueError(f"a tier is called {key!r}, as another part of every family is; give it another name")
         if self.video and self.video.beside and self.video.beside not in self.tiers:
             raise ValueError(f"video.beside is {self.video.beside!r}; tiers are {', '.join(self.tiers)}")
+        if self.video and self.gateway.replicas > 1:
+            raise ValueError(
+                f"gateway.replicas is {self.gateway.replicas}; 1 is allowed while video is served, since each gateway "
+                "would resume all jobs after a restart; set it to 1 or leave video out"
+            )
         return self
 
     def _names(self) -> list[tuple[str, tuple[str, ...]]]:
@@ -199,7 +224,7 @@ class Family(Closed):
 def parse(text: str, where: str) -> Family:
     """The family in a YAML text. Raises ConfigurationError with every fault, each as `where: path: given; mend`."""
     try:
-        raw = yaml.safe_load(text)
+        raw = _read(text, where)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{where}: not YAML: {error}; mend the syntax") from error
     if not isinstance(raw, dict):
@@ -208,6 +233,39 @@ def parse(text: str, where: str) -> Family:
         return Family.model_validate(raw)
     except ValidationError as error:
         raise ConfigurationError("\n".join(_fault(where, fault) for fault in error.errors())) from error
+
+
+def _read(text: str, where: str) -> Any:
+    """Of a repeated key YAML would keep the last value and drop the others silently."""
+    loader = yaml.SafeLoader(text)
+    try:
+        top = loader.get_single_node()
+        if top is None:
+            return None
+        for path, key in _repeated(top, (), set()):
+            line = key.start_mark.line + 1
+            raise ConfigurationError(f"{where}: {path}: given again in line {line}; a key is allowed once; drop one")
+        return loader.construct_document(top)
+    finally:
+        loader.dispose()
+
+
+def _repeated(node: yaml.Node, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
+    """Keys of mappings at or below the node that an earlier key equals, with their paths."""
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _repeated(item, (*path, str(index)), seen)
+    if isinstance(node, yaml.MappingNode):
+        names: set[str] = set()
+        for key, value in node.value:
+            below = (*path, str(key.value))
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                yield ".".join(below), key
+            names.add(str(key.value))
+            yield from _repeated(value, below, seen)
 
 
 def _fault(where: str, fault: Any) -> str:

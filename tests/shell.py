@@ -33,6 +33,8 @@ VIDEO: dict[str, Any] = {
     "seconds": [1, 2],
     "fps": 8,
     "steps": 4,
+    "slo": {"deadline_s": 60},
+    "price": {"usd_per_second": 0.1},
     "replicas": {"min": 0, "max": 1, "initial": 0},
 }
 

@@ -2,7 +2,6 @@
 
 from typing import assert_never
 
-from cluster.errors import ConfigurationError
 from cluster.family import Family
 from deployments.engines.engine import Engine
 from deployments.ranks import ExpertGroup
@@ -32,7 +31,5 @@ def build(family: Family, key: str, group: ExpertGroup) -> Engine:
                 ranks=tier.ranks,
             )
             return TorchEngine(spec, group.launch(spec))
-        case "vllm":
-            raise ConfigurationError(f"tiers.{key}.engine: vllm; torch and simulated are served today; choose one")
         case never:
             assert_never(never)

@@ -140,12 +140,25 @@ def _owners(family: Family) -> list[tuple[str, Tier | Video]]:
 
 
 def _tier_facts(key: str, tier: Tier) -> dict[str, Any]:
-    price = tier.price.model_dump()
-    return {"tier": key, "engine": tier.engine, "context_tokens": tier.context_tokens, "price": price}
+    return {
+        "tier": key,
+        "engine": tier.engine,
+        "context_tokens": tier.context_tokens,
+        "specialists": list(tier.specialists),
+        "price": tier.price.model_dump(),
+    }
 
 
 def _video_facts(video: Video) -> dict[str, Any]:
-    return {"tier": "video", "sizes": list(video.sizes), "seconds": list(video.seconds), "fps": video.fps}
+    return {
+        "tier": "video",
+        "engine": video.engine,
+        "sizes": list(video.sizes),
+        "seconds": list(video.seconds),
+        "fps": video.fps,
+        "max_waiting": video.max_waiting,
+        "price": video.price.model_dump(),
+    }
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

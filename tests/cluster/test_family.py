@@ -77,13 +77,18 @@ def test_checkpoints_are_meant_relative_to_the_file(tmp_path: Path) -> None:
     [
         ("gpu_budget", 8, "mine.yaml: gpu_budget: 8; Extra inputs are not permitted"),
         ("tiers.mini.ranks", 0, "mine.yaml: tiers.mini.ranks: 0; Input should be greater than 0"),
-        ("tiers.mini.engine", "magic", "tiers.mini.engine: 'magic'; Input should be 'torch', 'simulated' or 'vllm'"),
+        ("tiers.mini.engine", "magic", "tiers.mini.engine: 'magic'; Input should be 'torch' or 'simulated'"),
+        ("tiers.mini.slo.ttft_s", float("inf"), "tiers.mini.slo.ttft_s: inf; Input should be a finite number"),
+        ("tiers.mini.cost.a_ms", float("nan"), "tiers.mini.cost.a_ms: nan; Input should be a finite number"),
         ("name", None, "mine.yaml: name: Field required"),
         ("tiers.mini.kv_tokens", 100, "mine.yaml: tiers.mini: kv_tokens 100 must hold one full context of 2048 tokens"),
         ("tiers.mini.replicas", {"min": 2, "max": 3, "initial": 1}, "min 2 <= initial 1 <= max 3 must hold"),
         ("tiers.mini.cost.top_k", 2, "top_k 2 experts of 1 cannot be chosen; give top_k <= experts"),
         ("tiers.mini.names", ["gpt-5.2-pro"], "'gpt-5.2-pro' is claimed by both tiers.pro and tiers.mini; keep one"),
         ("video.names", ["gpt-5.2-pro"], "'gpt-5.2-pro' is claimed by both tiers.pro and video; keep one"),
+        ("video.engine", "magic", "mine.yaml: video.engine: 'magic'; Input should be 'diffusers'"),
+        ("video.price", None, "mine.yaml: video.price: Field required"),
+        ("gateway.replicas", 2, "gateway.replicas is 2; 1 is allowed while video is served, since each gateway would"),
         ("video.beside", "nano", "mine.yaml: (top): video.beside is 'nano'; tiers are ultra, pro, turbo, mini"),
         (
             "tiers.video",
@@ -112,12 +117,42 @@ def test_all_faults_are_told_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "mine.yaml: not YAML: "), ("- a\n", "mine.yaml: given list; a mapping is allowed")],
+    [
+        ("", "mine.yaml: given NoneType; a mapping is allowed"),
+        ("a: [", "mine.yaml: not YAML: "),
+        ("- a\n", "mine.yaml: given list; a mapping is allowed"),
+    ],
 )
 def test_what_is_no_mapping_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse(text, "mine.yaml")
     assert caught.value.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: a\n", "mine.yaml: name: given again in line 2; a key is allowed once; drop one"),
+        ("tiers:\n  turbo: {}\n  pro: {}\n  turbo: {}\n", "mine.yaml: tiers.turbo: given again in line 4;"),
+        ("cells:\n- name: a\n  name: b\n", "mine.yaml: cells.0.name: given again in line 3;"),
+        ("tiers: &a\n  cost: {64: 1, '64': 2}\nvideo: *a\n", "mine.yaml: tiers.cost.64: given again in line 2;"),
+    ],
+)
+def test_a_key_given_twice_is_refused_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(text, "mine.yaml")
+    assert caught.value.message.startswith(message)
+
+
+def test_a_node_that_contains_itself_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="cells"):
+        parse("cells: &a [*a]", "mine.yaml")
+
+
+def test_several_gateways_may_serve_a_family_without_video() -> None:
+    raw = yaml.safe_load(changed("video", None))
+    raw["gateway"]["replicas"] = 2
+    assert parse(yaml.safe_dump(raw), "mine.yaml").gateway.replicas == 2
 
 
 def test_a_missing_file_names_the_families_that_ship() -> None:

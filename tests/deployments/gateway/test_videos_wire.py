@@ -23,6 +23,7 @@ VIDEO = Video.model_validate(
     {
         "names": ["sora-2", "sora-2-pro"], "checkpoint": "x", "sizes": ["720x1280", "1280x720", "64x64"],
         "seconds": [4, 1, 2], "fps": 8, "steps": 12, "guidance": 4.0, "replicas": {"min": 0, "max": 1, "initial": 0},
+        "slo": {"deadline_s": 60}, "price": {"usd_per_second": 0.1},
     }
 )  # fmt: skip
 
@@ -143,12 +144,10 @@ def test_no_prompt_appears_in_an_error() -> None:
 
 
 def failed() -> VideoJob:
-    return job().attempted().failed(EngineFailed("video engine: out of memory"))
+    return job().begun().failed(EngineFailed("video engine: out of memory"))
 
 
-@pytest.mark.parametrize(
-    "state", [job(), job().attempted().stepped(6, 12), job().attempted().completed(2000, 60), failed()]
-)
+@pytest.mark.parametrize("state", [job(), job().begun().stepped(6, 12), job().begun().completed(2000), failed()])
 def test_a_job_is_the_sdks_video(state: VideoJob) -> None:
     shown = wire.video_object(state)
     video = SdkVideo.model_validate(shown)

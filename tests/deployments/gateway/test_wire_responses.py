@@ -175,10 +175,18 @@ def test_every_name_of_the_family_is_a_model() -> None:
     assert [model_object(family, one.id, 1_790_000_000) for one in models] == listed["data"]
 
 
-def test_a_model_tells_its_tier_context_and_price() -> None:
-    told = model_object(load("laptop"), "gpt-5.2-mini", 0)
-    assert (told["tier"], told["context_tokens"]) == ("mini", 2048)
-    assert told["price"] == {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0}
+def test_a_model_tells_its_tier_context_specialists_and_price() -> None:
+    told = model_object(load("laptop"), "gpt-5.2-turbo", 0)
+    assert (told["tier"], told["context_tokens"]) == ("turbo", 2048)
+    assert told["specialists"] == ["math", "code_security"]
+    assert told["price"] == {"input_usd_per_mtok": 10.0, "output_usd_per_mtok": 30.0}
+
+
+def test_a_video_model_tells_what_may_be_asked_of_it_and_its_price() -> None:
+    told = model_object(load("laptop"), "sora-2", 0)
+    assert (told["tier"], told["engine"], told["max_waiting"]) == ("video", "diffusers", 32)
+    assert (told["sizes"], told["seconds"], told["fps"]) == (["64x64", "96x64", "64x96"], [1, 2, 4], 8)
+    assert told["price"] == {"usd_per_second": 0.1}
 
 
 def test_an_unknown_model_is_not_found_and_the_known_are_named() -> None:
