@@ -6,6 +6,7 @@ HAProxy's folder and replica ports unless told otherwise, so all of them are dra
 """
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -40,18 +41,35 @@ def check_port(host: str, port: int) -> None:
 
 
 def check_checkpoints(family: Family) -> None:
-    """Raises ConfigurationError where a folder is missing: a tier that sleeps would tell its first caller only."""
-    folders = {f"tiers.{key}": tier.checkpoint for key, tier in family.tiers.items() if tier.engine != "simulated"}
-    if family.video is not None:
-        folders["video"] = family.video.checkpoint
-    missing = [
-        f"{family.name}: {where}.checkpoint: {folder}: no such directory; the folder of a checkpoint is needed; "
-        "mend the path, or fetch or train it first"
-        for where, folder in folders.items()
-        if not Path(folder).is_dir()
+    """Raises ConfigurationError where a folder is missing or of another kind: a tier that sleeps would tell its first
+    caller only. Whether it is whole, and fits into memory, the engine finds out.
+    """
+    faults = [
+        f"{family.name}: tiers.{key}.checkpoint: {fault}"
+        for key, tier in family.tiers.items()
+        if tier.engine != "simulated"
+        and (fault := _fault(Path(tier.checkpoint), "config.json", ("model_type", "glm4_moe")))
     ]
-    if missing:
-        raise ConfigurationError("\n".join(missing))
+    if family.video is not None:
+        fault = _fault(Path(family.video.checkpoint), "model_index.json", ("_class_name", "WanPipeline"))
+        faults += [f"{family.name}: video.checkpoint: {fault}"] if fault else []
+    if faults:
+        raise ConfigurationError("\n".join(faults))
+
+
+def _fault(folder: Path, name: str, kind: tuple[str, str]) -> str:
+    """What is wrong with a checkpoint at first sight; empty where nothing is."""
+    key, allowed = kind
+    if not folder.is_dir():
+        mend = "mend the path, or fetch or train it first"
+        return f"{folder}: no such directory; the folder of a checkpoint is needed; {mend}"
+    try:
+        given = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{folder / name}: {error}; a JSON object is needed; fetch the checkpoint again"
+    if given != allowed:
+        return f"{folder / name}: {key} is {given!r}; {allowed!r} is allowed; give another checkpoint"
+    return ""
 
 
 def free_ports(count: int) -> list[int]:

@@ -40,7 +40,7 @@ class Gateway:
         self._keys = KeyStore(folder / KEYS_FILE)
         listener = Listener()
         jobs = JobStore(folder / JOBS_FILE)
-        self._metrics = GatewayMetrics(listener.counts, jobs.counts)
+        self._metrics = GatewayMetrics(listener.counts, jobs.counts if video is not None else None)
         path: TokenPath = Streamed()
         if family.gateway.tokens == "pushed":
             await listener.start(node_address())

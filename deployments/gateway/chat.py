@@ -52,8 +52,8 @@ class ChatCompletions:
             tier = self._tier(chat.model)
             headers = served_by(tier, self._family.tiers[tier])
             answer = self._stream if chat.stream else self._whole
-            outcome = await answer(chat, tier, headers, send)
-            code = self._measure(tier, outcome, time.monotonic() - arrived_s)
+            outcome, first_s = await answer(chat, tier, headers, send)
+            code = self._measure(tier, outcome, first_s - arrived_s)
         except MorayError as error:
             code = error.code
             if error.status < 500:
@@ -73,7 +73,8 @@ class ChatCompletions:
             raise NotFound(f"model: {model!r} is not served; served: {known}; choose one of them", param="model")
         return tier
 
-    async def _whole(self, chat: Chat, tier: str, headers: list[Header], send: Send) -> Outcome:
+    async def _whole(self, chat: Chat, tier: str, headers: list[Header], send: Send) -> tuple[Outcome, float]:
+        """The outcome, and when the first token was there."""
         call = asyncio.ensure_future(_outcome(self._tiers[tier].complete.remote(chat)))
         try:
             await asyncio.wait((call,), timeout=self._family.tiers[tier].start_timeout_s)
@@ -82,15 +83,17 @@ class ChatCompletions:
             outcome = await call
         finally:
             call.cancel()
+        first_s = time.monotonic() - (outcome.total_s - outcome.first_s)
         if outcome.error is not None:
             raise outcome.error
         await respond(send, 200, outcome.body, headers)
-        return outcome
+        return outcome, first_s
 
-    async def _stream(self, chat: Chat, tier: str, headers: list[Header], send: Send) -> Outcome:
+    async def _stream(self, chat: Chat, tier: str, headers: list[Header], send: Send) -> tuple[Outcome, float]:
         """The status line waits for the first bytes, so that a refusal still has its own; never for long."""
         answering = self._path.ask(self._tiers[tier], chat)
         begun = False
+        first_s = 0.0
         loop = asyncio.get_running_loop()
         late_s = loop.time() + self._family.tiers[tier].start_timeout_s
         self._metrics.streams(tier, +1)
@@ -99,6 +102,7 @@ class ChatCompletions:
                 if not begun:
                     begun = True
                     await send({"type": "http.response.start", "status": 200, "headers": _SSE + headers})
+                first_s = first_s or (time.monotonic() if data else 0.0)
                 await send({"type": "http.response.body", "body": data or KEEPALIVE, "more_body": True})
                 if not data and loop.time() >= late_s:
                     self._require_awake(tier)
@@ -113,14 +117,13 @@ class ChatCompletions:
             answering.cancel()
             self._metrics.streams(tier, -1)
         await send({"type": "http.response.body", "body": b""})
-        return outcome
+        return outcome, first_s
 
-    def _measure(self, tier: str, outcome: Outcome, seconds: float) -> str:
-        """What the client saw: the replica's own times, and all that passed around them before the first token."""
+    def _measure(self, tier: str, outcome: Outcome, ttft_s: float) -> str:
+        """The outcome's code. Time to the first token is the gateway's, time per token the replica's."""
         if outcome.usage is None:
             return outcome.error.code if outcome.error else "ok"
-        decode_s = outcome.total_s - outcome.first_s
-        self._metrics.answered(tier, outcome.usage, max(0.0, seconds - decode_s), decode_s)
+        self._metrics.answered(tier, outcome.usage, ttft_s, outcome.total_s - outcome.first_s)
         return "ok"
 
     def _require_awake(self, tier: str) -> None:

@@ -31,7 +31,7 @@ class GatewayMetrics(Collector):
     Registered ahead of the metrics that others of this process count, so that each page shows those as they are now.
     """
 
-    def __init__(self, link: LinkCounts, video_jobs: Callable[[], Mapping[str, int]] = dict) -> None:
+    def __init__(self, link: LinkCounts, video_jobs: Callable[[], Mapping[str, int]] | None = None) -> None:
         self._link = link
         self._video_jobs = video_jobs
         self._taken: Counter[tuple[str, ...]] = Counter()
@@ -95,7 +95,8 @@ class GatewayMetrics(Collector):
         self._taken[key] = count
 
     async def page(self, only_gateway: bool) -> bytes:
-        self._jobs = await asyncio.to_thread(self._video_jobs)
+        if self._video_jobs is not None:
+            self._jobs = await asyncio.to_thread(self._video_jobs)
         if only_gateway:
             return generate_latest(self._registry)
         now_s = asyncio.get_running_loop().time()

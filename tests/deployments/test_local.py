@@ -1,3 +1,4 @@
+import re
 import secrets
 import socket
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_one_machine_stands_for_one_node(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_refused_before_the_start_and_named(tmp_path: Path) -> None:
     local.check_checkpoints(family(tmp_path))  # simulated engines need none
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.json").write_text('{"model_type": "glm4_moe"}')
     local.check_checkpoints(family(tmp_path, engine="torch", checkpoint=str(tmp_path / "there")))
     with pytest.raises(ConfigurationError) as missing:
         local.check_checkpoints(family(tmp_path, video=True, engine="torch", checkpoint="/nowhere"))
@@ -99,3 +101,20 @@ def test_a_missing_checkpoint_is_refused_before_the_start_and_named(tmp_path: Pa
         "tiers.turbo.checkpoint",
         "video.checkpoint",
     ]
+
+
+@pytest.mark.parametrize(
+    ("config", "fault"),
+    [
+        (
+            '{"model_type": "llama"}',
+            "config.json: model_type is 'llama'; 'glm4_moe' is allowed; give another checkpoint",
+        ),
+        ("[]", "a JSON object is needed"),
+        ("{", "a JSON object is needed"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_refused_before_the_start(tmp_path: Path, config: str, fault: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ConfigurationError, match=re.escape(fault)):
+        local.check_checkpoints(family(tmp_path, engine="torch", checkpoint=str(tmp_path)))

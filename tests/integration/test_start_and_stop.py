@@ -90,8 +90,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     (other / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     with starting(stage, only(small_family, checkpoint=str(other))) as server:
         assert refusal(server) == (
-            f"moray: {other / 'config.json'}: model_type is 'llama'; 'glm4_moe' is allowed; use another engine for it"
+            f"moray: small: tiers.mini.checkpoint: {other / 'config.json'}: model_type is 'llama'; "
+            "'glm4_moe' is allowed; give another checkpoint"
         )
+        assert "Ray" not in server.output
 
 
 def test_a_cache_larger_than_the_memory_is_refused(stage: Stage, small_family: Family, endless: Path) -> None:
