@@ -26,7 +26,7 @@ API key (shown once): [bold]{key}[/]
 curl {url}/v1/chat/completions -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
   -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "{prompt}"}}]}}'
 
-from openai import OpenAI
+from openai import OpenAI  # pip install openai
 client = OpenAI(base_url="{url}/v1", api_key="{key}")
 answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "{prompt}"}}])
 print(answer.choices[0].message.content)
