@@ -6,22 +6,16 @@ bounded depth and numbers; a second, plain pass over valid bodies refuses a key 
 """
 
 import json
-import reprlib
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from cluster.errors import InvalidRequest
 from cluster.request import Chat, Message, Sampling
+from deployments.gateway.body import UNSUPPORTED, bound_structure, distinct, refusal
 
-UNSUPPORTED = "unsupported_parameter"
-_LONGEST_NAME = 64
-_MOST_FAULTS = 100
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = 60
-_shown.maxlist = _shown.maxdict = _shown.maxlevel = 2
+MOST_MESSAGES = 2048  # as in the API
 
 
 def _only(*allowed: object) -> AfterValidator:
@@ -64,7 +58,8 @@ class _Part(_Strict):
 
 
 _Content = Annotated[
-    Annotated[str, Tag(_STRING)] | Annotated[list[_Part], Field(min_length=1, fail_fast=True), Tag(_PARTS)],
+    Annotated[str, Tag(_STRING)]
+    | Annotated[list[_Part], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True), Tag(_PARTS)],
     Discriminator(
         _kind,
         custom_error_type="content_type",
@@ -95,7 +90,7 @@ class ChatBody(_Strict):
     """The closed list of parameters. Null means absent, as in the API."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    messages: Annotated[list[_Message], Field(min_length=1, max_length=2048, fail_fast=True)]  # 2048 as in the API
+    messages: Annotated[list[_Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     max_tokens: Tokens | None = None
@@ -139,11 +134,12 @@ class ChatBody(_Strict):
 
 def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
     """The chat that a body asks for; `seed` where the caller gives none. Raises InvalidRequest and nothing else."""
+    bound_structure(body)
     try:
         asked = ChatBody.model_validate_json(body)
     except ValidationError as error:
         # Not chained: a validation error prints its input, and prompts have no place in logs.
-        raise _refusal(error) from None
+        raise refusal(error, ChatBody.model_fields) from None
     _refuse_repeated_keys(body)
     _refuse_contradictions(asked)
     return Chat(
@@ -195,56 +191,8 @@ def _refuse_contradictions(asked: ChatBody) -> None:
 
 def _refuse_repeated_keys(body: bytes) -> None:
     try:
-        json.loads(body, object_pairs_hook=_distinct)
+        json.loads(body, object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:  # only where an earlier value of a repeated key hides such a thing
         raise InvalidRequest(
             "body: not readable JSON; a JSON object is allowed; mend it", code="invalid_json"
         ) from error
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> None:
-    seen = set()
-    for key, _ in pairs:
-        if key in seen:
-            name = key[:_LONGEST_NAME]
-            raise InvalidRequest(f"{name}: given twice; each key is allowed once; drop one of the two", param=name)
-        seen.add(key)
-
-
-def _refusal(error: ValidationError) -> InvalidRequest:
-    if error.error_count() > _MOST_FAULTS:  # listing them would hold the gateway up for others
-        text = f"body: {error.error_count()} faults; parameters of the OpenAI API are allowed; mend the request"
-        return InvalidRequest(text)
-    faults = error.errors(include_url=False)
-    fault = next((fault for fault in faults if fault["type"] == UNSUPPORTED), faults[0])
-    param = _param(fault["loc"])
-    where = param or "body"
-    match fault["type"]:
-        case "json_invalid":
-            text = f"{where}: {fault['msg']}; a JSON object in UTF-8 is allowed; mend the JSON"
-            return InvalidRequest(text, code="invalid_json")
-        case "extra_forbidden":
-            text = f"{where}: not a parameter here; those of the OpenAI API are allowed; {_nearest(fault)}"
-            return InvalidRequest(text, param=param, code="unknown_parameter")
-        case "missing":
-            return InvalidRequest(f"{where}: not given; it is required; add it", param=param, code="missing_parameter")
-    code = UNSUPPORTED if fault["type"] == UNSUPPORTED else None
-    mend = "leave it out" if code else "change the value"
-    allowed = fault["msg"][:1].lower() + fault["msg"][1:]
-    return InvalidRequest(f"{where}: given {_shown.repr(fault['input'])}; {allowed}; {mend}", param=param, code=code)
-
-
-def _param(loc: tuple[int | str, ...]) -> str | None:
-    """OpenAI's way to name a field: messages[0].content. The tags of our union are no field of the caller's."""
-    path = ""
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part not in (_STRING, _PARTS):
-            path += f".{part[:_LONGEST_NAME]}" if path else part[:_LONGEST_NAME]
-    return path or None
-
-
-def _nearest(fault: ErrorDetails) -> str:
-    near = get_close_matches(str(fault["loc"][-1])[:_LONGEST_NAME], ChatBody.model_fields, n=1)
-    return f"did you mean {near[0]}?" if near else "leave it out"

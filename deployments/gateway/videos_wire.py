@@ -6,7 +6,6 @@ default. Values of prompts never appear in an error. Times are Unix seconds.
 """
 
 import json
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,14 +15,12 @@ from pydantic_core import PydanticCustomError
 
 from cluster.errors import InvalidRequest, NotFound
 from cluster.family import Video
+from deployments.gateway.body import UNSUPPORTED, bound_structure, distinct, refusal, shown
 from deployments.video.jobs import VideoJob, VideoRequest
 
 LONGEST_PROMPT_CHARS = 32_000
 REFERENCE = "input_reference"
 PRIVATE = ("prompt", "negative_prompt")
-_LONGEST_NAME_CHARS = 64
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = 60
 _Choice = TypeVar("_Choice", int, str)
 
 
@@ -69,8 +66,9 @@ class Listing:
 
 def parse_json(body: bytes, video: Video, seed: int) -> VideoRequest:
     """`seed` is taken where the caller gives none. Raises InvalidRequest, NotFound."""
+    bound_structure(body)
     try:
-        given = json.loads(body, object_pairs_hook=_distinct)
+        given = json.loads(body, object_pairs_hook=distinct)
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
@@ -80,14 +78,14 @@ def parse_json(body: bytes, video: Video, seed: int) -> VideoRequest:
 
 def parse_form(fields: Iterable[tuple[str, object]], video: Video, seed: int) -> VideoRequest:
     """Fields of a multipart form in their order; what is not a string is a file. Raises InvalidRequest, NotFound."""
-    return _parse(_distinct(fields), video, seed)
+    return _parse(distinct(fields), video, seed)
 
 
 def parse_listing(query: Mapping[str, str]) -> Listing:
     try:
         asked = _Query.model_validate(dict(query))
     except ValidationError as error:
-        raise _refusal(error, "the list of videos") from None
+        raise refusal(error, _Query.model_fields) from None
     return Listing(after=asked.after, limit=asked.limit, order=asked.order)
 
 
@@ -131,13 +129,13 @@ def _parse(given: dict[str, Any], video: Video, seed: int) -> VideoRequest:
             raise InvalidRequest(
                 f"{REFERENCE}: not served here; text to video is allowed; leave it out",
                 param=REFERENCE,
-                code="unsupported_parameter",
+                code=UNSUPPORTED,
             )
     try:
         asked = VideoBody.model_validate({name: value for name, value in given.items() if name != REFERENCE})
     except ValidationError as error:
         # Not chained: a validation error prints its input, and prompts have no place in logs.
-        raise _refusal(error, "videos") from None
+        raise refusal(error, VideoBody.model_fields, PRIVATE) from None
     return _choose(asked, video, seed)
 
 
@@ -145,7 +143,7 @@ def _choose(asked: VideoBody, video: Video, seed: int) -> VideoRequest:
     model = video.names[0] if asked.model is None else asked.model
     if model not in video.names:
         names = ", ".join(video.names)
-        raise NotFound(f"model: given {_shown.repr(model)}; served are {names}; choose one of them", param="model")
+        raise NotFound(f"model: given {shown(model)}; served are {names}; choose one of them", param="model")
     return VideoRequest(
         model=model,
         prompt=asked.prompt,
@@ -164,29 +162,5 @@ def _listed(name: str, given: _Choice | None, allowed: Sequence[_Choice]) -> _Ch
         return allowed[0]
     if given not in allowed:
         listed = ", ".join(map(str, allowed))
-        raise InvalidRequest(f"{name}: given {_shown.repr(given)}; allowed are {listed}; choose one", param=name)
+        raise InvalidRequest(f"{name}: given {shown(given)}; allowed are {listed}; choose one", param=name)
     return given
-
-
-def _distinct(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in given:
-            name = key[:_LONGEST_NAME_CHARS]
-            raise InvalidRequest(f"{name}: given twice; each field is allowed once; drop one of the two", param=name)
-        given[key] = value
-    return given
-
-
-def _refusal(error: ValidationError, where: str) -> InvalidRequest:
-    fault = error.errors(include_url=False)[0]
-    param = str(fault["loc"][0])[:_LONGEST_NAME_CHARS]
-    match fault["type"]:
-        case "extra_forbidden":
-            text = f"{param}: not a parameter of {where}; those of the API reference are allowed; leave it out"
-            return InvalidRequest(text, param=param, code="unknown_parameter")
-        case "missing":
-            return InvalidRequest(f"{param}: not given; it is required; add it", param=param, code="missing_parameter")
-    given = "this value" if param in PRIVATE else f"given {_shown.repr(fault['input'])}"
-    allowed = fault["msg"][:1].lower() + fault["msg"][1:]
-    return InvalidRequest(f"{param}: {given}; {allowed}; change the value", param=param)

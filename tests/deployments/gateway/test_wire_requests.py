@@ -9,6 +9,7 @@ from openai.types.chat import completion_create_params as sdk
 
 from cluster.errors import InvalidRequest
 from cluster.request import Chat, Message, Sampling
+from deployments.gateway.body import MOST_STRUCTURE_BYTES, bound_structure
 from deployments.gateway.chat_request import ChatBody
 from deployments.gateway.wire import parse_chat
 
@@ -233,9 +234,9 @@ def test_a_key_given_twice_is_refused() -> None:
         b"\xff\xfe{\x00}\x00",
         b'{"model":"\xff"}',
         b'{"model":"\\ud800","messages":[]}',
-        b"[" * 100_000,
-        b'{"metadata":' + b'{"a":' * 100_000,
-        b'{"seed":' + b"9" * 100_000 + b"}",
+        b"[" * 60_000,
+        b'{"metadata":' + b'{"a":' * 10_000,
+        b'{"seed":' + b"9" * 60_000 + b"}",
     ],
 )
 def test_what_is_no_json_is_refused(data: bytes) -> None:
@@ -252,6 +253,33 @@ def test_as_many_messages_as_in_the_api_are_a_chat_and_more_are_refused() -> Non
     error = refusal(body(messages=HELLO * 10_000))
     assert (error.code, error.param) == ("invalid_value", "messages")
     assert "at most 2048 items" in error.message
+
+
+@pytest.mark.parametrize(
+    ("unit", "structure_bytes"), [(b'"\\\\\\"":0,', 3), (b"[], \n", 3), (b'{"":"]]]]"},', 4), (b"1.25,", 5)]
+)
+def test_what_stands_outside_strings_is_bounded_before_it_is_parsed(unit: bytes, structure_bytes: int) -> None:
+    count = MOST_STRUCTURE_BYTES // structure_bytes
+    error = refusal(b"[" + unit * (count + 1) + b"]")
+    assert error.code == "body_too_complex"
+    assert f"{len(unit) * (count + 1) + 2} bytes, too many of them outside strings; at most 65536" in error.message
+    assert refusal(b"[" + unit * (count - 2) + b"]").code != "body_too_complex"
+
+
+@given(st.text(max_size=50))
+def test_text_of_any_kind_is_no_structure(text: str) -> None:
+    long = text * (MOST_STRUCTURE_BYTES // max(1, len(text)) + 1)
+    bound_structure(body(messages=[{"role": "user", "content": long}]))
+
+
+def test_as_many_messages_as_are_allowed_are_within_the_bound_when_laid_out_for_reading() -> None:
+    request = {"model": "m", "messages": [{"role": "user", "name": "n", "content": "x" * 40}] * 2048}
+    assert len(parse(json.dumps(request, indent=4).encode()).messages) == 2048
+
+
+def test_a_message_has_a_bounded_number_of_parts() -> None:
+    error = refusal(body(messages=[{"role": "user", "content": [{"type": "text", "text": ""}] * 2049}]))
+    assert (error.code, error.param) == ("invalid_value", "messages[0].content")
 
 
 def test_many_faults_are_counted_not_listed() -> None:
