@@ -29,7 +29,7 @@ class EngineReport:
 
 
 class Engine(Protocol):
-    """Continuous batching behind four calls, all made on the replica's event loop, none of which blocks.
+    """Continuous batching behind calls that do not block, made on the replica's event loop; `report` from any thread.
 
     `label` is empty for a real engine; the simulated one says so there, and every response carries it.
     """
@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Load and warm up. Raises CheckpointError."""
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The chat template applied and tokenized."""
+        """The chat template applied and tokenized. What is far too long is refused early: ContextTooLong."""
 
     def submit(self, generation: Generation, emit: Emit) -> None:
         """Queue it. `emit` is called on the event loop, at most once per step, and once with `last`.
@@ -52,7 +52,8 @@ class Engine(Protocol):
     def cancel(self, request_id: str) -> None:
         """Free its place at the next step; nothing more is emitted. Unknown ids are ignored."""
 
-    def report(self) -> EngineReport: ...
+    def report(self) -> EngineReport:
+        """Its state now. May be called from any thread, at any time after `start`."""
 
     def check(self) -> None:
         """Raises EngineFailed once the engine cannot go on; the replica is then replaced."""

@@ -10,8 +10,9 @@ out of order shows. An answer has exactly `max_tokens` tokens; where none are gi
 
 import asyncio
 import contextlib
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -23,6 +24,12 @@ from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.text import TextStream
 
 _PIECE = re.compile(r"\S{1,4}")
+
+
+def _pieces(messages: Sequence[Message]) -> Iterator[str]:
+    for message in messages:
+        yield message.role
+        yield from (found[0] for found in _PIECE.finditer(message.content))
 
 
 def word(seed: int, position: int) -> str:
@@ -82,7 +89,14 @@ class SimulatedEngine:
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """One token for each message's role and one for every four characters of a word, as its checksum."""
-        texts = (piece for message in messages for piece in (message.role, *_PIECE.findall(message.content)))
+        texts = list(itertools.islice(_pieces(messages), self.context_tokens + 1))
+        if len(texts) > self.context_tokens:  # counted no further: a long prompt must not hold up the others
+            characters = sum(len(message.content) for message in messages)
+            raise ContextTooLong(
+                f"messages: {characters} characters, more than {self.context_tokens} tokens; as many tokens of up to "
+                "4 characters are allowed; shorten the messages",
+                param="messages",
+            )
         return tuple([crc32(text.encode("utf-8", "surrogatepass")) for text in texts])
 
     def submit(self, generation: Generation, emit: Emit) -> None:
@@ -129,11 +143,12 @@ class SimulatedEngine:
             sequence.ended = True
 
     def report(self) -> EngineReport:
-        running = self._running.values()
+        # Copied in one step of the interpreter each: other threads ask while the loop goes on.
+        running, waiting = tuple(self._running.values()), tuple(self._waiting.values())
         return EngineReport(
             running=len(running),
-            waiting=len(self._waiting),
-            waiting_prefill_tokens=sum(one.unread_tokens for one in (*running, *self._waiting.values())),
+            waiting=len(waiting),
+            waiting_prefill_tokens=sum(one.unread_tokens for one in (*running, *waiting)),
             kv_used_tokens=sum(one.reserved_tokens for one in running),
             kv_capacity_tokens=self._tier.kv_tokens,
             steps=self._steps,

@@ -17,14 +17,15 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from cluster.errors import CheckpointError, InvalidRequest
+from cluster.errors import CheckpointError, ContextTooLong, InvalidRequest
 from cluster.request import Message
 from deployments.engines.text import vocabulary_bytes
 from deployments.engines.torch_engine.checkpoint import read_json
 
 
 class ChatTokenizer:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, context_tokens: int) -> None:
+        """Messages that cannot have less than context_tokens tokens are refused before they cost much."""
         file = folder / "tokenizer.json"
         try:
             self._tokenizer: Tokenizer = Tokenizer.from_file(str(file))
@@ -34,19 +35,30 @@ class ChatTokenizer:
         self._named = {key: _content(config[key]) for key in config if key.endswith("_token") and config[key]}
         self._template = _compiled(folder, config)
         self.bytes_of = vocabulary_bytes(self._tokenizer, str(file))
+        self._context_tokens, self._longest_bytes = context_tokens, max(map(len, self.bytes_of))
         special = [t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special]
         # Looking ahead finds special tokens that overlap, too.
         self._special = re.compile(f"(?=({'|'.join(map(re.escape, special))}))(.)", re.DOTALL) if special else None
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        for index, message in enumerate(messages):
-            _check_unicode(message.content, f"messages.{index}.content")
+        """Raises ContextTooLong, InvalidRequest. The caller's thread waits, others may run meanwhile."""
+        self._bound(sum(_bytes(m.content, f"messages.{index}.content") for index, m in enumerate(messages)))
         cut = _unused("".join(message.content for message in messages))
         prompt = self._render(
             [{"role": _ROLES.get(m.role, m.role), "content": self._defused(m.content, cut)} for m in messages]
         )
-        pieces = (self._tokenizer.encode(piece, add_special_tokens=False) for piece in prompt.split(cut))
+        pieces = self._tokenizer.encode_batch_fast(prompt.split(cut), add_special_tokens=False)
         return tuple(token for piece in pieces for token in piece.ids)
+
+    def _bound(self, given_bytes: int) -> None:
+        """No token stands for more bytes than the longest of the vocabulary."""
+        most_bytes = self._context_tokens * self._longest_bytes
+        if given_bytes > most_bytes:
+            raise ContextTooLong(
+                f"messages: {given_bytes} bytes of text; at most {most_bytes} are allowed, since {self._context_tokens} "
+                f"tokens of up to {self._longest_bytes} bytes are; shorten the messages",
+                param="messages",
+            )
 
     def _defused(self, content: str, cut: str) -> str:
         return self._special.sub(rf"\2{cut}", content) if self._special else content
@@ -94,9 +106,9 @@ def _content(token: str | dict[str, Any]) -> str:
     return token if isinstance(token, str) else str(token["content"])
 
 
-def _check_unicode(text: str, param: str) -> None:
+def _bytes(text: str, param: str) -> int:
     try:
-        text.encode("utf-8")
+        return len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise InvalidRequest(
             f"{param}: lone surrogate {text[error.start]!r} at {error.start}; Unicode text is allowed; "

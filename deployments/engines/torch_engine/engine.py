@@ -187,7 +187,7 @@ class TorchEngine:
                 chunk_tokens=spec.prefill_chunk_tokens,
             )
         )
-        self._tokenizer = ChatTokenizer(Path(spec.checkpoint))
+        self._tokenizer = ChatTokenizer(Path(spec.checkpoint), spec.context_tokens)
         self._vocabulary = Vocabulary(bytes_of=self._tokenizer.bytes_of, end_tokens=self._leader.config.end_tokens)
         # A first step pages the weights in and lets the libraries choose their kernels.
         first = Generation(request_id="", prompt=(0,) * 8, sampling=Sampling(max_tokens=2))

@@ -1,5 +1,7 @@
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -289,6 +291,29 @@ def test_the_report_tells_load_and_pace() -> None:
     assert (idle.running, idle.waiting, idle.kv_used_tokens, idle.waiting_prefill_tokens) == (0, 0, 0, 0)
 
 
+def test_the_report_may_be_asked_from_another_thread_while_requests_come_and_go() -> None:
+    stage = Stage(max_running=4, max_waiting=3000)
+    asked: list[EngineReport] = []
+    ending = threading.Event()
+
+    def scrape() -> None:
+        while not ending.is_set():
+            asked.append(stage.engine.report())
+
+    def crowd() -> None:
+        for number in range(3000):
+            stage.submit(f"{number}", max_tokens=3)
+
+    with ThreadPoolExecutor(1) as pool:
+        scraping = pool.submit(scrape)
+        try:
+            stage.play(before=lambda: None, during={0.0: crowd})
+        finally:
+            ending.set()
+        scraping.result(30)
+    assert asked
+
+
 def test_stopping_ends_every_stream_with_an_error() -> None:
     stage = Stage(max_running=1)
     stops: list[asyncio.Task[None]] = []
@@ -325,6 +350,14 @@ def test_encoding_counts_roles_and_pieces_of_four_characters() -> None:
     assert len(engine.encode(ask)) == 2 + 1 + 2 + 2
     assert engine.encode(ask) == engine.encode(ask)
     assert engine.encode(ask) != engine.encode([Message(role="user", content="good evening, world"), ask[1]])
+
+
+def test_encoding_ends_where_the_context_does() -> None:
+    engine = SimulatedEngine(tier(context_tokens=100))
+    assert len(engine.encode([Message(role="user", content="word \n" * 99)])) == 100
+    with pytest.raises(ContextTooLong, match="messages: 400000 characters, more than 100 tokens; as many") as told:
+        engine.encode([Message(role="user", content="word" * 100_000)])
+    assert told.value.param == "messages"
 
 
 arrivals = st.lists(

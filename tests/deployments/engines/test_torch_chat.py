@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch_checkpoint import SPECIAL, TEMPLATE, save_tokenizer
 from transformers import AutoTokenizer
 
-from cluster.errors import CheckpointError, InvalidRequest
+from cluster.errors import CheckpointError, ContextTooLong, InvalidRequest
 from cluster.request import Message
 from deployments.engines.torch_engine.chat import ChatTokenizer
 
 DEMO = Path(__file__).parents[3] / "deployments" / "demo" / "checkpoints" / "pro"
+CONTEXT_TOKENS = 512
 CHAT = (
     Message(role="system", content="Be brief."),
     Message(role="user", content="  What is 12 + 7?\n"),
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chat(folder: Path) -> ChatTokenizer:
-    return ChatTokenizer(folder)
+    return ChatTokenizer(folder, CONTEXT_TOKENS)
 
 
 def user(content: str) -> list[Message]:
@@ -44,7 +45,7 @@ def test_prompts_equal_those_of_transformers(folder: Path, where: str) -> None:
     theirs = AutoTokenizer.from_pretrained(source).apply_chat_template(
         [{"role": m.role, "content": m.content} for m in CHAT], add_generation_prompt=True, return_dict=False
     )
-    assert list(ChatTokenizer(source).encode(CHAT)) == theirs
+    assert list(ChatTokenizer(source, CONTEXT_TOKENS).encode(CHAT)) == theirs
 
 
 @settings(deadline=None)
@@ -71,11 +72,23 @@ def test_a_lone_surrogate_is_refused(chat: ChatTokenizer) -> None:
     assert refused.value.code == "invalid_value"
 
 
+def test_text_that_no_vocabulary_could_fit_into_the_context_is_refused_before_it_is_tokenized(
+    chat: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = CONTEXT_TOKENS * max(map(len, chat.bytes_of))
+    half = Message(role="user", content="é" * (most // 4))
+    chat.encode([half, half])
+    monkeypatch.setattr(chat, "_tokenizer", None)
+    with pytest.raises(ContextTooLong, match=f"messages: {most + 1} bytes of text; at most {most} are allowed") as told:
+        chat.encode([half, half, *user("x" * (most % 4 + 1))])
+    assert (told.value.code, told.value.param) == ("context_length_exceeded", "messages")
+
+
 def test_a_template_may_refuse(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('users first') }}")
     with pytest.raises(InvalidRequest, match="the chat template refuses them: users first"):
-        ChatTokenizer(tmp_path).encode(user("x"))
+        ChatTokenizer(tmp_path, CONTEXT_TOKENS).encode(user("x"))
 
 
 def test_a_template_may_stand_in_the_configuration(tmp_path: Path, chat: ChatTokenizer) -> None:
@@ -83,7 +96,7 @@ def test_a_template_may_stand_in_the_configuration(tmp_path: Path, chat: ChatTok
     (tmp_path / "chat_template.jinja").unlink()
     file = tmp_path / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": TEMPLATE}))
-    assert ChatTokenizer(tmp_path).encode(CHAT) == chat.encode(CHAT)
+    assert ChatTokenizer(tmp_path, CONTEXT_TOKENS).encode(CHAT) == chat.encode(CHAT)
 
 
 @pytest.mark.parametrize(
@@ -99,4 +112,4 @@ def test_a_spoilt_tokenizer_is_named(tmp_path: Path, spoil, message: str) -> Non
     save_tokenizer(tmp_path)
     spoil(tmp_path)
     with pytest.raises(CheckpointError, match=message):
-        ChatTokenizer(tmp_path)
+        ChatTokenizer(tmp_path, CONTEXT_TOKENS)

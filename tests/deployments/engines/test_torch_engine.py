@@ -129,7 +129,7 @@ async def test_an_end_token_ends_the_stream_and_is_no_text(
     await free.last()
     chosen = [piece.logprobs[0].token_bytes for piece in free.pieces]
     at = next(i for i in range(1, 12) if chosen[i] and chosen[i] not in chosen[:i])
-    end = ChatTokenizer(Path(spec.checkpoint)).bytes_of.index(chosen[at])
+    end = ChatTokenizer(Path(spec.checkpoint), spec.context_tokens).bytes_of.index(chosen[at])
     ended = TorchEngine(replace(spec, checkpoint=str(save_checkpoint(tmp_path, eos_token_id=end))))
     await ended.start()
     receiver = ask(ended, "ended")
