@@ -15,7 +15,6 @@ class ReplicaReport:
     """What a replica said of itself, `at_s` on the reader's clock. A measured cost of 0: not measured yet."""
 
     replica_id: str
-    tier: str
     at_s: float
     running: int
     waiting: int
@@ -31,6 +30,7 @@ class Candidate:
     """A replica that may serve a request, with what this router alone knows of it.
 
     `ongoing_requests`: sent from here and not yet finished. `sent_*`: sent from here since the report, so not in it.
+    `dead`: its engine has ended, and it waits to be replaced.
     """
 
     replica_id: str
@@ -38,6 +38,7 @@ class Candidate:
     report: ReplicaReport | None = None
     sent_requests: int = 0
     sent_prefill_tokens: int = 0
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class CellState:
     free_gpus: int
 
 
+DEAD: Mapping[str, float] = {"dead": 1}  # instead of a report
 COUNTS = ("running", "waiting", "waiting_prefill_tokens", "kv_used_tokens", "kv_capacity_tokens")
 COSTS = ("step_ms", "prefill_us_per_token")
 
@@ -92,7 +94,7 @@ def report_to_stats(measured: Measured, *, beat_s: float) -> dict[str, float]:
     return stats | {"beat_s": round(beat_s, 1)}
 
 
-def report_from_stats(stats: object, *, replica_id: str, tier: str, received_s: float) -> ReplicaReport | None:
+def report_from_stats(stats: object, *, replica_id: str, received_s: float) -> ReplicaReport | None:
     """The report in such a dict, None where a field is missing, not a finite number, or negative. Never raises."""
     if not isinstance(stats, dict):
         return None
@@ -103,7 +105,6 @@ def report_from_stats(stats: object, *, replica_id: str, tier: str, received_s: 
     running, waiting, waiting_prefill, kv_used, kv_capacity, step_ms, prefill_us = known
     return ReplicaReport(
         replica_id=replica_id,
-        tier=tier,
         at_s=received_s,
         running=int(running),
         waiting=int(waiting),

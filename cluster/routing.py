@@ -9,8 +9,8 @@ ahead, B = sequences there with this one, K = KV tokens reserved with this one a
 
 TTFT and TPOT are the promises of the tier; what this router sent since the report is counted in. The order: replicas
 predicted to keep both promises, lowest score first; replicas without a fresh report, by power of two choices on the
-requests that this router has there; replicas predicted to break a promise, lowest score first. Equal scores are drawn,
-so that several routers do not run to the same idle replica. Total: no input makes it raise.
+requests that this router has there; replicas predicted to break a promise, lowest score first; dead ones. Equal scores
+are drawn, so that several routers do not run to the same idle replica. Total: no input makes it raise.
 """
 
 import math
@@ -47,12 +47,36 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """Replica ids, best first. `feasible`: how many of the first are predicted to keep the SLO."""
+    """Replica ids, best first, and why.
+
+    `keep`, `miss`: scores of those predicted to keep the SLO, and to miss it. `blind`: how many have no fresh report.
+    """
 
     ids: tuple[str, ...]
-    reason: str
-    method: Method
-    feasible: int = 0
+    keep: tuple[float, ...] = ()
+    miss: tuple[float, ...] = ()
+    blind: int = 0
+    dead: int = 0
+    stale_s: float = STALE_S
+
+    @property
+    def method(self) -> Method:
+        if self.keep or self.miss:
+            return "mixed" if self.blind else "predicted"
+        return "two_choices" if self.blind else "none"
+
+    @property
+    def reason(self) -> str:
+        parts = []
+        if self.keep:
+            parts.append(f"{len(self.keep)} predicted to keep the SLO, lowest score {self.keep[0]:.2f} first")
+        if self.blind:
+            parts.append(f"{self.blind} without a report younger than {self.stale_s:g} s, by power of two choices")
+        if self.miss:
+            parts.append(f"{len(self.miss)} predicted to miss the SLO, lowest score {self.miss[0]:.2f} first")
+        if self.dead:
+            parts.append(f"{self.dead} dead, last")
+        return "; ".join(parts) or "no replica"
 
 
 def predict(candidate: Candidate, report: ReplicaReport, asked: Ask) -> Latency | None:
@@ -91,7 +115,10 @@ def order(replicas: Sequence[Candidate], asked: Ask, *, now_s: float, rng: Rando
     kept: list[tuple[float, float, str]] = []
     broken: list[tuple[float, float, str]] = []
     blind: list[Candidate] = []
+    dead = [candidate.replica_id for candidate in replicas if candidate.dead]
     for candidate in replicas:
+        if candidate.dead:
+            continue
         report = candidate.report
         fresh = report is not None and now_s - report.at_s <= stale_s
         latency = predict(candidate, report, asked) if report is not None and fresh else None
@@ -103,12 +130,13 @@ def order(replicas: Sequence[Candidate], asked: Ask, *, now_s: float, rng: Rando
         (broken if excess > 0 else kept).append((ttft + 0.5 * tpot + 10 * excess, rng.random(), candidate.replica_id))
     kept.sort()
     broken.sort()
-    ids = [*(key[2] for key in kept), *_two_choices(blind, rng), *(key[2] for key in broken)]
     return Ranking(
-        ids=tuple(ids),
-        reason=_reason(kept, broken, len(blind), stale_s),
-        method=_method(bool(kept or broken), bool(blind)),
-        feasible=len(kept),
+        ids=(*(key[2] for key in kept), *_two_choices(blind, rng), *(key[2] for key in broken), *dead),
+        keep=tuple(key[0] for key in kept),
+        miss=tuple(key[0] for key in broken),
+        blind=len(blind),
+        dead=len(dead),
+        stale_s=stale_s,
     )
 
 
@@ -123,22 +151,3 @@ def _two_choices(pool: Sequence[Candidate], rng: Random) -> list[str]:
         ids.append(winner.replica_id)
         left.insert(rng.randint(0, len(left)), loser)
     return ids + [candidate.replica_id for candidate in left]
-
-
-def _method(seen: bool, blind: bool) -> Method:
-    if seen:
-        return "mixed" if blind else "predicted"
-    return "two_choices" if blind else "none"
-
-
-def _reason(
-    kept: list[tuple[float, float, str]], broken: list[tuple[float, float, str]], blind: int, stale_s: float
-) -> str:
-    parts = []
-    if kept:
-        parts.append(f"{len(kept)} predicted to keep the SLO, lowest score {kept[0][0]:.2f} first")
-    if blind:
-        parts.append(f"{blind} without a report younger than {stale_s:g} s, by power of two choices")
-    if broken:
-        parts.append(f"{len(broken)} predicted to miss the SLO, lowest score {broken[0][0]:.2f} first")
-    return "; ".join(parts) or "no replica"

@@ -26,6 +26,17 @@ class Rank:
         follow(spec, rank, address)
 
 
+def _why(life: Any) -> str:
+    """How a follower ended, on one line."""
+    try:
+        ray.get(life)
+    except ray.exceptions.RayTaskError as error:
+        return f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
+    except ray.exceptions.RayError as error:
+        return type(error).__name__
+    return "it was let go"
+
+
 class ExpertGroup:
     """Rank 0's view of its followers. Ray ends them with the replica that started them."""
 
@@ -62,8 +73,9 @@ class ExpertGroup:
         """Raises EngineFailed once a follower has ended: the experts on it are gone."""
         ended, _ = ray.wait(self._lives, timeout=0) if self._lives else ([], [])
         if ended:
+            first = self._lives.index(ended[0]) + 1
             raise EngineFailed(
-                f"expert group: {len(ended)} of {len(self._lives)} followers ended; the replica restarts"
+                f"expert group: rank {first} ended: {_why(ended[0])}; all ranks are needed; the replica restarts"
             )
 
     def stop(self) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from cluster.family import Tier
-from cluster.fleet import Candidate, ReplicaReport, report_from_stats
+from cluster.fleet import DEAD, Candidate, ReplicaReport, report_from_stats
 from cluster.request import Chat
 from cluster.routing import Ask, order
 from deployments import seen
 
+log = logging.getLogger("ray.serve")
 CHARS_PER_TOKEN = 3  # a guess for routing only; the replica counts
 
 
@@ -38,7 +39,7 @@ class LatencyRouter(RequestRouter):  # type: ignore[misc]  # Ray's names count a
             key = replica.replica_id.unique_id
             if replica.routing_stats != self._stats.get(key):
                 self._stats[key] = replica.routing_stats
-                report = report_from_stats(replica.routing_stats, replica_id=key, tier=self._tier, received_s=now_s)
+                report = report_from_stats(replica.routing_stats, replica_id=key, received_s=now_s)
                 if report is not None:
                     self._reports[key] = report
                     self._sent[key] = []
@@ -66,7 +67,7 @@ class LatencyRouter(RequestRouter):  # type: ignore[misc]  # Ray's names count a
             return [[replica] for replica in self._ranked(candidate_replicas, pending_request)]
         except Exception:  # Serve must never see one of ours; the request still goes somewhere
             seen.routing_errors[self._tier] += 1
-            logging.getLogger("ray.serve").exception("tier %s: router fell back to Serve's order", self._tier)
+            log.exception("tier %s: router fell back to Serve's order", self._tier)
             return [list(candidate_replicas)]
 
     def _ranked(self, replicas: list[RunningReplica], pending: PendingRequest | None) -> list[RunningReplica]:
@@ -79,6 +80,8 @@ class LatencyRouter(RequestRouter):  # type: ignore[misc]  # Ray's names count a
         )
         ranking = order(candidates, ask, now_s=time.monotonic(), rng=self._rng)
         seen.routing_decisions[self._tier, ranking.method] += 1
+        if log.isEnabledFor(logging.DEBUG):  # the sentence is only made for somebody who reads it
+            log.debug("tier %s: %s first: %s", self._tier, ranking.ids[0], ranking.reason)
         return [by_key[key] for key in ranking.ids]
 
     def _candidate(self, key: str, replica: RunningReplica) -> Candidate:
@@ -89,6 +92,7 @@ class LatencyRouter(RequestRouter):  # type: ignore[misc]  # Ray's names count a
             report=self._reports.get(key),
             sent_requests=len(sent),
             sent_prefill_tokens=sum(sent),
+            dead=self._stats.get(key) == DEAD,
         )
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:

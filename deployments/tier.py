@@ -5,12 +5,13 @@ import contextlib
 import functools
 import itertools
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 
-from cluster.errors import MorayError, ReplicaLost
+from cluster.errors import EngineFailed, MorayError, ReplicaLost
 from cluster.family import Family
-from cluster.fleet import report_to_stats
+from cluster.fleet import DEAD, report_to_stats
 from cluster.placement import bundles
 from cluster.request import Chat, Generation
 from deployments.engines.build import build
@@ -20,6 +21,8 @@ from deployments.ranks import ExpertGroup, node_address
 from deployments.stream import Answer, Outcome, Sweeper
 
 log = logging.getLogger("ray.serve")
+CHECK_S = 1.0  # between looks at the followers while rank 0 loads
+LAST_WORDS_S = 1.0  # for the errors of a dead engine to reach its clients
 
 
 class TierReplica:
@@ -35,11 +38,21 @@ class TierReplica:
         self._numbers = itertools.count()
         self._tier = tier
         try:
-            await self._engine.start()
+            await self._start()
         except MorayError as error:
             log.error("tier %s: %s", tier, error)
             raise
         self._metrics = ReplicaMetrics(tier, self._engine, node_address())
+
+    async def _start(self) -> None:
+        """Serve asks for no health before the constructor has ended, and rank 0 waits minutes for a lost follower."""
+        starting = asyncio.ensure_future(self._engine.start())
+        try:
+            while not (await asyncio.wait((starting,), timeout=CHECK_S))[0]:
+                self._group.check()
+            await starting
+        finally:
+            starting.cancel()
 
     async def greet(self) -> None:
         """Nothing: a first call by which a gateway's router meets its replicas."""
@@ -93,13 +106,30 @@ class TierReplica:
             self._engine.cancel(key)
 
     def record_routing_stats(self) -> dict[str, float]:
+        """A dead engine says so: routers hear it before Serve has taken the replica away."""
+        try:
+            self._check()
+        except EngineFailed:
+            return dict(DEAD)
         return report_to_stats(self._engine.report(), beat_s=time.monotonic())
 
     def record_replica_metadata(self) -> dict[str, str]:
         return {"tier": self._tier, "metrics": self._metrics.address}
 
-    def check_health(self) -> None:
-        """Serve replaces the replica when this raises."""
+    async def check_health(self) -> None:
+        """Ends the process of a dead engine, and with it this call: Serve then hears at once of a crashed replica.
+
+        One that raises here is replaced only after three checks.
+        """
+        try:
+            self._check()
+        except EngineFailed as error:
+            log.error("tier %s: %s; this replica ends", self._tier, error)
+            await asyncio.sleep(LAST_WORDS_S)
+            self._group.stop()
+            os._exit(1)
+
+    def _check(self) -> None:
         self._group.check()
         self._engine.check()
 

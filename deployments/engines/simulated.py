@@ -11,6 +11,7 @@ out of order shows. An answer has exactly `max_tokens` tokens; where none are gi
 import asyncio
 import contextlib
 import itertools
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cluster.request import FinishReason, Generation, Message, Piece, TokenLogpr
 from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.text import TextStream
 
+log = logging.getLogger(__name__)
 _PIECE = re.compile(r"\S{1,4}")
 
 
@@ -168,8 +170,9 @@ class SimulatedEngine:
         try:
             self._end_step()
             self._begin_step(self._loop.time() if due_s is None else due_s)
-        except Exception as error:
-            self._end_all(EngineFailed(f"engine: {type(error).__name__}: {error}; the replica is replaced; try again"))
+        except Exception:
+            log.exception("the simulated engine cannot go on")
+            self._end_all(EngineFailed("engine: it failed; its replica is being replaced; send the request again"))
 
     def _begin_step(self, now_s: float) -> None:
         self._admit(now_s)

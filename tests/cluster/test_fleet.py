@@ -4,11 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.fleet import ReplicaReport, report_from_stats, report_to_stats
+from cluster.fleet import DEAD, ReplicaReport, report_from_stats, report_to_stats
 
 REPORT = ReplicaReport(
     replica_id="turbo#a",
-    tier="turbo",
     at_s=12.345,
     running=3,
     waiting=1,
@@ -22,7 +21,7 @@ STATS = report_to_stats(REPORT, beat_s=12.34)
 
 
 def read(stats: object) -> ReplicaReport | None:
-    return report_from_stats(stats, replica_id="turbo#a", tier="turbo", received_s=50.0)
+    return report_from_stats(stats, replica_id="turbo#a", received_s=50.0)
 
 
 def test_a_report_travels_rounded_and_is_dated_by_its_receiver() -> None:
@@ -42,6 +41,10 @@ def test_a_field_that_is_no_count_makes_no_report(field: str, garbage: object) -
 @pytest.mark.parametrize("field", sorted(STATS.keys() - {"beat_s"}))
 def test_a_missing_field_makes_no_report(field: str) -> None:
     assert read({key: value for key, value in STATS.items() if key != field}) is None
+
+
+def test_a_dead_replica_makes_no_report() -> None:
+    assert read(DEAD) is None
 
 
 anything = st.recursive(

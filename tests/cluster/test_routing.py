@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -24,7 +25,7 @@ def report(**given: float) -> ReplicaReport:
         "step_ms": 0.0,
         "prefill_us_per_token": 400.0,
     }
-    return ReplicaReport(replica_id="any", tier="turbo", **(fields | given))  # type: ignore[arg-type]
+    return ReplicaReport(replica_id="any", **(fields | given))  # type: ignore[arg-type]
 
 
 def candidate(name: str, seen: ReplicaReport | None, ongoing: int = 0, sent: tuple[int, int] = (0, 0)) -> Candidate:
@@ -91,7 +92,7 @@ def test_every_token_that_the_cache_cannot_hold_costs_a_millisecond() -> None:
 def test_the_least_loaded_replica_that_keeps_the_slo_goes_first() -> None:
     ranking = ranked(candidate("busy", report(running=20)), candidate("idle", report()))
     assert ranking.ids == ("idle", "busy")
-    assert ranking.feasible == 2
+    assert len(ranking.keep) == 2
     assert ranking.method == "predicted"
     # idle: step 6 + 0.6 + 0.1 = 6.7 ms, first token 40 + 6.7 ms: 0.0467 + 0.5 * 6.7/25
     assert ranking.reason == "2 predicted to keep the SLO, lowest score 0.18 first"
@@ -109,9 +110,17 @@ def test_breaking_the_slo_comes_last_and_behind_replicas_nobody_knows() -> None:
         candidate("kept", report(running=2)),
     )
     assert ranking.ids == ("kept", "unknown", "broken")
-    assert (ranking.method, ranking.feasible) == ("mixed", 1)
+    assert (ranking.method, len(ranking.keep)) == ("mixed", 1)
     assert "1 without a report younger than 2 s, by power of two choices" in ranking.reason
     assert "1 predicted to miss the SLO" in ranking.reason
+
+
+def test_a_dead_replica_comes_last() -> None:
+    dead = replace(candidate("dead", report()), dead=True)
+    ranking = ranked(dead, candidate("broken", report(running=60)), candidate("unknown", None))
+    assert ranking.ids == ("unknown", "broken", "dead")
+    assert ranking.reason.endswith("; 1 dead, last")
+    assert ranked(dead).ids == ("dead",)
 
 
 def test_old_reports_leave_power_of_two_choices_on_the_local_count() -> None:
@@ -135,7 +144,8 @@ def test_equal_replicas_share_the_first_place() -> None:
 
 
 def test_no_replica_is_a_ranking_too() -> None:
-    assert ranked() == Ranking(ids=(), reason="no replica", method="none")
+    assert ranked() == Ranking(ids=())
+    assert (ranked().reason, ranked().method) == ("no replica", "none")
 
 
 @pytest.mark.parametrize("kv_used_tokens", [10**400, sys.float_info.max])
@@ -149,7 +159,6 @@ floats = st.floats()
 reports = st.builds(
     ReplicaReport,
     replica_id=st.text(max_size=3),
-    tier=st.just("turbo"),
     at_s=floats,
     running=numbers,
     waiting=numbers,
@@ -166,6 +175,7 @@ candidates = st.builds(
     report=st.none() | reports,
     sent_requests=numbers,
     sent_prefill_tokens=numbers,
+    dead=st.booleans(),
 )
 asks = st.builds(Ask, prompt_tokens=numbers, expected_output_tokens=numbers, tier=st.just(TURBO))
 

@@ -1,5 +1,6 @@
 """The router as Serve builds it, without a cluster; replicas are as much of Serve's as a router looks at."""
 
+import logging
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from ray.serve.request_router import ReplicaID
 from shell import TIER, chat
 
 from cluster.family import Tier
+from cluster.fleet import DEAD
 from cluster.request import Message
 from deployments import router as module
 from deployments import seen
@@ -71,6 +73,22 @@ async def test_the_replica_with_the_least_predicted_latency_goes_first() -> None
     router.update_replicas(replicas)
     assert names(await router.choose_replicas(replicas, pending(chat()))) == ["idle", "full"]
     assert seen.routing_decisions == {("mini", "predicted"): 1}
+
+
+async def test_a_replica_that_says_it_is_dead_is_the_last_to_be_asked() -> None:
+    router, replicas = built(), [Replica("dead", IDLE), Replica("full", FULL)]
+    router.update_replicas(replicas)
+    replicas[0].routing_stats = dict(DEAD)
+    router.update_replicas(replicas)
+    assert names(await router.choose_replicas(replicas, pending(chat()))) == ["full", "dead"]
+
+
+async def test_the_reason_of_a_choice_is_in_the_log_of_who_asks_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    router, replicas = built(), [Replica("full", FULL), Replica("idle", IDLE)]
+    router.update_replicas(replicas)
+    caplog.set_level(logging.DEBUG, "ray.serve")
+    await router.choose_replicas(replicas, pending(chat()))
+    assert "tier mini: idle first: 1 predicted to keep the SLO" in caplog.text
 
 
 anything = st.one_of(

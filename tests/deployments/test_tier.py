@@ -7,9 +7,12 @@ from shell import TIER, Replica, chat, family
 from virtual_time import run
 
 from cluster.errors import ContextTooLong, EngineFailed, Overloaded, ReplicaLost
-from cluster.fleet import report_from_stats
+from cluster.fleet import DEAD, report_from_stats
+from deployments.engines.simulated import SimulatedEngine
 from deployments.link import Listener, ReplyTo
+from deployments.ranks import ExpertGroup
 from deployments.stream import Outcome
+from deployments.tier import CHECK_S, LAST_WORDS_S
 
 
 def test_a_whole_answer_has_its_tokens_and_its_usage(tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_routers_get_the_engines_report_and_a_new_one_each_time(tmp_path: Path) 
         running = asyncio.ensure_future(replica.complete(chat(max_tokens=1000)))
         await asyncio.sleep(0.1)
         stats = json.loads(json.dumps(replica.record_routing_stats()))
-        report = report_from_stats(stats, replica_id="a", tier="mini", received_s=0.0)
+        report = report_from_stats(stats, replica_id="a", received_s=0.0)
         assert report is not None
         assert (report.running, report.kv_capacity_tokens) == (1, TIER["kv_tokens"])
         assert "beat_s" in stats
@@ -120,12 +123,49 @@ def test_routers_get_the_engines_report_and_a_new_one_each_time(tmp_path: Path) 
     run(scenario())
 
 
-def test_a_replica_whose_engine_has_ended_is_not_healthy(tmp_path: Path) -> None:
+def test_a_replica_whose_engine_has_ended_tells_its_routers_and_then_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr("deployments.tier.os._exit", end)
+
     async def scenario() -> None:
         replica = await Replica.started(family(tmp_path))
-        replica.check_health()
+        await replica.check_health()
+        call = asyncio.ensure_future(replica.complete(chat(max_tokens=1000)))
+        await asyncio.sleep(0.1)
         await replica._engine.stop()
-        with pytest.raises(EngineFailed):
-            replica.check_health()
+        assert replica.record_routing_stats() == DEAD
+        began_s = asyncio.get_running_loop().time()
+        with pytest.raises(Ended, match="1"):
+            await replica.check_health()
+        assert asyncio.get_running_loop().time() - began_s == pytest.approx(LAST_WORDS_S)
+        assert isinstance((await call).error, EngineFailed)
+
+    run(scenario())
+
+
+def test_a_follower_that_ends_while_rank_0_loads_fails_the_start_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def load_for_ever(self: SimulatedEngine) -> None:
+        await asyncio.Event().wait()
+
+    def check(self: ExpertGroup) -> None:
+        if asyncio.get_running_loop().time() > 7:
+            raise EngineFailed("expert group: rank 1 ended: ActorDiedError")
+
+    monkeypatch.setattr(SimulatedEngine, "start", load_for_ever)
+    monkeypatch.setattr(ExpertGroup, "check", check)
+
+    async def scenario() -> None:
+        with pytest.raises(EngineFailed, match="rank 1 ended"):
+            await Replica.started(family(tmp_path))
+        assert asyncio.get_running_loop().time() <= 7 + CHECK_S
 
     run(scenario())

@@ -55,8 +55,8 @@ class ChatTokenizer:
         most_bytes = self._context_tokens * self._longest_bytes
         if given_bytes > most_bytes:
             raise ContextTooLong(
-                f"messages: {given_bytes} bytes of text; at most {most_bytes} are allowed, since {self._context_tokens} "
-                f"tokens of up to {self._longest_bytes} bytes are; shorten the messages",
+                f"messages: {given_bytes} bytes of text; at most {most_bytes} are allowed, "
+                f"{self._context_tokens} tokens of up to {self._longest_bytes} bytes; shorten the messages",
                 param="messages",
             )
 

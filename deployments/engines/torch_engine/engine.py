@@ -21,7 +21,7 @@ from cluster.errors import ContextTooLong, EngineFailed, InvalidRequest, Overloa
 from cluster.request import Generation, Message, Piece, Sampling
 from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.torch_engine.chat import ChatTokenizer
-from deployments.engines.torch_engine.kv import BLOCK_TOKENS
+from deployments.engines.torch_engine.kv import BLOCK_TOKENS, blocks_for
 from deployments.engines.torch_engine.meter import Meter
 from deployments.engines.torch_engine.parallel import HEARTBEAT_S, Leader, leave_group
 from deployments.engines.torch_engine.rank import Arrival, Order
@@ -118,7 +118,8 @@ class TorchEngine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread.is_alive():
+        # A start that was given up may wait for lost ranks for minutes yet; nobody waits for it.
+        if self._thread.is_alive() and not self._ready.cancelled():
             await asyncio.to_thread(self._thread.join)
 
     def _max_tokens(self, generation: Generation) -> int:
@@ -168,9 +169,8 @@ class TorchEngine:
                 self._serve()
         except Exception as error:
             log.exception("the torch engine cannot go on")
-            failure = EngineFailed(
-                f"engine: {error}; all its ranks are needed; send the request again to another replica"
-            )
+            # What went wrong is for the log alone: clients cannot mend it.
+            failure = EngineFailed("engine: it failed; its replica is being replaced; send the request again")
             self._call(self._settle, error)
         leave_group()
         self._give_up(failure)
@@ -181,7 +181,7 @@ class TorchEngine:
         self._scheduler = Scheduler(
             Limits(
                 ranks=spec.ranks,
-                blocks=spec.kv_tokens // BLOCK_TOKENS,
+                blocks=blocks_for(spec.kv_tokens),
                 block_tokens=BLOCK_TOKENS,
                 max_running=spec.max_running,
                 chunk_tokens=spec.prefill_chunk_tokens,

@@ -23,6 +23,11 @@ BLOCK_TOKENS = 32
 IntArray = NDArray[np.int64]
 
 
+def blocks_for(tokens: int) -> int:
+    """As many whole blocks as hold so many tokens."""
+    return -(-tokens // BLOCK_TOKENS)
+
+
 class PagedKV:
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> None:
         """shape: layers, blocks, kv_heads, head_dim. Zeroed: what is masked must still be finite."""

@@ -151,7 +151,7 @@ def _join(spec: EngineSpec, rank: int, address: GroupAddress) -> Rank:
     try:
         own = load_rank(spec, rank, lambda held: AllToAll(rank, held))
     except Exception as error:
-        store.set(names[rank], str(error))
+        store.set(names[rank], f"{type(error).__name__}: {error}")  # never empty, which would mean "loaded"
         raise
     store.set(names[rank], "")
     store.wait(names, patience)

@@ -22,6 +22,7 @@ from deployments.engines.torch_engine.kv import (
     ChunkAttention,
     IntArray,
     PagedKV,
+    blocks_for,
     chunk_attention,
     decode_attention,
     on,
@@ -143,7 +144,7 @@ class Rank:
 
     def _attend(self, chunk: Chunk, row: int) -> ChunkAttention:
         end = self._stored[chunk.place] = chunk.start + chunk.tokens
-        blocks = self._table[chunk.place, : -(-end // BLOCK_TOKENS)]
+        blocks = self._table[chunk.place, : blocks_for(int(end))]
         group = self.model.config.heads // self.model.config.kv_heads
         return chunk_attention(chunk, row, blocks, group, self._kv.pool)
 
@@ -187,7 +188,7 @@ def load_rank(spec: EngineSpec, rank: int, exchange_for: Callable[[tuple[int, ..
     placed = spec.expert_rank or (linear(config.experts, spec.ranks),) * config.moe_layers
     _check_placement(spec, config, placed)
     split = ExpertSplit(rank=rank, expert_rank=placed)
-    kv_shape = (config.layers, spec.kv_tokens // BLOCK_TOKENS, config.kv_heads, config.head_dim)
+    kv_shape = (config.layers, blocks_for(spec.kv_tokens), config.kv_heads, config.head_dim)
     kv_values = 2 * BLOCK_TOKENS * prod(kv_shape)
     check_memory(folder, (config.weights(split.total) + kv_values) * dtype.itemsize, spec.device)
     exchanges = [exchange_for(tuple(owners.count(r) for r in range(spec.ranks))) for owners in placed]

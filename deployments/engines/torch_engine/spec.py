@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One expert group. `kv_tokens` is per rank: every rank holds the KV of the sequences that it owns.
+    """One expert group. `kv_tokens` is per rank: each holds the KV of its own sequences, in whole blocks.
 
     On `cpu` every rank is one thread, and float32 is the faster dtype. `cuda` is written and was never run.
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import VirtualLoop, run
 
-from cluster.cost import prefill_ms, step_ms
+from cluster.cost import prefill_us_per_token, step_ms
 from cluster.errors import ContextTooLong, EngineFailed, InvalidRequest, MorayError, Overloaded
 from cluster.family import Price, Replicas, Slo, StepCost, Tier
 from cluster.request import Generation, Message, Piece, Sampling
@@ -92,7 +92,7 @@ def test_it_is_an_engine() -> None:
 def test_a_step_takes_what_the_cost_model_says() -> None:
     stage = Stage(cost=COST)
     stage.play(before=lambda: stage.submit("a", prompt_tokens=100, max_tokens=3))
-    first = step_ms(COST, 0, 0) + prefill_ms(COST, 100)
+    first = step_ms(COST, 0, 0) + 100 * prefill_us_per_token(COST, 100) / 1000
     second = first + step_ms(COST, 1, 101)
     third = second + step_ms(COST, 1, 102)
     assert stage.times_ms("a") == pytest.approx([first, second, third])
@@ -328,7 +328,7 @@ def test_stopping_ends_every_stream_with_an_error() -> None:
         stage.engine.check()
 
 
-def test_a_broken_listener_fails_the_engine_aloud() -> None:
+def test_a_broken_listener_fails_the_engine_aloud(caplog: pytest.LogCaptureFixture) -> None:
     stage = Stage()
 
     def break_down(piece: Piece) -> None:
@@ -340,8 +340,9 @@ def test_a_broken_listener_fails_the_engine_aloud() -> None:
 
     stage.play(before=ask)
     assert isinstance(stage.last("a").error, EngineFailed)
-    with pytest.raises(EngineFailed, match="RuntimeError: broken"):
+    with pytest.raises(EngineFailed, match="engine: it failed; its replica is being replaced"):
         stage.engine.check()
+    assert "RuntimeError: broken" in caplog.text
 
 
 def test_encoding_counts_roles_and_pieces_of_four_characters() -> None:

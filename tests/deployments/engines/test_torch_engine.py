@@ -1,6 +1,7 @@
 """The engine as its callers see it: streams, limits, cancellation, failure."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -208,6 +209,15 @@ async def test_what_the_cache_can_never_hold_is_refused(spec: EngineSpec) -> Non
     await engine.stop()
 
 
+async def test_a_cache_of_one_context_holds_a_full_one_whatever_the_size_of_a_block(spec: EngineSpec) -> None:
+    engine = TorchEngine(replace(spec, context_tokens=250, kv_tokens=250))
+    await engine.start()
+    last = await ask(engine, "a", prompt(200), Sampling(temperature=0)).last()
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 50
+    await engine.stop()
+
+
 async def test_no_max_tokens_means_what_is_left_of_the_context(engine: TorchEngine) -> None:
     last = await ask(engine, "a", prompt(200), Sampling(temperature=0)).last()
     assert last.usage is not None
@@ -283,20 +293,37 @@ async def test_a_stopped_engine_ends_its_streams_and_accepts_no_more(spec: Engin
 
 
 async def test_a_step_that_fails_ends_every_stream_and_is_reported(
-    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine.check()
     receivers = [ask(engine, f"{i}", sampling=Sampling(temperature=0)) for i in range(3)]
     monkeypatch.setattr("deployments.engines.torch_engine.model.Model.forward", lambda *_: 1 / 0)
     for receiver in receivers:
         assert isinstance((await receiver.last()).error, EngineFailed)
-    with pytest.raises(EngineFailed, match="division by zero"):
+        assert "division" not in str(receiver.pieces[-1].error), "raw texts are for the log"
+    assert "division by zero" in caplog.text
+    with pytest.raises(EngineFailed, match="engine: it failed; its replica is being replaced; send the request again"):
         engine.check()
 
 
 async def test_a_checkpoint_that_cannot_be_served_fails_the_start(spec: EngineSpec) -> None:
     with pytest.raises(CheckpointError, match="/nowhere: no such directory"):
         await TorchEngine(replace(spec, checkpoint="/nowhere")).start()
+
+
+async def test_a_start_that_was_given_up_does_not_keep_the_engine_from_stopping(
+    spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading = threading.Event()
+    monkeypatch.setattr(TorchEngine, "_load", lambda _: loading.wait(60))
+    engine = TorchEngine(spec)
+    starting = asyncio.ensure_future(engine.start())
+    await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait((starting,))
+    await engine.stop()
+    assert not loading.is_set()
+    loading.set()
 
 
 async def test_an_idle_engine_sleeps(engine: TorchEngine) -> None:
