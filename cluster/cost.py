@@ -1,4 +1,4 @@
-"""The latency model: what one engine step, one prefill and one request cost.
+"""The latency model: what one engine step and one prefill cost.
 
     step_ms    = a + b*B + c*K + d*(1 - (1 - top_k/experts)^B)     B sequences decoding, K thousand KV tokens held
     prefill_ms = tokens * us_per_token / 1000                      us_per_token linear in log(length), flat outside
@@ -34,21 +34,6 @@ def prefill_us_per_token(cost: StepCost, prompt_tokens: float) -> float:
     return low_us + share * (high_us - low_us)
 
 
-def prefill_ms(cost: StepCost, prompt_tokens: float) -> float:
-    return prompt_tokens * prefill_us_per_token(cost, prompt_tokens) / 1000
-
-
 def ttft_ms(prefill_tokens: float, us_per_token: float, decode_ms: float, chunk_tokens: int) -> float:
     """Time to first token with `prefill_tokens` to compute, queued ones included, beside steps of `decode_ms`."""
     return prefill_tokens * us_per_token / 1000 + math.ceil(prefill_tokens / chunk_tokens) * decode_ms
-
-
-def gpu_s(cost: StepCost, ranks: int, prompt_tokens: int, output_tokens: int, batch: int) -> float:
-    """GPU-seconds of one request: its prefill, and its share of the decode steps of a batch of `batch` alike.
-
-    The batch shares the fixed part of a step and the reading of experts. Its own context grows from the prompt to
-    prompt + output, on average prompt + output/2.
-    """
-    shared_ms = step_ms(cost, batch, 0.0) / batch
-    context_ms = cost.c_ms_per_ktok * (prompt_tokens + output_tokens / 2) / 1000
-    return ranks * (prefill_ms(cost, prompt_tokens) + output_tokens * (shared_ms + context_ms)) / 1000

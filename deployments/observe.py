@@ -43,7 +43,3 @@ def _live(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Hist
             return Gauge(metric.name, metric.help, metric.labels, registry=registry)
         case "histogram":
             return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
-
-
-def meters(registry: CollectorRegistry | None = None) -> Meters:
-    return Meters(registry or CollectorRegistry())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.cost import gpu_s, prefill_ms, prefill_us_per_token, step_ms, ttft_ms
+from cluster.cost import prefill_us_per_token, step_ms, ttft_ms
 from cluster.family import load
 
 PRO = load("h200").tiers["pro"].cost
@@ -42,7 +42,6 @@ def test_a_dense_model_has_no_expert_term() -> None:
 )
 def test_prefill_per_token_is_linear_in_the_log_of_the_length(prompt_tokens: int, us: float) -> None:
     assert prefill_us_per_token(PRO, prompt_tokens) == pytest.approx(us)
-    assert prefill_ms(PRO, prompt_tokens) == pytest.approx(prompt_tokens * us / 1000)
 
 
 def test_one_point_of_prefill_holds_for_every_length() -> None:
@@ -53,14 +52,6 @@ def test_one_point_of_prefill_holds_for_every_length() -> None:
 def test_the_first_token_waits_for_the_prefill_and_one_step_per_chunk() -> None:
     # 5000 tokens at 40 us = 200 ms, in 3 chunks of 2048 beside steps of 10 ms
     assert ttft_ms(5000, 40.0, 10.0, 2048) == pytest.approx(230.0)
-
-
-def test_gpu_seconds_count_every_rank() -> None:
-    one = gpu_s(PRO, 1, 2048, 100, 64)
-    # prefill 2048*42.6 us; 100 tokens of a 64th step each, and their own context of 2098 tokens
-    expected_ms = 2048 * 0.0426 + 100 * (step_ms(PRO, 64, 0) / 64 + 0.0117 * 2.098)
-    assert one == pytest.approx(expected_ms / 1000)
-    assert gpu_s(PRO, 4, 2048, 100, 64) == pytest.approx(4 * one)
 
 
 loads = st.tuples(st.integers(0, 512), st.integers(0, 10**6))

@@ -4,7 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deployments.observe import meters
+from deployments.observe import Meters
 from monitoring.metrics import CATALOGUE, LABELS, Metric
 
 every = pytest.mark.parametrize("metric", CATALOGUE, ids=lambda metric: metric.name)
@@ -55,7 +55,7 @@ def test_the_promises_of_the_tiers_are_bucket_edges(name: str, promises_s: tuple
 
 
 def record(metric: Metric, registry: CollectorRegistry) -> None:
-    live = meters(registry)
+    live = Meters(registry)
     labels = {label: "x" for label in metric.labels}
     match metric.kind:
         case "counter":
@@ -82,16 +82,16 @@ def test_every_metric_is_exposed_under_its_name_kind_and_labels(metric: Metric) 
 
 def test_an_unknown_name_fails_at_once() -> None:
     with pytest.raises(KeyError, match=r"moray_nothing_total is no counter of .* those are moray_requests_total, "):
-        meters().counter("moray_nothing_total")
+        Meters(CollectorRegistry()).counter("moray_nothing_total")
 
 
 def test_a_name_of_another_kind_fails_at_once() -> None:
     with pytest.raises(KeyError, match="moray_requests_total is no gauge"):
-        meters().gauge("moray_requests_total")
+        Meters(CollectorRegistry()).gauge("moray_requests_total")
 
 
 def test_two_registries_do_not_share_counts() -> None:
-    one, other = meters(), meters()
+    one, other = Meters(CollectorRegistry()), Meters(CollectorRegistry())
     one.counter("moray_video_steps_total").inc(3)
     assert other.registry.get_sample_value("moray_video_steps_total") == 0.0
     assert one.registry.get_sample_value("moray_video_steps_total") == 3.0
