@@ -29,6 +29,7 @@ def build(family: Family, key: str, group: ExpertGroup) -> Engine:
                 dtype=tier.dtype,
                 device=family.accelerator,
                 ranks=tier.ranks,
+                specialists=tier.specialists,
             )
             return TorchEngine(spec, group.launch(spec))
         case never:

@@ -21,7 +21,10 @@ from cluster.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The shape of the model. `rotary_dim` of each `head_dim` are rotated; the first `dense_layers` have no experts."""
+    """The shape of the model. `rotary_dim` of each `head_dim` are rotated; the first `dense_layers` have no experts.
+
+    `domains`: what groups of its experts were trained for; None where the checkpoint does not say.
+    """
 
     vocab: int
     hidden: int
@@ -47,6 +50,7 @@ class ModelConfig:
     routed_scale: float
     context_tokens: int
     end_tokens: frozenset[int]
+    domains: frozenset[str] | None
 
     @property
     def moe_layers(self) -> int:
@@ -119,6 +123,7 @@ def _parsed(raw: dict[str, Any], end_tokens: frozenset[int]) -> ModelConfig:
         routed_scale=float(raw.get("routed_scaling_factor", 1.0)),
         context_tokens=raw["max_position_embeddings"],
         end_tokens=end_tokens,
+        domains=frozenset(raw["expert_domains"]) if "expert_domains" in raw else None,
     )
     return TypeAdapter(ModelConfig).validate_python(fields)
 

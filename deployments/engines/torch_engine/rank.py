@@ -185,6 +185,7 @@ def load_rank(spec: EngineSpec, rank: int, exchange_for: Callable[[tuple[int, ..
     config = read_config(folder)
     dtype = getattr(torch, spec.dtype)
     _check_context(spec, config)
+    _check_specialists(spec, config)
     placed = spec.expert_rank or (linear(config.experts, spec.ranks),) * config.moe_layers
     _check_placement(spec, config, placed)
     split = ExpertSplit(rank=rank, expert_rank=placed)
@@ -206,6 +207,16 @@ def _check_context(spec: EngineSpec, config: ModelConfig) -> None:
     if spec.kv_tokens < BLOCK_TOKENS:
         raise CheckpointError(
             f"{spec.checkpoint}: kv_tokens is {spec.kv_tokens}; at least {BLOCK_TOKENS} are allowed; raise it"
+        )
+
+
+def _check_specialists(spec: EngineSpec, config: ModelConfig) -> None:
+    missing = [] if config.domains is None else [name for name in spec.specialists if name not in config.domains]
+    if missing:
+        raise CheckpointError(
+            f"{spec.checkpoint}: specialists {', '.join(missing)} are promised; its expert_domains are "
+            f"{', '.join(sorted(config.domains or ()))}; correct specialists in the family file or take another "
+            "checkpoint"
         )
 
 

@@ -11,7 +11,8 @@ class EngineSpec:
     On `cpu` every rank is one thread, and float32 is the faster dtype. `cuda` is written and was never run.
 
     `prefill_chunk_tokens` bounds the prompt tokens that one step computes on one rank. `expert_rank[layer][expert]` is
-    the rank that holds an expert, counted over the layers that have experts; None splits them in order.
+    the rank that holds an expert, counted over the layers that have experts; None splits them in order. A checkpoint
+    that names the domains of its experts must name the `specialists` among them.
     """
 
     checkpoint: str
@@ -24,6 +25,7 @@ class EngineSpec:
     device: Literal["cpu", "cuda"] = "cpu"
     ranks: int = 1
     expert_rank: tuple[tuple[int, ...], ...] | None = None
+    specialists: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,18 @@ def test_experts_must_lie_on_every_rank(folder: Path) -> None:
         loaded(folder, ranks=9)
 
 
+def test_specialists_that_the_checkpoint_does_not_have_are_refused(folder: Path) -> None:
+    reconfigure(folder, expert_domains={"math": [0, 1], "general": [2, 3]})
+    loaded(folder, specialists=("math",))
+    message = "specialists code_security are promised; its expert_domains are general, math; correct specialists"
+    with pytest.raises(CheckpointError, match=message):
+        loaded(folder, specialists=("math", "code_security"))
+
+
+def test_a_checkpoint_that_names_no_domains_is_believed(folder: Path) -> None:
+    loaded(folder, specialists=("math",))
+
+
 def test_slots_number_the_experts_rank_by_rank() -> None:
     split = ExpertSplit(rank=1, expert_rank=((1, 0, 1, 0, 2),))
     assert split.order(0) == [1, 3, 0, 2, 4]
