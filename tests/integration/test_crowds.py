@@ -89,3 +89,12 @@ def test_a_killed_rank_ends_its_streams_with_an_error_and_is_replaced(server: Se
     assert (other.ended().finish_reason, other.error) == ("length", None)
     eventually(lambda: serves(server, "pro"), RESTART_S, "pro serves again")
     assert other.text == whole(server, "mini", LONG, seed=5)
+
+
+def test_a_rank_killed_while_its_group_loads_does_not_hold_up_the_next_start(server: Server) -> None:
+    (replica,) = server.replicas("pro")
+    (before,) = server.processes("ray::Rank")
+    replica.kill()
+    loading = eventually(lambda: [p for p in server.processes("ray::Rank") if p != before], RESTART_S, "a new rank")
+    loading[0].kill()
+    eventually(lambda: serves(server, "pro"), RESTART_S, "pro serves again")

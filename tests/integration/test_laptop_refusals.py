@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 MODEL = "gpt-5.2-turbo"
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
-LIMIT_BYTES = 4_194_304
+LIMIT_BYTES = 1_048_576
 
 
 def body(**changes: Any) -> bytes:
