@@ -22,7 +22,6 @@ from deployments.video.jobs import Status
 from monitoring.metrics import GATEWAY, LINK, VIDEO
 
 SCRAPE_TIMEOUT_S = 2.0
-PAGE_S = 1.0  # the page of everything is dear: however many ask, it is made once in this time
 
 
 class GatewayMetrics(Collector):
@@ -41,7 +40,6 @@ class GatewayMetrics(Collector):
         self._client = httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S)
         self._jobs: Mapping[str, int] = {}
         self._making: asyncio.Task[bytes] | None = None
-        self._made_s = 0.0
 
     def request(self, tier: str, code: str, seconds: float) -> None:
         self._meters.counter("moray_requests_total").labels(tier=tier, code=code).inc()
@@ -99,9 +97,8 @@ class GatewayMetrics(Collector):
             self._jobs = await asyncio.to_thread(self._video_jobs)
         if only_gateway:
             return generate_latest(self._registry)
-        now_s = asyncio.get_running_loop().time()
-        if self._making is None or (self._making.done() and now_s - self._made_s > PAGE_S):
-            self._making, self._made_s = asyncio.create_task(self._everything()), now_s
+        if self._making is None or self._making.done():  # it is dear: those who ask meanwhile get the same page
+            self._making = asyncio.create_task(self._everything())
         return await asyncio.shield(self._making)
 
     async def _everything(self) -> bytes:

@@ -46,7 +46,7 @@ def main() -> int:
     before = conditions()
     spec.loader.exec_module(module)
     result: dict[str, Any] = {"name": arguments.name, **module.run()}
-    result["conditions"] = before | {name: result.pop(name) for name in ("runs", "spread")}
+    result["conditions"] = before | {name: result.pop(name) for name in ("runs", "spread") if name in result}
     print(json.dumps(result, indent=None if arguments.json else 2))
     return 0
 

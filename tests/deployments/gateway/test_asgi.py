@@ -122,9 +122,7 @@ def test_a_known_key_is_found_whatever_the_case_of_the_scheme(keys: KeyStore, sc
     assert authorize(scope, keys) == record
 
 
-@pytest.mark.parametrize(
-    "given", [b"", b"Bearer", b"Bearer ", b"Basic dTpw", b"Bearer sk-moray-x", b"Bearer \xff"]
-)
+@pytest.mark.parametrize("given", [b"", b"Bearer", b"Bearer ", b"Basic dTpw", b"Bearer sk-moray-x", b"Bearer \xff"])
 def test_any_other_authorization_is_refused_without_repeating_it(keys: KeyStore, given: bytes) -> None:
     headers = [(b"authorization", given)] if given else []
     with pytest.raises(Unauthorized) as refused:
