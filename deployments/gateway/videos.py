@@ -69,8 +69,11 @@ class Videos:
         app.add_api_route("/v1/videos/{job_id}/content", self._content, methods=["GET"])
 
     def resume(self) -> None:
+        """Jobs that the last stop interrupted go back to the queue."""
         for job in self._store.unfinished():
-            self._start(job)
+            again = job.requeued()
+            self._store.update(again)
+            self._start(again)
 
     def _start(self, job: VideoJob) -> None:
         # A context of its own: Serve counts calls as children of the request in whose context they are made, and would
