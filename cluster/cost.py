@@ -11,8 +11,12 @@ replica measures corrects them in routing. Ignored: the prefix cache, and prefil
 
 import math
 from bisect import bisect_left
+from dataclasses import dataclass
 
-from cluster.family import StepCost
+import numpy as np
+
+from cluster.family import StepCost, Tier
+from cluster.workload import Floats
 
 
 def step_ms(cost: StepCost, sequences: float, kv_tokens: float) -> float:
@@ -37,3 +41,54 @@ def prefill_us_per_token(cost: StepCost, prompt_tokens: float) -> float:
 def ttft_ms(prefill_tokens: float, us_per_token: float, decode_ms: float, chunk_tokens: int) -> float:
     """Time to first token with `prefill_tokens` to compute, queued ones included, beside steps of `decode_ms`."""
     return prefill_tokens * us_per_token / 1000 + math.ceil(prefill_tokens / chunk_tokens) * decode_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Service:
+    """A tier as plain numbers, for decisions that are taken a million times.
+
+    `touched`: the share of routed experts that B sequences touch, indexed by B = 0..max_running.
+    """
+
+    tier: str
+    a_ms: float
+    b_ms: float
+    c_ms_per_token: float
+    d_ms: float
+    touched: Floats
+    prefill_tokens: Floats
+    prefill_us: Floats
+    ttft_s: float
+    tpot_ms: float
+    patience_s: float
+    chunk_tokens: int
+    max_running: int
+    kv_tokens: int
+    ranks: int
+
+
+def service(tier: Tier, name: str) -> Service:
+    cost = tier.cost
+    points = sorted(cost.prefill_us_per_token.items())
+    return Service(
+        tier=name,
+        a_ms=cost.a_ms,
+        b_ms=cost.b_ms_per_seq,
+        c_ms_per_token=cost.c_ms_per_ktok / 1000,
+        d_ms=cost.d_ms,
+        touched=1.0 - np.power(1.0 - cost.top_k / cost.experts, np.arange(tier.max_running + 1, dtype=float)),
+        prefill_tokens=np.log([tokens for tokens, _ in points]),
+        prefill_us=np.array([us for _, us in points]),
+        ttft_s=tier.slo.ttft_s,
+        tpot_ms=tier.slo.tpot_ms,
+        patience_s=tier.patience_s,
+        chunk_tokens=tier.prefill_chunk_tokens,
+        max_running=tier.max_running,
+        kv_tokens=tier.kv_tokens,
+        ranks=tier.ranks,
+    )
+
+
+def prefill_us(service: Service, prompt_tokens: Floats) -> Floats:
+    """Microseconds per prompt token, for many prompts at once."""
+    return np.interp(np.log(prompt_tokens), service.prefill_tokens, service.prefill_us)

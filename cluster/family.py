@@ -82,8 +82,25 @@ class StepCost(Closed):
         return self
 
 
+class ColdStart(Closed):
+    """From the wish for a replica to its first request: median and 99th percentile of a lognormal distribution."""
+
+    p50_s: PositiveFloat = 60.0
+    p99_s: PositiveFloat = 120.0
+
+    @model_validator(mode="after")
+    def ordered(self) -> Self:
+        if self.p99_s < self.p50_s:
+            raise ValueError(f"p99_s {self.p99_s:g} is below p50_s {self.p50_s:g}; give p50_s <= p99_s")
+        return self
+
+
 class Tier(Closed):
-    """One language tier. An expert group has `ranks` ranks, one GPU (on a laptop: one process) each."""
+    """One language tier. An expert group has `ranks` ranks, one GPU (on a laptop: one process) each.
+
+    `quality` orders the tiers of a family: a request may be served above the tier that it asked, or as far below as its
+    floor allows. A request whose first token is predicted later than `patience_s` is refused at once.
+    """
 
     names: tuple[Name, ...] = Field(min_length=1)
     checkpoint: str
@@ -100,6 +117,9 @@ class Tier(Closed):
     replicas: Replicas
     specialists: tuple[Specialist, ...] = ()
     start_timeout_s: PositiveFloat = 180.0
+    cold_start: ColdStart = ColdStart()
+    quality: PositiveInt = 1
+    patience_s: PositiveFloat = 30.0
     cost: StepCost
 
     @model_validator(mode="after")
@@ -119,6 +139,18 @@ class VideoPrice(Closed):
     """Per second of video."""
 
     usd_per_second: NonNegativeFloat
+
+
+class VideoCost(Closed):
+    """step_s = base + linear*T + quadratic*T^2 of one denoising step on one replica, T million latent tokens.
+
+    A token is a patch of 2 x 2 latents of 8 x 8 pixels, in each of (frames - 1)/4 + 1 latent frames.
+    """
+
+    base_s: NonNegativeFloat
+    linear_s_per_mtok: NonNegativeFloat
+    quadratic_s_per_mtok2: NonNegativeFloat
+    source: str
 
 
 class Video(Closed):
@@ -143,6 +175,8 @@ class Video(Closed):
     replicas: Replicas
     beside: Name | None = None
     start_timeout_s: PositiveFloat = 180.0
+    cold_start: ColdStart = ColdStart()
+    cost: VideoCost
 
 
 class Cell(Closed):
@@ -177,6 +211,7 @@ class Family(Closed):
     name: Name
     accelerator: Literal["cpu", "cuda"]
     gpu_budget_gpus: PositiveInt
+    gpu_usd_per_hour: NonNegativeFloat = 0.0
     state_folder: str = ".moray"
     gateway: Gateway = Gateway()
     cells: tuple[Cell, ...] = Field(min_length=1)

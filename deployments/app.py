@@ -8,7 +8,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from autoscaling.policy import TierSpec, spec_of
+from autoscaling.ongoing import TierSpec, spec_of
 from cluster.family import Family
 from cluster.fleet import CellState, Node
 from cluster.placement import (

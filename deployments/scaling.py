@@ -1,4 +1,4 @@
-"""Serve's autoscaling hook for one deployment. All judgement is in autoscaling.policy; Serve keeps only the bounds.
+"""Serve's autoscaling hook for one deployment. All judgement is in autoscaling.ongoing; Serve keeps only the bounds.
 
 Serve ships this module by value and calls the policy ten times a second in its controller, where an exception would
 stop the scaling of everything: hence the one broad except, which keeps the last target.
@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from autoscaling.policy import Memory, TierSeen, TierSpec, step
+from autoscaling.ongoing import Memory, TierSeen, TierSpec, step
 
 
 class TierPolicy:

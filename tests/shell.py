@@ -36,6 +36,7 @@ VIDEO: dict[str, Any] = {
     "slo": {"deadline_s": 60},
     "price": {"usd_per_second": 0.1},
     "replicas": {"min": 0, "max": 1, "initial": 0},
+    "cost": {"base_s": 0.1, "linear_s_per_mtok": 0, "quadratic_s_per_mtok2": 0, "source": "a test"},
 }
 
 

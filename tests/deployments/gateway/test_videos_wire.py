@@ -24,6 +24,7 @@ VIDEO = Video.model_validate(
         "names": ["sora-2", "sora-2-pro"], "checkpoint": "x", "sizes": ["720x1280", "1280x720", "64x64"],
         "seconds": [4, 1, 2], "fps": 8, "steps": 12, "guidance": 4.0, "replicas": {"min": 0, "max": 1, "initial": 0},
         "slo": {"deadline_s": 60}, "price": {"usd_per_second": 0.1},
+        "cost": {"base_s": 0.1, "linear_s_per_mtok": 0, "quadratic_s_per_mtok2": 0, "source": "a test"},
     }
 )  # fmt: skip
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaling.policy import Decision, Memory, TierSeen, TierSpec, spec_of, step
+from autoscaling.ongoing import Decision, Memory, TierSeen, TierSpec, spec_of, step
 from cluster.family import load
 
 SPEC = TierSpec(min=0, max=4, initial=0, idle_s=300.0, target_ongoing=10)

@@ -1,0 +1,69 @@
+"""What routing sees of a tier's replicas, as columns, and what it answers.
+
+Columns, so that a decision over a thousand replicas is a few array operations. The owner of the arrays changes them in
+place between decisions; a decision only reads them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.cost import Service
+from cluster.workload import Floats
+
+Method = Literal["predicted", "two_choices", "peer", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Loads:
+    """One entry per replica in every array.
+
+    `sequences`: there, waiting or running. `kv_tokens`: held or needed by them all, expected outputs included.
+    `prefill_tokens`: queued, not computed yet. `prefill_done_s`: when those will be computed.
+    `correction`: measured step over modelled step. `heard_s`: when it was last heard of.
+    `ongoing`: requests that this router itself has there. `open`: takes new requests (neither draining nor dead).
+    """
+
+    sequences: Floats
+    kv_tokens: Floats
+    kv_capacity_tokens: Floats
+    prefill_tokens: Floats
+    prefill_done_s: Floats
+    correction: Floats
+    heard_s: Floats
+    ongoing: Floats
+    open: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ask:
+    """A request as routing sees it. Its true output length is unknown, so it brings a guess.
+
+    `us_per_token`: prefill cost at its length. `hit_tokens`: of its prefix, cached on each replica; None where unknown.
+    `draw`: uniform in [0, 1), all the chance that the decision may use.
+    """
+
+    prompt_tokens: int
+    expected_output_tokens: float
+    us_per_token: float
+    draw: float
+    hit_tokens: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The replica for a request (None: none is open), what it would see there, and whether all promises there hold."""
+
+    index: int | None
+    ttft_s: float
+    tpot_ms: float
+    feasible: bool
+    method: Method
+
+
+class Router(Protocol):
+    """`packing`: the tier is scaling in, so replicas that empty may leave."""
+
+    def __call__(self, loads: Loads, ask: Ask, service: Service, now_s: float, packing: bool) -> Choice: ...
