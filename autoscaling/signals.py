@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from cluster.family import Family, Price, Slo, StepCost
+
 Cause = Literal["rise", "fall", "hold", "blind", "budget"]
 
 
@@ -85,6 +87,64 @@ class Target:
 class Decision:
     tiers: Mapping[str, Target]
     video: Target | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierSpec:
+    """What a scaling policy knows of a tier beforehand. `cold_start_s`: expected until one has been measured."""
+
+    ranks: int
+    min: int
+    max: int
+    cost: StepCost
+    slo: Slo
+    price: Price
+    max_running: int
+    kv_tokens: int
+    cold_start_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoSpec:
+    """`gpus`: of one video replica."""
+
+    gpus: int
+    min: int
+    max: int
+    cold_start_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """The family as a scaling policy knows it, in the order of the family file."""
+
+    tiers: Mapping[str, TierSpec]
+    video: VideoSpec | None = None
+
+
+def spec_of(family: Family) -> Spec:
+    tiers = {
+        name: TierSpec(
+            ranks=tier.ranks,
+            min=tier.replicas.min,
+            max=tier.replicas.max,
+            cost=tier.cost,
+            slo=tier.slo,
+            price=tier.price,
+            max_running=tier.max_running,
+            kv_tokens=tier.kv_tokens,
+            cold_start_s=tier.cold_start.p50_s,
+        )
+        for name, tier in family.tiers.items()
+    }
+    video = family.video
+    if video is None:
+        return Spec(tiers=tiers)
+    bounds = video.replicas
+    return Spec(
+        tiers=tiers,
+        video=VideoSpec(gpus=video.gpus, min=bounds.min, max=bounds.max, cold_start_s=video.cold_start.p50_s),
+    )
 
 
 class Scaler(Protocol):

@@ -2,8 +2,8 @@
 
     chunk = clip((tpot - step) / us_per_token, least, most)          step without a chunk, all in ms
 
-A step with a chunk is a pause for every sequence that decodes, and short answers have few tokens to spread it over. So a
-fixed chunk that is right for throughput breaks the pace of short answers; with this one no single step is longer than
+A step with a chunk is a pause for every sequence that decodes, and short answers have few tokens to spread it over. So
+a fixed chunk that is right for throughput breaks the pace of short answers; with this one no single step is longer than
 the promise, as long as the decode step itself is not. Nobody decoding: the largest chunk, nobody is held up.
 """
 
