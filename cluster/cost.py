@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.family import StepCost, Tier
+from cluster.family import StepCost, Tier, Video
 from cluster.workload import Floats
 
 
@@ -92,3 +92,17 @@ def service(tier: Tier, name: str) -> Service:
 def prefill_us(service: Service, prompt_tokens: Floats) -> Floats:
     """Microseconds per prompt token, for many prompts at once."""
     return np.interp(np.log(prompt_tokens), service.prefill_tokens, service.prefill_us)
+
+
+def video_step_s(video: Video, size: str, seconds: float) -> float:
+    """One denoising step of one replica for a video of `size`, say 1280x720. Wan renders 1 + 4n frames."""
+    width, height = (int(side) for side in size.split("x"))
+    latent_frames = math.ceil((video.fps * seconds - 1) / 4) + 1
+    mtok = latent_frames * math.ceil(height / 16) * math.ceil(width / 16) / 1e6
+    cost = video.cost
+    return cost.base_s + cost.linear_s_per_mtok * mtok + cost.quadratic_s_per_mtok2 * mtok * mtok
+
+
+def video_gpu_s(video: Video, size: str, seconds: float) -> float:
+    """GPU-seconds of a whole job."""
+    return video.steps * video_step_s(video, size, seconds) * video.gpus
