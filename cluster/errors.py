@@ -8,6 +8,7 @@ MorayError
 │   ├── InvalidRequest        400 invalid_value, or the code given
 │   ├── ContextTooLong        400 context_length_exceeded
 │   ├── Unauthorized          401 invalid_api_key
+│   ├── NotInPlan             403 not_in_plan
 │   ├── NotFound              404 model_not_found, or the code given
 │   ├── BodyTooLarge          413 body_too_large
 │   └── Overloaded            429 overloaded, with retry_after_s
@@ -74,6 +75,11 @@ class ContextTooLong(RequestError):
 class Unauthorized(RequestError):
     status = 401
     code = "invalid_api_key"
+
+
+class NotInPlan(RequestError):
+    status = 403
+    code = "not_in_plan"
 
 
 class NotFound(RequestError):

@@ -207,6 +207,50 @@ class Gateway(Closed):
     coalesce_above_streams: int = Field(default=8, ge=0)
 
 
+class Plan(Closed):
+    """What a tenant's subscription may use. Higher `priority` goes first; `share` weighs the fair share of GPU-seconds.
+
+    A request may be spilled to other tiers of the plan, `up` or `down` in quality, but never down below `floor`.
+    """
+
+    tiers: tuple[Name, ...] = Field(min_length=1)
+    priority: int = Field(default=0, ge=0)
+    share: PositiveFloat = 1.0
+    spill: Literal["none", "up", "down", "both"] = "both"
+    floor: Name | None = None
+
+    @model_validator(mode="after")
+    def coherent(self) -> Self:
+        if self.floor is not None and self.floor not in self.tiers:
+            known = ", ".join(self.tiers)
+            raise ValueError(f"floor is {self.floor!r}; tiers of the plan are {known}; name one of them")
+        return self
+
+
+class Auto(Closed):
+    """Names that ask for no tier: a hint to a specialist names the tier, otherwise the default.
+
+    Prompts of `long_prompt_tokens` and more lift the choice to `long` at least, tools to `tools`.
+    """
+
+    names: tuple[Name, ...] = Field(min_length=1)
+    default: Name
+    long: Name
+    long_prompt_tokens: PositiveInt
+    tools: Name | None = None
+    hints: dict[Specialist, Name] = {}
+    price: Price | None = None
+
+    def named(self) -> Iterator[tuple[str, str]]:
+        """Each tier that a rule names, after the rule's path."""
+        yield "default", self.default
+        yield "long", self.long
+        if self.tools is not None:
+            yield "tools", self.tools
+        for specialist, tier in self.hints.items():
+            yield f"hints.{specialist}", tier
+
+
 class Family(Closed):
     name: Name
     accelerator: Literal["cpu", "cuda"]
@@ -217,6 +261,8 @@ class Family(Closed):
     cells: tuple[Cell, ...] = Field(min_length=1)
     tiers: dict[Name, Tier] = Field(min_length=1)
     video: Video | None = None
+    plans: dict[Name, Plan] = {}
+    auto: Auto | None = None
 
     @model_validator(mode="after")
     def distinct_cells(self) -> Self:
@@ -247,9 +293,38 @@ class Family(Closed):
             )
         return self
 
+    @model_validator(mode="after")
+    def known_tiers(self) -> Self:
+        named = [(f"plans.{key}.tiers", tier) for key, plan in self.plans.items() for tier in plan.tiers]
+        if self.auto:
+            named += [(f"auto.{rule}", tier) for rule, tier in self.auto.named()]
+        for path, tier in named:
+            if tier not in self.tiers:
+                raise ValueError(f"{path} names {tier!r}; tiers are {', '.join(self.tiers)}; name one of them")
+        return self
+
+    @model_validator(mode="after")
+    def effective_auto(self) -> Self:
+        auto = self.auto
+        if auto is None:
+            return self
+        for specialist, key in auto.hints.items():
+            if specialist not in self.tiers[key].specialists:
+                raise ValueError(
+                    f"auto.hints.{specialist} names {key!r}, which has no such specialist; name a tier that has it"
+                )
+        for rule, key in (("long", auto.long), ("tools", auto.tools or auto.default)):
+            if self.tiers[key].quality < self.tiers[auto.default].quality:
+                raise ValueError(
+                    f"auto.{rule} names {key!r}, which is below auto.default {auto.default!r} in quality and would "
+                    "never be chosen; name a tier at or above the default"
+                )
+        return self
+
     def _names(self) -> list[tuple[str, tuple[str, ...]]]:
         owners = [(f"tiers.{key}", tier.names) for key, tier in self.tiers.items()]
-        return owners + ([("video", self.video.names)] if self.video else [])
+        parts = (("video", self.video), ("auto", self.auto))
+        return owners + [(key, part.names) for key, part in parts if part]
 
     def tier_of(self, model: str) -> str | None:
         """The tier that answers to a model name, None where no tier does."""

@@ -1,0 +1,88 @@
+"""Whether a request goes to its best replica now, waits in the router, or is refused early; and which held one is next.
+
+All promises there hold: dispatch. Otherwise, with `first` the earliest first token that can be expected, from arrival,
+
+    first = now - arrived + min(ttft at the best replica, wait until a place appears)
+
+    refuse     first > patience                     sooner a refusal that says when to come back than a wait in vain
+    hold       now - arrived + wait <= ttft         a place may yet appear in time for the promise
+    dispatch   the best replica is within patience  late is better than never
+    hold       otherwise                            only a place that appears is within patience
+
+Refused callers are told to come back when the wait will have shrunk to the patience. Held requests: highest priority,
+then the tenant served least, then the earliest deadline. Times in seconds. Ignored: what a held request costs others.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.loads import Choice
+
+LEAST_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`retry_after_s` comes with a refusal only: finite, at least 1."""
+
+    action: Literal["dispatch", "hold", "refuse"]
+    reason: str
+    retry_after_s: float | None = None
+
+
+IN_TIME = Verdict("dispatch", "every promise there holds")
+LATE = Verdict("dispatch", "no place in time: late, but within patience")
+
+
+def decide(
+    best: Choice | None, *, now_s: float, arrived_s: float, ttft_s: float, patience_s: float, wait_s: float
+) -> Verdict:
+    """`wait_s`: predicted until a place appears (a replica that starts, work that drains); inf where none is coming.
+
+    `ttft_s` (promised) and `patience_s` count from arrival. Ask again for a held request when the loads have changed,
+    and when its deadline has come.
+    """
+    here_s = math.inf
+    if best is not None and best.index is not None:
+        if best.feasible:
+            return IN_TIME
+        here_s = best.ttft_s
+    waited_s = now_s - arrived_s
+    first_s = min(here_s, wait_s)
+    if waited_s + first_s > patience_s:
+        return _refusal(waited_s, first_s, patience_s)
+    if waited_s + wait_s <= ttft_s:
+        return Verdict("hold", f"a place is expected in {wait_s:.2f} s, {ttft_s - waited_s:.2f} s before the deadline")
+    if waited_s + here_s <= patience_s:
+        return LATE
+    return Verdict("hold", f"late, but a place is expected in {wait_s:.2f} s, within patience")
+
+
+def _refusal(waited_s: float, first_s: float, patience_s: float) -> Verdict:
+    if math.isinf(first_s):
+        # Nothing is starting and nothing drains: the patience is the only measure of time there is.
+        return Verdict("refuse", "no replica, and none is starting", max(LEAST_RETRY_S, patience_s))
+    reason = f"first token expected in {first_s:.1f} s after {waited_s:.1f} s of waiting; patience is {patience_s:g} s"
+    return Verdict("refuse", reason, max(LEAST_RETRY_S, first_s - patience_s))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The most urgent held request of one tenant. `cost_gpu_s`: expected, what its tenant is charged when it goes."""
+
+    tenant: str
+    priority: int
+    deadline_s: float
+    cost_gpu_s: float
+
+
+def next_head(heads: Sequence[Head], served_gpu_s: Mapping[str, float]) -> int:
+    """The index of the one to go next. `served_gpu_s`: counters of fair share, 0 for a tenant without one."""
+
+    def order(index: int) -> tuple[int, float, float]:
+        head = heads[index]
+        return -head.priority, served_gpu_s.get(head.tenant, 0.0), head.deadline_s
+
+    return min(range(len(heads)), key=order)

@@ -1,0 +1,185 @@
+"""Which tier serves a request, and which others may when that one saturates. Every answer says why.
+
+A name of a tier is that tier or an error. A plain name is chosen for: its rules give a wanted quality (a hint or the
+default, lifted by long prompts and tools), and the nearest tier takes it among those of the plan that hold the prompt,
+under the price ceiling and not below the request's floor. So a longer prompt never gets a lower quality, unless the
+better tier cannot hold it.
+
+Others follow by distance in quality, the upper one first at equal distance: a better answer breaks no expectation, a
+lesser one does. None is below the request's floor, nor below the plan's where it is below the first tier; an upper one
+keeps the ceiling. Prompts need room for one token more than their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.errors import ContextTooLong, InvalidRequest, NotFound, NotInPlan
+from cluster.family import Auto, Family, Plan, Specialist
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a request asks. `floor`: the lowest tier that may serve it. The ceiling is on the output price of a tier."""
+
+    model: str
+    prompt_tokens: int
+    tools: bool = False
+    hint: Specialist | None = None
+    ceiling_usd_per_mtok: float | None = None
+    floor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The preferred tier, then the others in the order in which to spill. `auto`: the name left the choice to us."""
+
+    tiers: tuple[str, ...]
+    reason: str
+    auto: bool
+
+
+def tiers_for(wish: Wish, plan: Plan | None, family: Family) -> Range:
+    """Raises NotFound, NotInPlan, ContextTooLong or InvalidRequest, each with its mend. No plan: every tier."""
+    if wish.floor is not None and wish.floor not in family.tiers:
+        known = ", ".join(family.tiers)
+        raise InvalidRequest(f"floor: {wish.floor!r} is no tier; tiers are {known}; choose one of them", param="floor")
+    first = family.tier_of(wish.model)
+    if first is not None:
+        _check(wish, first, plan, family)
+        return Range((first, *_others(wish, first, plan, family)), "asked by name", False)
+    auto = family.auto
+    if auto is None or wish.model not in auto.names:
+        names = [name for tier in family.tiers.values() for name in tier.names] + list(auto.names if auto else ())
+        raise NotFound(
+            f"model: {wish.model!r} is not served; served: {', '.join(names)}; choose one of them", param="model"
+        )
+    first, reason = _chosen(wish, auto, plan, family)
+    others = [key for key in _others(wish, first, plan, family) if _affordable(wish, key, family)]
+    return Range((first, *others), reason, True)
+
+
+def spill(tiers: Range, feasible: Sequence[bool]) -> tuple[int, str] | None:
+    """The first other tier that keeps its promises, and why. None: the preferred one keeps them, or no other does."""
+    if feasible[0]:
+        return None
+    first = tiers.tiers[0]
+    for index, (tier, keeps) in enumerate(zip(tiers.tiers, feasible, strict=True)):
+        if keeps:
+            return index, f"{first} saturated: no replica keeps its promises; served by {tier}"
+    return None
+
+
+def _check(wish: Wish, asked: str, plan: Plan | None, family: Family) -> None:
+    """A tier asked by name is never replaced silently: where it may not serve, the caller is told."""
+    tiers = family.tiers
+    if plan is not None and asked not in plan.tiers:
+        raise NotInPlan(
+            f"model: {wish.model!r} is tier {asked}; the plan allows {', '.join(plan.tiers)}; "
+            "choose one of them, or another plan",
+            param="model",
+        )
+    if wish.floor is not None and tiers[asked].quality < tiers[wish.floor].quality:
+        raise InvalidRequest(
+            f"floor: {wish.floor} is above tier {asked}, which {wish.model!r} asks; a floor at or below it is allowed; "
+            "lower the floor, or ask a higher tier",
+            param="floor",
+        )
+    if not _holds(wish, asked, family):
+        raise _too_long(wish, (asked,), family)
+
+
+def _chosen(wish: Wish, auto: Auto, plan: Plan | None, family: Family) -> tuple[str, str]:
+    """The tier nearest to what the rules want, and why."""
+    wanted, reason = _wanted(wish, auto, family)
+    keys = tuple(family.tiers) if plan is None else plan.tiers
+    above = [key for key in keys if _above_floor(wish, key, family)]
+    if not above:
+        raise NotInPlan(f"floor: {wish.floor}; the plan allows {', '.join(keys)}; lower the floor", param="floor")
+    holding = [key for key in above if _holds(wish, key, family)]
+    if not holding:
+        raise _too_long(wish, above, family)
+    affordable = [key for key in holding if _affordable(wish, key, family)]
+    if not affordable:
+        least = min(family.tiers[key].price.output_usd_per_mtok for key in holding)
+        raise InvalidRequest(
+            f"ceiling_usd_per_mtok: {wish.ceiling_usd_per_mtok:g}; the cheapest tier for this request costs {least:g} "
+            "per million output tokens; raise the ceiling",
+            param="ceiling_usd_per_mtok",
+        )
+    first = _nearest(affordable, wanted, family)[0]
+    return first, reason if first == wanted else f"{reason}: {wanted}; {first} is the nearest one allowed"
+
+
+def _wanted(wish: Wish, auto: Auto, family: Family) -> tuple[str, str]:
+    """The tier that the rules name, and the rule that decided. Tools and length only ever lift the quality."""
+    wanted, reason = auto.default, "default"
+    if wish.hint is not None and wish.hint in auto.hints:
+        wanted, reason = auto.hints[wish.hint], f"hint {wish.hint}"
+    rules = (
+        (auto.tools if wish.tools else None, "tools"),
+        (auto.long if wish.prompt_tokens >= auto.long_prompt_tokens else None, "long prompt"),
+    )
+    for tier, why in rules:
+        if tier is not None and family.tiers[tier].quality > family.tiers[wanted].quality:
+            wanted, reason = tier, why
+    return wanted, reason
+
+
+def _others(wish: Wish, first: str, plan: Plan | None, family: Family) -> list[str]:
+    """Where the request may be spilled, in order."""
+    quality = family.tiers[first].quality
+    keys = tuple(family.tiers) if plan is None else plan.tiers
+    others = []
+    for key in keys:
+        above = family.tiers[key].quality - quality
+        if key == first or not _permitted(above, key, plan, family):
+            continue
+        if above > 0 and not _affordable(wish, key, family):
+            continue
+        if _above_floor(wish, key, family) and _holds(wish, key, family):
+            others.append(key)
+    return _nearest(others, first, family)
+
+
+def _permitted(above: int, key: str, plan: Plan | None, family: Family) -> bool:
+    """Whether the plan lets a request be spilled to a tier that is so much above (or below) its first one."""
+    if plan is None:
+        return True
+    if above >= 0:
+        return plan.spill in ("up", "both")
+    floor = 0 if plan.floor is None else family.tiers[plan.floor].quality
+    return plan.spill in ("down", "both") and family.tiers[key].quality >= floor
+
+
+def _nearest(keys: Sequence[str], first: str, family: Family) -> list[str]:
+    """By distance in quality from a tier, upper ones first, then the cheaper."""
+    tiers = family.tiers
+    quality = tiers[first].quality
+
+    def order(key: str) -> tuple[int, bool, bool, float]:
+        above = tiers[key].quality - quality
+        return abs(above), above < 0, key != first, tiers[key].price.output_usd_per_mtok
+
+    return sorted(keys, key=order)
+
+
+def _holds(wish: Wish, key: str, family: Family) -> bool:
+    return wish.prompt_tokens < family.tiers[key].context_tokens
+
+
+def _affordable(wish: Wish, key: str, family: Family) -> bool:
+    ceiling = wish.ceiling_usd_per_mtok
+    return ceiling is None or family.tiers[key].price.output_usd_per_mtok <= ceiling
+
+
+def _above_floor(wish: Wish, key: str, family: Family) -> bool:
+    return wish.floor is None or family.tiers[key].quality >= family.tiers[wish.floor].quality
+
+
+def _too_long(wish: Wish, keys: Sequence[str], family: Family) -> ContextTooLong:
+    longest = max(family.tiers[key].context_tokens for key in keys)
+    return ContextTooLong(
+        f"messages: {wish.prompt_tokens} prompt tokens; {', '.join(keys)} can hold at most {longest - 1} and one token "
+        "of answer; shorten the prompt, or name a tier with a longer context",
+        param="messages",
+    )
