@@ -1,0 +1,70 @@
+"""Which replica holds which prefix: block hash -> the set of replicas, as bits of one integer.
+
+A prompt's blocks are hashed so that equal hashes mean equal prefixes up to there. Walking a prompt's chain with the set
+of replicas that held everything so far costs one lookup and one `and` per block, however many replicas there are. Each
+replica keeps its most recently used blocks up to its capacity.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from cluster.workload import Floats
+
+
+class PrefixIndex:
+    def __init__(self, block_tokens: int) -> None:
+        self.block_tokens = block_tokens
+        self._holders: dict[int, int] = {}
+        self._recent: dict[int, OrderedDict[int, None]] = {}
+
+    def hits_tokens(self, blocks: Sequence[int], replicas: int) -> Floats:
+        """Prefix tokens that each replica 0..replicas-1 holds of such a prompt."""
+        hits = np.zeros(replicas)
+        holders = -1
+        for depth, block in enumerate(blocks):
+            still = holders & self._holders.get(block, 0)
+            if still != holders and depth > 0:
+                self._mark(hits, holders & ~still, depth)
+            holders = still
+            if not holders:
+                return hits
+        self._mark(hits, max(holders, 0), len(blocks))
+        return hits
+
+    def _mark(self, hits: Floats, replicas: int, depth: int) -> None:
+        while replicas:
+            low = replicas & -replicas
+            hits[low.bit_length() - 1] = depth * self.block_tokens
+            replicas ^= low
+
+    def hit_tokens(self, replica: int, blocks: Sequence[int]) -> int:
+        """Prefix tokens that one replica holds."""
+        held = self._recent.get(replica, OrderedDict())
+        return next((depth for depth, block in enumerate(blocks) if block not in held), len(blocks)) * self.block_tokens
+
+    def insert(self, replica: int, blocks: Sequence[int], capacity_blocks: int) -> None:
+        """The replica has computed these blocks; the least recently used go where it has no room."""
+        recent = self._recent.setdefault(replica, OrderedDict())
+        bit = 1 << replica
+        # Backwards, so that of one prompt the end of the chain is forgotten first.
+        for block in reversed(blocks):
+            recent[block] = None
+            recent.move_to_end(block)
+            self._holders[block] = self._holders.get(block, 0) | bit
+        while len(recent) > capacity_blocks:
+            block, _ = recent.popitem(last=False)
+            self._release(block, bit)
+
+    def drop(self, replica: int) -> None:
+        """The replica is gone."""
+        for block in self._recent.pop(replica, ()):
+            self._release(block, 1 << replica)
+
+    def _release(self, block: int, bit: int) -> None:
+        left = self._holders[block] & ~bit
+        if left:
+            self._holders[block] = left
+        else:
+            del self._holders[block]
