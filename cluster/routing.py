@@ -1,48 +1,155 @@
-"""Which replica: every candidate, in the order in which a request should try them, with the reason.
+"""Which replica: the cheapest that keeps every promise, to the newcomer and to those already running.
 
-On a replica with a fresh report the first token and the pace after it are predicted. In ms; q = prefill tokens queued
-ahead, B = sequences there with this one, K = KV tokens reserved with this one and its expected output:
+Predicted on each replica, in ms: B sequences there with this one, K their KV tokens, x the prompt less cached prefix
 
-    step  = measured/model * step_ms(B, K)                the family's model, corrected by what the replica measured
-    ttft  = (q + prompt)*us + ceil((q + prompt)/chunk)*step + wait for a place + 1 ms per KV token that does not fit
-    score = ttft/TTFT + 0.5*step/TPOT + 10*max(0, ttft/TTFT - 1) + 10*max(0, step/TPOT - 1)
+    step  = correction * (a + b*B + c*K + d*touched(B))
+    chunk = what the pace leaves beside a step (cluster.batching), or the engine's fixed chunk
+    own   = x*us + x/chunk * step                            the second term where others decode
+    wait  = sequences that must finish first * output * step / running; beyond max_running, or where KV is short
+    ttft  = until the prefill queued there is done + own + step + wait
+    score = (ttft + own)/TTFT + PACE*step/TPOT               own twice: those who come next wait for it too
 
-TTFT and TPOT are the promises of the tier; what this router sent since the report is counted in. The order: replicas
-predicted to keep both promises, lowest score first; replicas without a fresh report, by power of two choices on the
-requests that this router has there; replicas predicted to break a promise, lowest score first; dead ones. Equal scores
-are drawn, so that several routers do not run to the same idle replica. Total: no input makes it raise.
+Kept: ttft <= TTFT; step, with the least chunk on it, <= TPOT; all there fit into the KV cache to their last token. The
+order: fresh replicas that keep all, the lowest score first (while the tier scales in: the most loaded that keeps them
+with room to spare); replicas not heard of for 2 s, by power of two choices; fresh ones that break a promise, the least
+excess first. Equal scores are drawn, so that several routers do not run to the same replica. Total: no load makes it
+raise.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from cluster.cost import prefill_us_per_token, step_ms, ttft_ms
-from cluster.family import Tier
-from cluster.fleet import Candidate, ReplicaReport
+import numpy as np
+from numpy.typing import NDArray
 
-KV_SPARE_TOKENS = 300
+from cluster.batching import LEAST_TOKENS, SLACK_SHARE
+from cluster.cost import Service
+from cluster.fleet import Candidate
+from cluster.loads import Ask, Choice, Loads
+from cluster.workload import Floats
+
 STALE_S = 2.0
-Method = Literal["predicted", "two_choices", "mixed", "none"]
+PACE = 0.5
+BROKEN = 10.0  # what a promise broken by its own length adds to a score
+PACKED_SHARE = 0.8  # of each promise is used where replicas are packed
+Bools = NDArray[np.bool_]
+NOBODY = Choice(None, math.inf, math.inf, False, "none")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A request as routing sees it, and the tier it asks. Its true output length is unknown, so it brings a guess."""
+class Prediction(NamedTuple):
+    """Per replica. `base_ms`: a step without the correction. `fits`: everybody's KV to the last token."""
 
-    prompt_tokens: int
-    expected_output_tokens: int
-    tier: Tier
+    ttft_ms: Floats
+    own_ms: Floats
+    step_ms: Floats
+    base_ms: Floats
+    fits: Bools
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latency:
-    """Predicted time to first token, and per token after it, of a request on one replica."""
+def predict(loads: Loads, ask: Ask, service: Service, now_s: float, us: Floats | float) -> Prediction:
+    """What the request would see on each replica, where a prompt token costs `us`. NaN where a load makes no sense."""
+    out, most = ask.expected_output_tokens, service.max_running
+    sequences = loads.sequences + 1.0
+    kv = loads.kv_tokens + (ask.prompt_tokens + out / 2)
+    base = service.batch_ms.take(np.minimum(sequences, most).astype(np.int64), mode="clip")
+    base += service.c_ms_per_token * kv
+    step = loads.correction * base
+    tokens = ask.prompt_tokens if ask.hit_tokens is None else np.maximum(ask.prompt_tokens - ask.hit_tokens, 1.0)
+    own = tokens * us * 0.001
+    own = own + _riding_ms(step, tokens, us, service) * (sequences > 1.0)
+    ttft = np.maximum(loads.prefill_done_s - now_s, 0.0) * 1000.0
+    ttft += own
+    ttft += step
+    ends = kv + sequences * (out / 2)
+    fits = ends <= loads.kv_capacity_tokens
+    if not (fits & (sequences <= most)).all():
+        short = np.maximum((ends - loads.kv_capacity_tokens) * sequences / ends, 0.0)
+        ttft += np.maximum(sequences - most, short) * step * out / np.minimum(sequences, most)
+    return Prediction(ttft, own, step, base, fits)
 
-    ttft_ms: float
-    tpot_ms: float
+
+def _riding_ms(step: Floats, tokens: Floats | float, us: Floats | float, service: Service) -> Floats:
+    """Steps of others, one for each chunk of a prompt."""
+    if service.chunking == "fixed":
+        return step * (tokens / service.chunk_tokens)
+    chunk = (SLACK_SHARE * service.tpot_ms - step) * (1000.0 / us)
+    return tokens * step / np.maximum(chunk, LEAST_TOKENS)
+
+
+def _kept(seen: Prediction, service: Service, us: Floats | float, share: float = 1.0) -> Bools:
+    """Where every promise holds, with that share of each."""
+    pace = share * service.tpot_ms - (LEAST_TOKENS * us / 1000 if service.chunking == "slack" else 0.0)
+    kept: Bools = (seen.ttft_ms <= share * service.ttft_s * 1000) & (seen.step_ms <= pace) & seen.fits
+    return kept
+
+
+def _score(seen: Prediction, service: Service) -> Floats:
+    return (seen.ttft_ms + seen.own_ms) * (0.001 / service.ttft_s) + seen.step_ms * (PACE / service.tpot_ms)
+
+
+def _excess(seen: Prediction, service: Service) -> Floats:
+    """The score where a promise breaks; NaN where a load makes no sense."""
+    late = np.maximum(seen.ttft_ms * (0.001 / service.ttft_s) - 1.0, 0.0)
+    slow = np.maximum(seen.step_ms / service.tpot_ms - 1.0, 0.0)
+    return _score(seen, service) + BROKEN * (late + slow)
+
+
+def choose(loads: Loads, ask: Ask, service: Service, now_s: float, packing: bool) -> Choice:
+    """Total, and the same for the same arguments. See cluster.loads.Router."""
+    with np.errstate(all="ignore"):
+        us = ask.us_per_token
+        seen = predict(loads, ask, service, now_s, us)
+        fresh = loads.open & (loads.heard_s >= now_s - STALE_S)
+        keep = (fresh & _kept(seen, service, us)).nonzero()[0]
+        if keep.size:
+            return _choice(_best(keep, seen, ask, service, packing), seen, True)
+        return _unkept(loads, ask, service, seen, fresh)
+
+
+def _best(keep: NDArray[np.int64], seen: Prediction, ask: Ask, service: Service, packing: bool) -> int:
+    if packing:
+        roomy = keep[_kept(seen, service, ask.us_per_token, PACKED_SHARE)[keep]]
+        if roomy.size:
+            return _drawn(roomy, -seen.base_ms[roomy], ask.draw)
+    return _drawn(keep, _score(seen, service)[keep], ask.draw)
+
+
+def _drawn(indices: NDArray[np.int64], score: Floats, draw: float) -> int:
+    """One of those with the lowest score."""
+    ties = indices[score == score[score.argmin()]]
+    return int(ties[int(draw * ties.size)])
+
+
+def _unkept(loads: Loads, ask: Ask, service: Service, seen: Prediction, fresh: Bools) -> Choice:
+    excess = _excess(seen, service)
+    known = fresh & np.isfinite(excess)
+    blind = (loads.open & ~known).nonzero()[0]
+    if blind.size:
+        # What it would see there nobody knows: it is taken to keep its promises, since nothing waits on a guess.
+        return Choice(
+            _two_choices(blind, loads.ongoing, ask.draw), service.ttft_s, service.tpot_ms, True, "two_choices"
+        )
+    broken = known.nonzero()[0]
+    if not broken.size:
+        return NOBODY
+    return _choice(_drawn(broken, excess[broken], ask.draw), seen, False)
+
+
+def _choice(index: int, seen: Prediction, feasible: bool) -> Choice:
+    ttft_s, tpot_ms = float(seen.ttft_ms[index]) / 1000, float(seen.step_ms[index])
+    return Choice(index, ttft_s, tpot_ms, feasible, "predicted")
+
+
+def _two_choices(pool: NDArray[np.int64], ongoing: Floats, draw: float) -> int:
+    """Of two different ones, drawn together, the one with fewer requests."""
+    if pool.size == 1:
+        return int(pool[0])
+    first, second = divmod(int(draw * pool.size * (pool.size - 1)), pool.size - 1)
+    one, other = int(pool[first]), int(pool[second + (second >= first)])
+    return other if ongoing[other] < ongoing[one] else one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +164,9 @@ class Ranking:
     miss: tuple[float, ...] = ()
     blind: int = 0
     dead: int = 0
-    stale_s: float = STALE_S
 
     @property
-    def method(self) -> Method:
+    def method(self) -> Literal["predicted", "two_choices", "mixed", "none"]:
         if self.keep or self.miss:
             return "mixed" if self.blind else "predicted"
         return "two_choices" if self.blind else "none"
@@ -71,7 +177,7 @@ class Ranking:
         if self.keep:
             parts.append(f"{len(self.keep)} predicted to keep the SLO, lowest score {self.keep[0]:.2f} first")
         if self.blind:
-            parts.append(f"{self.blind} without a report younger than {self.stale_s:g} s, by power of two choices")
+            parts.append(f"{self.blind} without a report younger than {STALE_S:g} s, by power of two choices")
         if self.miss:
             parts.append(f"{len(self.miss)} predicted to miss the SLO, lowest score {self.miss[0]:.2f} first")
         if self.dead:
@@ -79,68 +185,73 @@ class Ranking:
         return "; ".join(parts) or "no replica"
 
 
-def predict(candidate: Candidate, report: ReplicaReport, asked: Ask) -> Latency | None:
-    """What the request would see there, None where the numbers make no sense."""
-    try:
-        latency = _latency(candidate, report, asked)
-    except (ArithmeticError, ValueError):
-        return None
-    return latency if math.isfinite(latency.ttft_ms) and math.isfinite(latency.tpot_ms) else None
-
-
-def _latency(candidate: Candidate, report: ReplicaReport, asked: Ask) -> Latency:
-    tier = asked.tier
-    ahead = report.running + report.waiting + candidate.sent_requests
-    prefill = report.waiting_prefill_tokens + candidate.sent_prefill_tokens + asked.prompt_tokens
-    kv = report.kv_used_tokens + prefill + asked.expected_output_tokens
-    step = _correction(report, tier) * step_ms(tier.cost, min(ahead + 1, tier.max_running), kv)
-    us = report.prefill_us_per_token or prefill_us_per_token(tier.cost, asked.prompt_tokens)
-    # Beyond max_running a request waits until enough have finished; one does every output/max_running steps.
-    place = max(0, ahead + 1 - tier.max_running) * asked.expected_output_tokens / tier.max_running * step
-    overflow = max(0, kv + KV_SPARE_TOKENS - report.kv_capacity_tokens)
-    first = ttft_ms(prefill, us, step, tier.prefill_chunk_tokens) + place + overflow
-    return Latency(ttft_ms=first, tpot_ms=step)
-
-
-def _correction(report: ReplicaReport, tier: Tier) -> float:
-    # An idle replica measured some earlier batch: taken as is, it would look as slow as it was when full.
-    if report.running == 0 or report.step_ms == 0:
-        return 1.0
-    return report.step_ms / step_ms(tier.cost, report.running, report.kv_used_tokens)
-
-
-def order(replicas: Sequence[Candidate], asked: Ask, *, now_s: float, rng: Random, stale_s: float = STALE_S) -> Ranking:
-    """Every candidate exactly once. The same arguments and generator state give the same ranking."""
-    slo = asked.tier.slo
-    kept: list[tuple[float, float, str]] = []
-    broken: list[tuple[float, float, str]] = []
-    blind: list[Candidate] = []
+def order(replicas: Sequence[Candidate], ask: Ask, service: Service, now_s: float) -> Ranking:
+    """Every candidate exactly once, in the order in which the request should try them; dead ones last."""
+    alive = [candidate for candidate in replicas if not candidate.dead]
     dead = [candidate.replica_id for candidate in replicas if candidate.dead]
-    for candidate in replicas:
-        if candidate.dead:
-            continue
-        report = candidate.report
-        fresh = report is not None and now_s - report.at_s <= stale_s
-        latency = predict(candidate, report, asked) if report is not None and fresh else None
-        if latency is None:
-            blind.append(candidate)
-            continue
-        ttft, tpot = latency.ttft_ms / 1000 / slo.ttft_s, latency.tpot_ms / slo.tpot_ms
-        excess = max(0.0, ttft - 1) + max(0.0, tpot - 1)
-        (broken if excess > 0 else kept).append((ttft + 0.5 * tpot + 10 * excess, rng.random(), candidate.replica_id))
-    kept.sort()
-    broken.sort()
+    with np.errstate(all="ignore"):
+        loads, us = _loads(alive, ask, service, now_s)
+        seen = predict(loads, ask, service, now_s, us)
+        excess = _excess(seen, service)
+        known = (loads.heard_s >= now_s - STALE_S) & np.isfinite(excess)
+        kept = known & _kept(seen, service, us)
+        score = np.where(kept, _score(seen, service), excess)
+    rng = Random(ask.draw)
+    ranked = sorted((not kept[i], float(score[i]), rng.random(), alive[i].replica_id) for i in known.nonzero()[0])
+    keep, miss = [one for one in ranked if not one[0]], [one for one in ranked if one[0]]
+    blind = [alive[i] for i in (~known).nonzero()[0]]
     return Ranking(
-        ids=(*(key[2] for key in kept), *_two_choices(blind, rng), *(key[2] for key in broken), *dead),
-        keep=tuple(key[0] for key in kept),
-        miss=tuple(key[0] for key in broken),
+        ids=(*(one[3] for one in keep), *_tournament(blind, rng), *(one[3] for one in miss), *dead),
+        keep=tuple(one[1] for one in keep),
+        miss=tuple(one[1] for one in miss),
         blind=len(blind),
         dead=len(dead),
-        stale_s=stale_s,
     )
 
 
-def _two_choices(pool: Sequence[Candidate], rng: Random) -> list[str]:
+def _loads(alive: Sequence[Candidate], ask: Ask, service: Service, now_s: float) -> tuple[Loads, Floats]:
+    """The reports, with what this router sent since, as columns; and microseconds per prompt token. NaN: no report."""
+    rows = np.array([_row(candidate) for candidate in alive], dtype=float).reshape(-1, 10)
+    heard_s, running, sequences, queued, kv_held, capacity, measured_ms, us, sent, ongoing = rows.T
+    us = np.where(us > 0.0, us, ask.us_per_token)
+    modelled_ms = service.batch_ms.take(np.minimum(running, service.max_running).astype(np.int64), mode="clip")
+    modelled_ms += service.c_ms_per_token * kv_held
+    # An idle replica measured some earlier batch: taken as is, it would look as slow as it was when full.
+    correction = np.where((running > 0.0) & (measured_ms > 0.0), measured_ms / modelled_ms, 1.0)
+    queued_ms = queued * us / 1000.0 + _riding_ms(correction * modelled_ms, queued, us, service) * (running > 0.0)
+    loads = Loads(
+        sequences=sequences,
+        kv_tokens=kv_held + queued + sent * (ask.expected_output_tokens / 2),
+        kv_capacity_tokens=capacity,
+        prefill_tokens=queued,
+        prefill_done_s=now_s + queued_ms / 1000.0,
+        correction=correction,
+        heard_s=heard_s,
+        ongoing=ongoing,
+        open=np.ones(len(alive), dtype=bool),
+    )
+    return loads, us
+
+
+def _row(candidate: Candidate) -> tuple[float, ...]:
+    report = candidate.report
+    if report is None:
+        return (math.nan,) * 10
+    return (
+        report.at_s,
+        report.running,
+        report.running + report.waiting + candidate.sent_requests,
+        report.waiting_prefill_tokens + candidate.sent_prefill_tokens,
+        report.kv_used_tokens,
+        report.kv_capacity_tokens,
+        report.step_ms,
+        report.prefill_us_per_token,
+        candidate.sent_requests,
+        candidate.ongoing_requests,
+    )
+
+
+def _tournament(pool: Sequence[Candidate], rng: Random) -> list[str]:
     """Two drawn at random, the one with fewer requests goes; again among the rest."""
     left, ids = list(pool), []
     rng.shuffle(left)

@@ -11,10 +11,12 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+from cluster.cost import prefill_us_per_token, service
 from cluster.family import Tier
 from cluster.fleet import DEAD, Candidate, ReplicaReport, report_from_stats
+from cluster.loads import Ask
 from cluster.request import Chat
-from cluster.routing import Ask, order
+from cluster.routing import order
 from deployments import seen
 
 log = logging.getLogger("ray.serve")
@@ -27,6 +29,7 @@ class LatencyRouter(RequestRouter):  # type: ignore[misc]  # Ray's names count a
     def initialize_state(self, tier: str = "", spec: dict[str, Any] | None = None) -> None:
         self._tier = tier
         self._spec = Tier.model_validate(spec)
+        self._service = service(self._spec, tier, chunking="fixed")  # the engines here take chunks of a fixed size
         self._rng = random.Random()
         self._reports: dict[str, ReplicaReport] = {}
         self._stats: dict[str, object] = {}
@@ -75,10 +78,14 @@ class LatencyRouter(RequestRouter):  # type: ignore[misc]  # Ray's names count a
             return list(replicas)
         by_key = {replica.replica_id.unique_id: replica for replica in replicas}
         candidates = [self._candidate(key, replica) for key, replica in by_key.items()]
+        prompt_tokens = _prompt_tokens(pending)
         ask = Ask(
-            prompt_tokens=_prompt_tokens(pending), expected_output_tokens=_output_tokens(pending), tier=self._spec
+            prompt_tokens=prompt_tokens,
+            expected_output_tokens=_output_tokens(pending),
+            us_per_token=prefill_us_per_token(self._spec.cost, prompt_tokens),
+            draw=self._rng.random(),
         )
-        ranking = order(candidates, ask, now_s=time.monotonic(), rng=self._rng)
+        ranking = order(candidates, ask, self._service, time.monotonic())
         seen.routing_decisions[self._tier, ranking.method] += 1
         if log.isEnabledFor(logging.DEBUG):  # the sentence is only made for somebody who reads it
             log.debug("tier %s: %s first: %s", self._tier, ranking.ids[0], ranking.reason)
