@@ -210,7 +210,7 @@ class Gateway(Closed):
 class Plan(Closed):
     """What a tenant's subscription may use. Higher `priority` goes first; `share` weighs the fair share of GPU-seconds.
 
-    A request may be spilled to other tiers of the plan, `up` or `down` in quality, but never down below `floor`.
+    A request may be spilled to other tiers of the plan: `up`, as good or better; `down`, but never below `floor`.
     """
 
     tiers: tuple[Name, ...] = Field(min_length=1)

@@ -7,7 +7,7 @@ import yaml
 
 from cluster.cost import step_ms
 from cluster.errors import ConfigurationError
-from cluster.family import BUNDLED, Family, load, parse
+from cluster.family import BUNDLED, Family, Price, load, parse
 
 LAPTOP = (BUNDLED / "laptop.yaml").read_text(encoding="utf-8")
 shipped = pytest.mark.parametrize("name", sorted(file.stem for file in BUNDLED.glob("*.yaml")))
@@ -64,6 +64,37 @@ def test_a_model_name_finds_its_tier() -> None:
     assert family.tier_of("gpt-2") is None
 
 
+@shipped
+def test_the_plans_that_ship_are_six_and_the_highest_of_each_kind_reach_ultra_first(name: str) -> None:
+    plans = load(name).plans
+    assert list(plans) == ["developer", "professional", "enterprise", "plus", "pro", "team"]
+    ultra = {key for key, plan in plans.items() if "ultra" in plan.tiers}
+    assert ultra == {"enterprise", "pro"}
+    assert min(plans[key].priority for key in ultra) > max(plans[key].priority for key in plans.keys() - ultra)
+
+
+@shipped
+def test_the_plain_name_is_listed_and_no_tiers_own(name: str) -> None:
+    family = load(name)
+    assert family.auto is not None
+    assert family.auto.names == ("gpt-5.2",)
+    assert family.tier_of("gpt-5.2") is None
+    assert family.auto.price == Price(input_usd_per_mtok=20, output_usd_per_mtok=60)
+
+
+def test_a_family_may_do_without_plans_and_automatic_choice() -> None:
+    raw = yaml.safe_load(LAPTOP)
+    del raw["plans"], raw["auto"]
+    family = parse(yaml.safe_dump(raw), "mine.yaml")
+    assert (family.plans, family.auto) == ({}, None)
+
+
+def test_automatic_choice_may_do_without_a_rule_for_tools() -> None:
+    auto = parse(changed("auto.tools", None), "mine.yaml").auto
+    assert auto is not None
+    assert auto.tools is None
+
+
 def test_checkpoints_are_meant_relative_to_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(changed("tiers.mini.checkpoint", "weights/mini"), encoding="utf-8")
@@ -83,6 +114,7 @@ def test_checkpoints_are_meant_relative_to_the_file(tmp_path: Path) -> None:
         ("name", None, "mine.yaml: name: Field required"),
         ("tiers.mini.kv_tokens", 100, "mine.yaml: tiers.mini: kv_tokens 100 must hold one full context of 2048 tokens"),
         ("tiers.mini.replicas", {"min": 2, "max": 3, "initial": 1}, "min 2 <= initial 1 <= max 3 must hold"),
+        ("tiers.mini.cold_start", {"p50_s": 9, "p99_s": 5}, "p99_s 5 is below p50_s 9; give p50_s <= p99_s"),
         ("tiers.mini.cost.top_k", 2, "top_k 2 experts of 1 cannot be chosen; give top_k <= experts"),
         ("tiers.mini.names", ["gpt-5.2-pro"], "'gpt-5.2-pro' is claimed by both tiers.pro and tiers.mini; keep one"),
         ("video.names", ["gpt-5.2-pro"], "'gpt-5.2-pro' is claimed by both tiers.pro and video; keep one"),
@@ -94,6 +126,23 @@ def test_checkpoints_are_meant_relative_to_the_file(tmp_path: Path) -> None:
             "tiers.video",
             yaml.safe_load(LAPTOP)["tiers"]["mini"] | {"names": ["x"]},
             "a tier is called 'video', as another",
+        ),
+        ("auto.names", ["gpt-5.2-pro"], "'gpt-5.2-pro' is claimed by both tiers.pro and auto; keep one"),
+        ("auto.names", ["sora-2"], "'sora-2' is claimed by both video and auto; keep one"),
+        ("auto.default", "nano", "auto.default names 'nano'; tiers are ultra, pro, turbo, mini; name one of them"),
+        ("auto.hints.math", "nano", "auto.hints.math names 'nano'; tiers are ultra, pro, turbo, mini; name one"),
+        ("auto.hints.creative_writing", "pro", "auto.hints.creative_writing names 'pro', which has no such specialist"),
+        ("auto.long", "mini", "auto.long names 'mini', which is below auto.default 'turbo' in quality"),
+        ("auto.tools", "mini", "auto.tools names 'mini', which is below auto.default 'turbo' in quality"),
+        ("plans.plus.tiers", ["turbo", "nano"], "plans.plus.tiers names 'nano'; tiers are ultra, pro, turbo, mini;"),
+        ("plans.plus.tiers", [], "plans.plus.tiers: []; Tuple should have at least 1 item"),
+        ("plans.plus.floor", "mini", "plans.plus: floor is 'mini'; tiers of the plan are turbo; name one of them"),
+        ("plans.plus.share", 0, "plans.plus.share: 0; Input should be greater than 0"),
+        ("plans.plus.priority", -1, "plans.plus.priority: -1; Input should be greater than or equal to 0"),
+        (
+            "plans.plus.spill",
+            "sideways",
+            "plans.plus.spill: 'sideways'; Input should be 'none', 'up', 'down' or 'both'",
         ),
         ("cells.0.name", "ends-with-", "cells.0.name: 'ends-with-'; String should match pattern"),
         ("cells", [{"name": "a", "gpus": 1}] * 2, "two cells are called 'a'; give each kind of cell its own name"),
