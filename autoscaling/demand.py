@@ -1,0 +1,255 @@
+"""How many replicas one tier needs, from the work that arrives. Times in seconds, loads in busy replicas (erlangs).
+
+    load   = work arrived in a window / window               a short and a long window
+    trend  = slope between the windows * (cold start + tick) what will have been added when a new replica is ready
+    need   = max(short, long) + trend + backlog/cold start   backlog: work of held requests and of waiting prefill
+    wanted = ceil(need/rho + z*sqrt(need))                   square-root margin; z follows the share of broken promises
+    target = the most that was wanted, each demand fading after calm_s by fall_share (at least 1) per fall_every_s
+
+It rises at once and falls slowly: target(t + fall_every_s) >= target(t) - max(1, fall_share*target(t)), sleep excepted.
+Law: with memory and all else equal, more arrived requests of the same mean prompt, more held requests or more waiting
+prefill never give fewer replicas; and a history in which every demand is at least as large never has the lower target.
+The work of a request comes from the latency model at the mean lengths seen. Ignored: prefix hits, but in arrivals.
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+
+from autoscaling.parameters import Parameters
+from autoscaling.signals import TierSeen, TierSpec
+from cluster.cost import slo_batch, work_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a tier needs, and why. `replicas`: its target without the GPU budget. `wanted`: by this look alone.
+
+    The loads, `trend`, `backlog`, their sum `erlangs` and `margin` are in replicas. `usd_per_busy_s`: what a replica
+    earns in a second of work. `awake`: a request came within idle_s. `blind`: no signal, so these are the last figures.
+    """
+
+    replicas: int
+    wanted: int
+    load_short: float = 0.0
+    load_long: float = 0.0
+    trend: float = 0.0
+    backlog: float = 0.0
+    erlangs: float = 0.0
+    margin: float = 0.0
+    z: float = 0.0
+    usd_per_busy_s: float = 0.0
+    awake: bool = True
+    blind: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Replica-seconds of work that had arrived by then, since the first look."""
+
+    at_s: float
+    work_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mean:
+    """A mean of requests, with the number of them that it is worth."""
+
+    value: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """`wanted` replicas, last wanted at `until_s`."""
+
+    wanted: int
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierMemory:
+    """`kept`, `missed`: recent requests, fading. `demands`: from the largest and oldest to the smallest and latest."""
+
+    seen: TierSeen
+    samples: tuple[Sample, ...]
+    prompt: Mean
+    output: Mean
+    kept: float
+    missed: float
+    z: float
+    active_s: float | None
+    demands: tuple[Demand, ...]
+    need: Need
+
+
+def need(
+    seen: TierSeen | None, memory: TierMemory | None, spec: TierSpec, parameters: Parameters, now_s: float
+) -> tuple[Need, TierMemory | None]:
+    """The need now, and the memory for the next look. Blind from the start: the minimum, and still no memory."""
+    if seen is None:
+        return _blind(memory, spec, now_s)
+    before = memory or _first(seen, parameters, now_s)
+    after = _learnt(seen, before, parameters, now_s)
+    # The mean prompt of before: were it that of now, a crowd of short prompts would make a backlog look smaller.
+    prompt, output = before.prompt.value, after.output.value
+    work = _Work(spec=spec, batch=slo_batch(spec, prompt, output), output_tokens=output)
+    after = replace(after, samples=_samples(seen, before, work, parameters, now_s))
+    found = _figures(after, work, prompt, parameters)
+    awake = after.active_s is not None and now_s - after.active_s < parameters.idle_s
+    least = max(spec.min, int(awake))
+    if least == 0:
+        found = replace(found, replicas=0, wanted=0, awake=False)
+        return found, replace(after, demands=(Demand(wanted=0, until_s=now_s),), need=found)
+    wanted = min(spec.max, max(least, found.wanted))
+    lasting = (demand for demand in before.demands if _faded(demand, parameters, now_s) > wanted)
+    demands = (*lasting, Demand(wanted=wanted, until_s=now_s))
+    target = min(spec.max, max(_faded(demand, parameters, now_s) for demand in demands))
+    found = replace(found, replicas=target, wanted=wanted, awake=awake)
+    return found, replace(after, demands=demands, need=found)
+
+
+def _blind(memory: TierMemory | None, spec: TierSpec, now_s: float) -> tuple[Need, TierMemory | None]:
+    """Nobody knows that less would do, so the last target counts as wanted until now."""
+    if memory is None:
+        return Need(replicas=spec.min, wanted=spec.min, blind=True), None
+    last = replace(memory.need, blind=True)
+    return last, replace(memory, demands=(Demand(wanted=last.replicas, until_s=now_s),), need=last)
+
+
+def _first(seen: TierSeen, parameters: Parameters, now_s: float) -> TierMemory:
+    """As if what is there had been wanted until now. What arrived before is no load, but tells the lengths."""
+    prompt = Mean(value=parameters.prompt_prior_tokens, weight=parameters.prior_requests)
+    output = Mean(value=parameters.output_prior_tokens, weight=parameters.prior_requests)
+    there = seen.ready + seen.starting
+    return TierMemory(
+        seen=seen,
+        samples=(Sample(at_s=now_s, work_s=0.0),),
+        prompt=_mixed(prompt, seen.arrived_prompt_tokens, seen.arrived_requests, parameters, 0.0),
+        output=_mixed(output, seen.finished_output_tokens, seen.finished_requests, parameters, 0.0),
+        kept=0.0,
+        missed=0.0,
+        z=parameters.z,
+        active_s=now_s if there else None,
+        demands=(Demand(wanted=there, until_s=now_s),),
+        need=Need(replicas=there, wanted=there),
+    )
+
+
+def _mixed(mean: Mean, tokens: int, requests: int, parameters: Parameters, elapsed_s: float) -> Mean:
+    """The mean with so many requests more; the older ones count the less, the longer ago."""
+    weight = max(parameters.prior_requests, mean.weight * math.exp(-elapsed_s / parameters.lengths_s))
+    return Mean(value=(mean.value * weight + tokens) / (weight + requests), weight=weight + requests)
+
+
+def _grown(seen: TierSeen, before: TierSeen, counter: str) -> int:
+    """Since the last look. A counter that restarted counts as not grown."""
+    return max(0, int(getattr(seen, counter)) - int(getattr(before, counter)))
+
+
+def _learnt(seen: TierSeen, before: TierMemory, parameters: Parameters, now_s: float) -> TierMemory:
+    """Lengths, margin and activity as of now."""
+    last, elapsed_s = before.seen, max(0.0, now_s - before.samples[-1].at_s)
+    arrived = _grown(seen, last, "arrived_requests")
+    prompts, outputs = _grown(seen, last, "arrived_prompt_tokens"), _grown(seen, last, "finished_output_tokens")
+    fade = math.exp(-elapsed_s / parameters.attain_s)
+    kept = before.kept * fade + _grown(seen, last, "kept")
+    missed = before.missed * fade + _grown(seen, last, "missed")
+    share = missed / (kept + missed + parameters.doubt_requests)
+    busy = arrived + seen.ongoing_requests + seen.held_requests + seen.waiting_prefill_tokens > 0
+    return replace(
+        before,
+        seen=seen,
+        prompt=_mixed(before.prompt, prompts, arrived, parameters, elapsed_s),
+        output=_mixed(before.output, outputs, _grown(seen, last, "finished_requests"), parameters, elapsed_s),
+        kept=kept,
+        missed=missed,
+        z=_corrected(before.z, share, parameters, elapsed_s),
+        active_s=now_s if busy else before.active_s,
+    )
+
+
+def _corrected(z: float, share: float, parameters: Parameters, elapsed_s: float) -> float:
+    """Quickly up while more than the target is missed, slowly down while less is."""
+    excess = min(1.0, share / parameters.miss_target - 1)
+    rate_per_min = parameters.z_rise_per_min if excess > 0 else parameters.z_fall_per_min
+    return min(parameters.z_max, max(parameters.z_min, z + excess * rate_per_min * elapsed_s / 60))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """Replica-seconds of requests, whose steps are shared by the batch that keeps the promised pace."""
+
+    spec: TierSpec
+    batch: int
+    output_tokens: float
+
+    def of(self, prompt_tokens: float) -> float:
+        return float(work_s(self.spec.cost, self.batch, prompt_tokens, self.output_tokens))
+
+    def prefill(self, prompt_tokens: float) -> float:
+        return float(work_s(self.spec.cost, self.batch, prompt_tokens, 0.0))
+
+
+def _samples(
+    seen: TierSeen, before: TierMemory, work: _Work, parameters: Parameters, now_s: float
+) -> tuple[Sample, ...]:
+    """With the work that arrived since the last look, back to where the long window begins."""
+    arrived = _grown(seen, before.seen, "arrived_requests")
+    prompts = _grown(seen, before.seen, "arrived_prompt_tokens")
+    added_s = arrived * work.of(prompts / arrived) if arrived else 0.0
+    samples = (*before.samples, Sample(at_s=now_s, work_s=before.samples[-1].work_s + added_s))
+    return samples[_base(samples, parameters.long_s) :]
+
+
+def _base(samples: tuple[Sample, ...], window_s: float) -> int:
+    """The latest sample that is at least a window old, else the first."""
+    return max(0, bisect_right(samples, samples[-1].at_s - window_s, key=lambda sample: sample.at_s) - 1)
+
+
+def _load(samples: tuple[Sample, ...], window_s: float, settle_s: float) -> float:
+    base, now = samples[_base(samples, window_s)], samples[-1]
+    return (now.work_s - base.work_s) / max(now.at_s - base.at_s, settle_s)
+
+
+def _figures(after: TierMemory, work: _Work, prompt_tokens: float, parameters: Parameters) -> Need:
+    seen, spec = after.seen, work.spec
+    cold_start_s = spec.cold_start_s if seen.cold_start_s is None else seen.cold_start_s
+    short = _load(after.samples, parameters.short_s, parameters.settle_s)
+    long = _load(after.samples, parameters.long_s, parameters.settle_s)
+    trend = backlog = 0.0
+    each_s, prefill_s = work.of(prompt_tokens), work.prefill(prompt_tokens)
+    if parameters.trend:
+        slope = max(0.0, short - long) / ((parameters.long_s - parameters.short_s) / 2)  # between their midpoints
+        trend = slope * min(parameters.trend_most_s, cold_start_s + parameters.tick_s)
+    if parameters.backlog:
+        held_s = seen.held_requests * (each_s - prefill_s)
+        waiting_s = seen.waiting_prefill_tokens / prompt_tokens * prefill_s
+        backlog = (held_s + waiting_s) / max(parameters.backlog_least_s, cold_start_s)
+    erlangs = max(short, long) + trend + backlog
+    margin = erlangs / parameters.rho - erlangs + after.z * math.sqrt(erlangs) if parameters.margin else 0.0
+    wanted = math.ceil(erlangs + margin)
+    price = spec.price
+    usd = (price.input_usd_per_mtok * prompt_tokens + price.output_usd_per_mtok * work.output_tokens) / 1e6
+    return Need(
+        replicas=wanted,
+        wanted=wanted,
+        load_short=short,
+        load_long=long,
+        trend=trend,
+        backlog=backlog,
+        erlangs=erlangs,
+        margin=margin,
+        z=after.z,
+        usd_per_busy_s=usd / each_s,
+    )
+
+
+def _faded(demand: Demand, parameters: Parameters, now_s: float) -> int:
+    """What is left of a demand: all of it for calm_s, then a share less at once and again every fall_every_s."""
+    left, falls = demand.wanted, math.floor((now_s - demand.until_s - parameters.calm_s) / parameters.fall_every_s) + 1
+    for _ in range(falls):
+        if left == 0:
+            break
+        left -= max(1, int(left * parameters.fall_share))
+    return left
