@@ -55,9 +55,9 @@ def decide(
         return _refusal(waited_s, first_s, patience_s)
     if waited_s + wait_s <= ttft_s:
         return Verdict("hold", f"a place is expected in {wait_s:.2f} s, {ttft_s - waited_s:.2f} s before the deadline")
-    if waited_s + here_s <= patience_s:
+    if waited_s + here_s <= patience_s and here_s < math.inf:  # patience may be endless
         return LATE
-    return Verdict("hold", f"late, but a place is expected in {wait_s:.2f} s, within patience")
+    return Verdict("hold", f"late, but within patience: a place is expected in {wait_s:.2f} s")
 
 
 def _refusal(waited_s: float, first_s: float, patience_s: float) -> Verdict:

@@ -20,7 +20,7 @@ choices = st.none() | st.builds(
 moments = st.fixed_dictionaries(
     {"now_s": times, "arrived_s": times, "ttft_s": times, "wait_s": times | st.just(math.inf)}
 ).filter(lambda at: at["now_s"] >= at["arrived_s"])
-patiences = st.floats(0.1, 1000)
+patiences = st.floats(0.1, 1000) | st.just(math.inf)
 
 
 def replica(ttft_s: float, *, feasible: bool = False) -> Choice:
@@ -82,7 +82,7 @@ def test_the_refused_are_told_when_the_wait_will_have_shrunk_to_the_patience(
         (asked(replica(0.5, feasible=True)), "every promise there holds"),
         (asked(replica(2)), "no place in time: late, but within patience"),
         (asked(None, 0.25, 0.5), "a place is expected in 0.50 s, 0.75 s before the deadline"),
-        (asked(None, 0, 9), "late, but a place is expected in 9.00 s, within patience"),
+        (asked(None, 0, 9), "late, but within patience: a place is expected in 9.00 s"),
         (asked(None), "no replica, and none is starting"),
         (asked(replica(9), 2), "first token expected in 9.0 s after 2.0 s of waiting; patience is 10 s"),
     ],
@@ -110,7 +110,11 @@ def test_more_patience_never_refuses_what_less_did_not(
     assert less.action != "dispatch" or more.action == "dispatch"
 
 
-@given(choices, moments, patiences)
+def test_with_endless_patience_a_request_waits_for_a_replica_that_is_not_even_starting() -> None:
+    assert decide(None, now_s=9, arrived_s=0, ttft_s=1, patience_s=math.inf, wait_s=math.inf).action == "hold"
+
+
+@given(choices, moments, patiences.filter(math.isfinite))
 def test_nothing_is_held_for_what_never_comes(best: Choice | None, at: Any, patience_s: float) -> None:
     verdict = decide(best, **at | {"wait_s": math.inf}, patience_s=patience_s)
     assert verdict.action != "hold"
