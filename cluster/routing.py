@@ -32,7 +32,7 @@ from cluster.loads import Ask, Choice, Loads
 from cluster.workload import Floats
 
 STALE_S = 2.0
-PACE = 0.5
+PACE = 0.1
 BROKEN = 10.0  # what a promise broken by its own length adds to a score
 PACKED_SHARE = 0.8  # of each promise is used where replicas are packed
 Bools = NDArray[np.bool_]
