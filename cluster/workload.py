@@ -68,7 +68,7 @@ def window(workload: Workload, start_s: float, duration_s: float) -> Workload:
             "duration above 0 are allowed; give another start or duration"
         )
     first, last = np.searchsorted(workload.arrival_s, (start_s, start_s + duration_s))
-    part = _taken(workload, np.arange(first, last))
+    part = taken(workload, np.arange(first, last))
     return replace(part, arrival_s=part.arrival_s - start_s)
 
 
@@ -82,7 +82,7 @@ def thin(workload: Workload, keep: float, seed: int) -> Workload:
     if not 0 < keep <= 1:
         raise ConfigurationError(f"scale: {keep:g}; more than 0, at most 1 is allowed to thin; give another scale")
     draws = np.random.default_rng(seed).random(len(workload))
-    return _taken(workload, np.flatnonzero(draws < keep))
+    return taken(workload, np.flatnonzero(draws < keep))
 
 
 def superpose(workload: Workload, k: float, seed: int) -> Workload:
@@ -122,7 +122,7 @@ def merge(first: Workload, *others: Workload) -> Workload:
         blocks=_apart(parts),
         block_tokens=_block_tokens(parts),
     )
-    return _taken(together, np.argsort(together.arrival_s, kind="stable"))
+    return taken(together, np.argsort(together.arrival_s, kind="stable"))
 
 
 def assign_tenants(workload: Workload, weights: Mapping[str, float], seed: int) -> Workload:
@@ -134,7 +134,8 @@ def assign_tenants(workload: Workload, weights: Mapping[str, float], seed: int) 
     return replace(workload, tenant=tenant.astype(np.int64), tenants=tuple(weights))
 
 
-def _taken(workload: Workload, rows: NDArray[np.intp]) -> Workload:
+def taken(workload: Workload, rows: NDArray[np.intp]) -> Workload:
+    """These requests alone, in the order given."""
     blocks = workload.blocks
     return replace(
         workload,
@@ -153,7 +154,7 @@ def _copy(workload: Workload, seed: int, copy: int) -> Workload:
     arrival_s = workload.arrival_s + rng.uniform(0.0, SHIFT_S)
     if workload.blocks is None:
         rows = np.arange(len(workload))
-        workload = _taken(workload, np.argsort(rows // PERMUTED_REQUESTS + rng.random(len(rows))))
+        workload = taken(workload, np.argsort(rows // PERMUTED_REQUESTS + rng.random(len(rows))))
     return replace(workload, arrival_s=arrival_s)
 
 

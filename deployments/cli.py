@@ -17,6 +17,7 @@ from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family, load
 from cluster.placement import as_dict, declared_cells, plan
 from deployments.plan_table import tables
+from deployments.simulate_options import add_arguments
 from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
 
 
@@ -32,6 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 up(family, console)
             case "plan":
                 return _plan(family, arguments.json, console)
+            case "simulate":
+                from deployments.simulate import replay, simulate
+
+                if arguments.replay is not None:
+                    return replay(arguments.replay, arguments.json, console)
+                return simulate(family, arguments, console)
             case "keys":
                 _keys(family, arguments, console)
     except MorayError as error:
@@ -52,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--port", type=int, help="instead of the family file's port")
     shown = commands.add_parser("plan", help="which cell holds which expert group and video replica")
     shown.add_argument("--json", action="store_true")
+    add_arguments(commands.add_parser("simulate", help="replay a workload on this cluster without GPUs"))
     keys = commands.add_parser("keys", help="API keys")
     verbs = keys.add_subparsers(dest="verb", required=True)
     verbs.add_parser("create", help="make a key; it is shown this once").add_argument("name", help="who will use it")

@@ -1,0 +1,255 @@
+"""What `moray simulate` is asked: the command line as frozen values, checked before anything is read or run.
+
+Light imports only: every `moray` command builds this parser.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from cluster.errors import ConfigurationError
+from cluster.family import Family
+from deployments.contenders import OWN_ROUTER, Contender, PolicyName, RouterName, contender, contenders
+
+Format = Literal["azure", "mooncake", "servegen"]
+
+AUTO = "auto"
+EPILOG = """\
+traces: azure:FILE (t_s, input_tokens, output_tokens), mooncake:FILE (JSON lines with prefix hashes), servegen:PREFIX
+(PREFIX_clients.csv and PREFIX_lengths.json; arrivals are sampled from it by --seed); each may be gzipped.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """`model`: what its requests ask for, None where --tier says it."""
+
+    format: Format
+    path: str
+    model: str | None = None
+
+    def name(self, otherwise: str, *, short: bool = False) -> str:
+        return f"{self.model or otherwise}={self.format}:{Path(self.path).name if short else self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """`model`: what requests ask where their trace does not say. `gpus` None: as many as the policy asks for."""
+
+    traces: tuple[Trace, ...]
+    model: str
+    video_jobs_per_hour: float
+    contenders: tuple[Contender, ...]
+    scale: float
+    start_s: float
+    duration_s: float | None
+    cold_start_s: float | None
+    seed: int
+    gpus: int | Literal["family"] | None
+    initial: int | None
+    as_json: bool
+    plot: Path | None
+    log: Path | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    _work_arguments(parser.add_argument_group("the work"))
+    _cluster_arguments(parser.add_argument_group("the cluster"))
+    policies = parser.add_argument_group("the policies")
+    one_or_many = policies.add_mutually_exclusive_group()
+    one_or_many.add_argument("--policy", choices=get_args(PolicyName), default="moray", help="how many replicas")
+    one_or_many.add_argument(
+        "--compare",
+        metavar="A,B,...",
+        help="several policies on the same arrivals, each POLICY[/ROUTER][/name=value]..., like moray,kpa/p2c",
+    )
+    policies.add_argument(
+        "--router",
+        choices=get_args(RouterName),
+        help="which replica; default: the policy's own ("
+        + ", ".join(f"{policy}: {router}" for policy, router in OWN_ROUTER.items())
+        + ")",
+    )
+    policies.add_argument(
+        "--set",
+        dest="settings",
+        metavar="name=value",
+        action="append",
+        default=[],
+        help="a parameter of the policy; may be repeated",
+    )
+    shown = parser.add_argument_group("the report")
+    shown.add_argument("--json", action="store_true", help="one JSON object")
+    shown.add_argument("--plot", metavar="FILE.png", type=Path, help="demand, replicas and misses over time")
+    shown.add_argument(
+        "--log", metavar="FILE.jsonl", type=Path, help="every scaling decision of policy moray as one JSON line"
+    )
+    shown.add_argument(
+        "--replay", metavar="FILE.jsonl", type=Path, help="instead: take the decisions of such a log again and compare"
+    )
+
+
+def _work_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--trace",
+        metavar="[TIER=]FORMAT:PATH",
+        action="append",
+        default=[],
+        help="requests; may be repeated, each for its own tier; see below",
+    )
+    group.add_argument(
+        "--tier",
+        help="what requests ask for where their trace does not say: a tier, a model name, or auto; default: pro if "
+        "the family has it, else its first tier",
+    )
+    group.add_argument("--video", metavar="JOBS_PER_HOUR", type=_at_least(0.0), default=0.0, help="video jobs, Poisson")
+    group.add_argument("--scale", type=_above(0.0), default=1.0, help="times as many requests per second")
+    group.add_argument("--start-s", type=_at_least(0.0), default=0.0, help="skip so much of each trace")
+    group.add_argument(
+        "--duration-s", type=_above(0.0), help="then take so much; default: all, of servegen traces one hour"
+    )
+    group.add_argument("--seed", type=_whole(0), default=0, help="of all chance; the same seed gives the same report")
+
+
+def _cluster_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--gpus",
+        type=_gpus,
+        help="the GPU budget, a number or family (the family file's budget and replica maxima); default: as many as "
+        "the policy asks for. With a number, and by default, replica maxima of the family file do not count",
+    )
+    group.add_argument(
+        "--cold-start-s",
+        type=_above(0.0),
+        help="median time to start a replica, for all tiers; default: as the family file says for each",
+    )
+    group.add_argument(
+        "--initial",
+        metavar="N",
+        type=_whole(0),
+        help="replicas at the start of each tier that is asked; default: enough for the mean of the first five minutes",
+    )
+
+
+def options(arguments: argparse.Namespace, family: Family) -> Options:
+    """Raises ConfigurationError where a name is unknown, a combination is impossible or a folder is not there."""
+    if not arguments.trace and not arguments.video:
+        raise ConfigurationError(
+            "--trace: none given; azure:FILE, mooncake:FILE, servegen:PREFIX are allowed; name one, or --video jobs"
+        )
+    contenders = _contenders(arguments)
+    if arguments.video and family.video is None:
+        raise ConfigurationError(f"--video: {family.name} has no video model; leave --video out")
+    if arguments.log and len(contenders) > 1:
+        raise ConfigurationError("--log: given with --compare; one policy is allowed; log each policy in its own run")
+    return Options(
+        traces=tuple(_trace(given, family) for given in arguments.trace),
+        model=_model(
+            arguments.tier or ("pro" if "pro" in family.tiers else next(iter(family.tiers))), family, "--tier"
+        ),
+        video_jobs_per_hour=arguments.video,
+        contenders=contenders,
+        scale=arguments.scale,
+        start_s=arguments.start_s,
+        duration_s=arguments.duration_s,
+        cold_start_s=arguments.cold_start_s,
+        seed=arguments.seed,
+        gpus=arguments.gpus,
+        initial=arguments.initial,
+        as_json=arguments.json,
+        plot=_writable(arguments.plot, "--plot", ".png"),
+        log=_writable(arguments.log, "--log", ".jsonl"),
+    )
+
+
+def _trace(given: str, family: Family) -> Trace:
+    head, colon, path = given.partition(":")
+    model, equals, kind = head.rpartition("=")
+    if not colon or not path or kind not in get_args(Format) or (equals and not model):
+        raise ConfigurationError(
+            f"--trace: {given!r}; [TIER=]FORMAT:PATH with a format of {', '.join(get_args(Format))} is allowed; "
+            "write for example azure:requests.csv"
+        )
+    return Trace(format=cast(Format, kind), path=path, model=_model(model, family, "--trace") if model else None)
+
+
+def _model(name: str, family: Family, where: str) -> str:
+    """What requests ask: a tier, a model name that the family serves, or its name for automatic tier choice."""
+    automatic = family.auto.names if family.auto else ()
+    if name == AUTO and automatic:
+        return automatic[0]
+    if name in family.tiers or name in automatic or family.tier_of(name) is not None:
+        return name
+    allowed = ", ".join((*family.tiers, *((AUTO,) if automatic else ())))
+    raise ConfigurationError(f"{where}: {name!r}; {allowed} are allowed with family {family.name}; choose one")
+
+
+def _contenders(arguments: argparse.Namespace) -> tuple[Contender, ...]:
+    if arguments.compare is None:
+        return (contender(arguments.policy, arguments.router, arguments.settings, "--set"),)
+    if arguments.settings:
+        raise ConfigurationError(
+            "--set: given with --compare; settings stand behind their policy there; write for example moray/name=value"
+        )
+    return contenders(arguments.compare, arguments.router, "--compare")
+
+
+def _writable(file: Path | None, where: str, suffix: str) -> Path | None:
+    """Checked before a run of minutes, not after it."""
+    if file is None:
+        return None
+    if file.suffix != suffix:
+        raise ConfigurationError(f"{where}: {file}; a file name that ends in {suffix} is allowed; change the name")
+    if file.is_dir():
+        raise ConfigurationError(f"{where}: {file} is a folder; a file is allowed; change the name")
+    if not file.parent.is_dir():
+        raise ConfigurationError(f"{where}: {file}; a file in a folder that exists is allowed; make {file.parent}")
+    return file
+
+
+def _at_least(least: float) -> Callable[[str], float]:
+    return _number(lambda value: value >= least, f"a number of at least {least:g}")
+
+
+def _above(bound: float) -> Callable[[str], float]:
+    return _number(lambda value: value > bound, f"a number above {bound:g}")
+
+
+def _number(allowed: Callable[[float], bool], words: str) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and allowed(value)):
+            raise argparse.ArgumentTypeError(f"{text!r}; {words} is allowed")
+        return value
+
+    return number
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r}; a whole number of at least {least} is allowed")
+        return value
+
+    return whole
+
+
+def _gpus(text: str) -> int | Literal["family"]:
+    if text == "family":
+        return "family"
+    try:
+        return _whole(1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or the word family") from error

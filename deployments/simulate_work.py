@@ -1,0 +1,79 @@
+"""What a rehearsal replays: traces as one workload, and video jobs by a Poisson process, for no public trace has any.
+
+Every trace begins at --start-s as at 0 and has a seed of its own, so that the same file twice is not the same bursts
+twice.
+"""
+
+import math
+
+import numpy as np
+
+from cluster import servegen
+from cluster.errors import ConfigurationError
+from cluster.family import Family
+from cluster.synthetic import video_jobs
+from cluster.traces import parse_azure, parse_mooncake
+from cluster.workload import Ints, Jobs, Workload, merge, scale, window
+from deployments.simulate_options import Options, Trace
+from deployments.trace_files import fitted, lines
+
+DRAWN_S = 3600.0  # of a process without an end, where --duration-s does not say
+
+
+def workload(asked: Options) -> Workload:
+    """Raises ConfigurationError where a trace is missing, wrong or has nothing in the stretch that was asked."""
+    if not asked.traces:
+        none: Ints = np.zeros(0, dtype=np.int64)
+        return Workload(
+            arrival_s=np.zeros(0),
+            prompt_tokens=none,
+            output_tokens=none,
+            model=none,
+            tenant=none,
+            models=(asked.model,),
+        )
+    return merge(*(_traced(trace, asked, asked.seed + number) for number, trace in enumerate(asked.traces)))
+
+
+def _traced(trace: Trace, asked: Options, seed: int) -> Workload:
+    model = trace.model or asked.model
+    if trace.format == "servegen":
+        return _sampled(trace, asked, seed, model)
+    parse = parse_azure if trace.format == "azure" else parse_mooncake
+    whole = parse(lines(trace.path), trace.path, model=model)
+    end_s = float(whole.arrival_s[-1])
+    whole = scale(whole, asked.scale, seed)
+    duration_s = math.inf if asked.duration_s is None else asked.duration_s
+    part = window(whole, asked.start_s, duration_s)
+    _require_some(part, trace, asked, end_s)
+    return part
+
+
+def _sampled(trace: Trace, asked: Options, seed: int, model: str) -> Workload:
+    fit = fitted(trace.path)
+    duration_s = asked.duration_s or min(DRAWN_S, fit.clients.span_s - asked.start_s)
+    drawn = servegen.generate(
+        fit, start_s=asked.start_s, duration_s=duration_s, fraction=asked.scale, seed=seed, model=model
+    )
+    _require_some(drawn, trace, asked, fit.clients.span_s)
+    return drawn
+
+
+def _require_some(part: Workload, trace: Trace, asked: Options, end_s: float) -> None:
+    if not len(part):
+        raise ConfigurationError(
+            f"{trace.path}: no request after --start-s {asked.start_s:g} at --scale {asked.scale:g}; it covers "
+            f"0 to {end_s:,.0f} s; ask for another stretch or a greater scale"
+        )
+
+
+def span_s(asked: Options, requests: Workload) -> float:
+    """How long work arrives."""
+    last_s = float(requests.arrival_s[-1]) if len(requests) else DRAWN_S
+    return asked.duration_s or last_s
+
+
+def jobs(asked: Options, family: Family, requests: Workload) -> Jobs | None:
+    if not asked.video_jobs_per_hour or family.video is None:
+        return None
+    return video_jobs(family.video, asked.video_jobs_per_hour, span_s(asked, requests), asked.seed)
