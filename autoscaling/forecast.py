@@ -45,7 +45,8 @@ def ar(values: Sequence[float]) -> float:
     if step is None:
         logs = np.log1p(series)
         step = _next_step(np.diff(logs)) or 0.0
-        ahead = float(np.expm1(logs[-1] + step))
+        with np.errstate(over="ignore"):  # infinite is answered below
+            ahead = float(np.expm1(logs[-1] + step))
     else:
         ahead = float(series[-1] + step)
     return max(0.0, ahead) if np.isfinite(ahead) else values[-1]

@@ -153,7 +153,7 @@ def _ahead(predictor: Predictor, values: Sequence[float]) -> float:
             return forecast.constant(values)
         case "kalman":
             return forecast.kalman(values)
-        case "ar":
+        case _:
             return forecast.ar(values)
 
 
