@@ -59,7 +59,7 @@ def predict(loads: Loads, ask: Ask, service: Service, now_s: float, us: Floats |
     step = loads.correction * base
     tokens = ask.prompt_tokens if ask.hit_tokens is None else np.maximum(ask.prompt_tokens - ask.hit_tokens, 1.0)
     own = tokens * us * 0.001
-    own = own + _riding_ms(step, tokens, us, service) * (sequences > 1.0)
+    own = own + _riding_ms(step, own, us, service) * (sequences > 1.0)
     ttft = np.maximum(loads.prefill_done_s - now_s, 0.0) * 1000.0
     ttft += own
     ttft += step
@@ -71,12 +71,12 @@ def predict(loads: Loads, ask: Ask, service: Service, now_s: float, us: Floats |
     return Prediction(ttft, own, step, base, fits)
 
 
-def _riding_ms(step: Floats, tokens: Floats | float, us: Floats | float, service: Service) -> Floats:
-    """Steps of others, one for each chunk of a prompt."""
+def _riding_ms(step: Floats, own: Floats | float, us: Floats | float, service: Service) -> Floats:
+    """Steps of others, one for each chunk of a prompt that alone would take `own` ms."""
     if service.chunking == "fixed":
-        return step * (tokens / service.chunk_tokens)
-    chunk = (SLACK_SHARE * service.tpot_ms - step) * (1000.0 / us)
-    return tokens * step / np.maximum(chunk, LEAST_TOKENS)
+        return own / (service.chunk_tokens * us * 0.001) * step
+    chunk_ms = np.maximum(SLACK_SHARE * service.tpot_ms - step, LEAST_TOKENS * us * 0.001)
+    return own / chunk_ms * step
 
 
 def _kept(seen: Prediction, service: Service, us: Floats | float, share: float = 1.0) -> Bools:
@@ -100,7 +100,7 @@ def _excess(seen: Prediction, service: Service) -> Floats:
 def choose(loads: Loads, ask: Ask, service: Service, now_s: float, packing: bool) -> Choice:
     """Total, and the same for the same arguments. See cluster.loads.Router."""
     with np.errstate(all="ignore"):
-        us = ask.us_per_token
+        us = np.float64(ask.us_per_token)  # divides by zero without raising
         seen = predict(loads, ask, service, now_s, us)
         fresh = loads.open & (loads.heard_s >= now_s - STALE_S)
         keep = (fresh & _kept(seen, service, us)).nonzero()[0]
@@ -218,7 +218,8 @@ def _loads(alive: Sequence[Candidate], ask: Ask, service: Service, now_s: float)
     modelled_ms += service.c_ms_per_token * kv_held
     # An idle replica measured some earlier batch: taken as is, it would look as slow as it was when full.
     correction = np.where((running > 0.0) & (measured_ms > 0.0), measured_ms / modelled_ms, 1.0)
-    queued_ms = queued * us / 1000.0 + _riding_ms(correction * modelled_ms, queued, us, service) * (running > 0.0)
+    queued_ms = queued * us / 1000.0
+    queued_ms += _riding_ms(correction * modelled_ms, queued_ms, us, service) * (running > 0.0)
     loads = Loads(
         sequences=sequences,
         kv_tokens=kv_held + queued + sent * (ask.expected_output_tokens / 2),

@@ -1,13 +1,27 @@
 """The formula, with the constants of the pro tier of h200: a 8.52, b .0309, c .0117, d 11.88, 8 experts of 128."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.cost import prefill_us_per_token, step_ms, ttft_ms
-from cluster.family import load
+from cluster.cost import (
+    fluid_rps,
+    prefill_us,
+    prefill_us_per_token,
+    request_gpu_s,
+    service,
+    slo_batch,
+    step_ms,
+    video_gpu_s,
+    video_step_s,
+    work_s,
+)
+from cluster.family import Tier, load
 
-PRO = load("h200").tiers["pro"].cost
+H200 = load("h200")
+TIER = H200.tiers["pro"]  # TPOT 50 ms, 4 ranks, at most 256 running, 3 M KV tokens
+PRO = TIER.cost
 DENSE = PRO.model_copy(update={"d_ms": 0.0, "experts": 1, "top_k": 1})
 
 
@@ -49,11 +63,6 @@ def test_one_point_of_prefill_holds_for_every_length() -> None:
     assert [prefill_us_per_token(flat, length) for length in (1, 64, 9999)] == [10.0] * 3
 
 
-def test_the_first_token_waits_for_the_prefill_and_one_step_per_chunk() -> None:
-    # 5000 tokens at 40 us = 200 ms, in 3 chunks of 2048 beside steps of 10 ms
-    assert ttft_ms(5000, 40.0, 10.0, 2048) == pytest.approx(230.0)
-
-
 loads = st.tuples(st.integers(0, 512), st.integers(0, 10**6))
 
 
@@ -67,3 +76,118 @@ def test_more_load_never_makes_a_step_cheaper(one: tuple[int, int], other: tuple
 @given(st.integers(0, 10**6))
 def test_prefill_per_token_stays_between_the_measured_points(prompt_tokens: int) -> None:
     assert 38.4 <= prefill_us_per_token(PRO, prompt_tokens) <= 79
+
+
+@pytest.mark.parametrize(
+    ("tier", "measured"),
+    [
+        ("ultra", {512: 89.0, 2048: 57.5, 8192: 52.9}),
+        ("pro", {512: 79.0, 2048: 42.6, 8192: 38.4}),
+        ("turbo", {512: 31.0, 2048: 16.1, 8192: 14.7}),
+        ("mini", {512: 30.0, 2048: 22.3, 8192: 26.3}),
+    ],
+)
+def test_prefill_meets_the_calibration_points(tier: str, measured: dict[int, float]) -> None:
+    """The three prefill points of each tier, from aiconfigurator 0.12.0 (H200 SXM, SGLang tables), are met exactly.
+
+    Not checked: its decode points, which are not published beside the constants fitted to them (largest error of the
+    fit, as stated in the family file: 1.5, 3.1, 1.8 and 4.6 %), and any measurement from end to end.
+    """
+    cost = H200.tiers[tier].cost
+    assert {tokens: prefill_us_per_token(cost, tokens) for tokens in measured} == pytest.approx(measured)
+
+
+@given(st.lists(st.integers(1, 300_000), min_size=1, max_size=9))
+def test_many_prompts_cost_what_each_costs_alone(prompts: list[int]) -> None:
+    alone = [prefill_us_per_token(PRO, prompt) for prompt in prompts]
+    assert prefill_us(service(TIER, "pro"), np.array(prompts, dtype=float)) == pytest.approx(alone)
+
+
+@given(st.integers(0, 256))
+def test_the_table_of_a_service_is_the_formula(sequences: int) -> None:
+    assert service(TIER, "pro").batch_ms[sequences] == pytest.approx(step_ms(PRO, sequences, 0))
+
+
+def _sustained_ms(batch: int, prompt: float, output: float) -> float:
+    prefill_ms = prompt * prefill_us_per_token(PRO, prompt) / 1000
+    return step_ms(PRO, batch, batch * (prompt + output / 2)) + batch * prefill_ms / output
+
+
+lengths = st.tuples(st.integers(1, 100_000), st.integers(1, 20_000))
+
+
+@given(lengths)
+def test_the_slo_batch_is_the_largest_that_keeps_the_pace_and_fits(given_lengths: tuple[int, int]) -> None:
+    prompt, output = given_lengths
+    batch = slo_batch(TIER, prompt, output)
+    assert 1 <= batch <= TIER.max_running
+    assert batch == 1 or _sustained_ms(batch, prompt, output) <= 50 + 1e-9
+    assert batch == 1 or batch * (prompt + output) <= TIER.kv_tokens
+    if batch < TIER.max_running and (batch + 1) * (prompt + output) <= TIER.kv_tokens:
+        assert _sustained_ms(batch + 1, prompt, output) > 50 - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("change", "batch"),
+    [
+        ({}, 95),  # 8.52 + 11.85 + 95 * (0.0309 + 0.0105 + 53.3/200) = 49.7 ms
+        ({"max_running": 20}, 20),
+        ({"kv_tokens": 10_000}, 10),
+        ({"kv_tokens": 900}, 1),
+    ],
+)
+def test_the_slo_batch_is_bounded_by_places_and_kv(change: dict[str, int], batch: int) -> None:
+    tier: Tier = H200.tiers["pro"].model_copy(update=change)
+    assert slo_batch(tier, 800, 200) == batch
+
+
+def test_the_work_of_a_request_is_its_prefill_and_its_share_of_each_step() -> None:
+    # 2048 * 42.6 us = 87.24 ms; context 2048 + 50; (8.52 + 11.88*(1 - .9375^64))/64 = 0.3158 ms
+    token_ms = 0.0309 + 0.0117 * 2.098 + (8.52 + 11.88 * (1 - 0.9375**64)) / 64
+    assert work_s(PRO, 64, 2048, 100) == pytest.approx((87.2448 + 100 * token_ms) / 1000)
+
+
+@given(st.lists(lengths, min_size=1, max_size=5), st.integers(1, 256))
+def test_columns_of_requests_cost_what_each_costs_alone(pairs: list[tuple[int, int]], batch: int) -> None:
+    prompts, outputs = (np.array(column) for column in zip(*pairs, strict=True))
+    alone = [float(work_s(PRO, batch, prompt, output)) for prompt, output in pairs]
+    assert work_s(PRO, batch, prompts, outputs) == pytest.approx(alone)
+
+
+@given(lengths)
+def test_a_full_replica_serves_one_request_per_its_work(given_lengths: tuple[int, int]) -> None:
+    prompt, output = given_lengths
+    batch = slo_batch(TIER, prompt, output)
+    throughput = batch / (output * _sustained_ms(batch, prompt, output) / 1000)
+    assert fluid_rps(TIER, prompt, output) == pytest.approx(throughput)
+    assert request_gpu_s(TIER, prompt, output) == pytest.approx(4 / throughput)
+
+
+def test_a_video_step_costs_by_its_latent_tokens() -> None:
+    video = H200.video
+    assert video is not None
+    # 5 s at 16 fps: 80 frames, rendered 81, 21 latent; 21 * 45 * 80 = 75,600 tokens
+    assert video_step_s(video, "1280x720", 5) == pytest.approx(54 * 0.0756 + 1590 * 0.0756**2)
+    assert video_step_s(video, "1280x720", 5) == video_step_s(video, "720x1280", 5)
+    # 1 s: 16 frames, rendered 17, 5 latent; 832x480 is 52 * 30 tokens
+    assert video_step_s(video, "832x480", 1) == pytest.approx(54 * 0.0078 + 1590 * 0.0078**2)
+
+
+def test_eleven_minutes_for_fifty_steps_of_720p_as_published() -> None:
+    video = H200.video
+    assert video is not None
+    assert 50 * video_step_s(video, "1280x720", 5) / 60 == pytest.approx(11, rel=0.01)
+
+
+def test_a_job_costs_all_steps_on_all_its_gpus() -> None:
+    video = H200.video
+    assert video is not None
+    two = video.model_copy(update={"gpus": 2})
+    assert video_gpu_s(two, "832x480", 1) == pytest.approx(2 * 40 * video_step_s(video, "832x480", 1))
+
+
+@given(st.sampled_from(["64x64", "96x64", "832x480", "1280x720"]), st.integers(1, 10))
+def test_a_longer_video_never_costs_less(size: str, seconds: int) -> None:
+    video = H200.video
+    assert video is not None
+    assert video_step_s(video, size, seconds) < video_step_s(video, size, seconds + 1)
