@@ -159,7 +159,7 @@ def again(record: Record) -> Record:
                 wait_s=record.wait_s,
             )
             return replace(record, verdict=verdict)
-        case Tiering():
+        case _:
             return replace(record, outcome=outcome(record.wish, record.plan, record.family))
 
 
