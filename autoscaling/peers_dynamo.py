@@ -162,7 +162,8 @@ def _corrections(p: DynamoParameters, tier: TierSpec, traffic: Traffic, ready: i
     if not p.corrections:
         return 1.0, 1.0
     alone_s = traffic.isl_tokens * prefill_us_per_token(tier.cost, max(1.0, traffic.isl_tokens)) / 1e6
-    batch = traffic.requests_per_s * traffic.duration_s / max(1, ready)
+    # While requests wait, their durations would put more into a batch than any profile has.
+    batch = min(tier.max_running, traffic.requests_per_s * traffic.duration_s / max(1, ready))
     profiled_ms = step_ms(tier.cost, batch, batch * (traffic.isl_tokens + traffic.osl_tokens / 2))
     share = min(1.0, traffic.ttft_s / alone_s) if alone_s else 1.0
     return share, traffic.itl_ms / profiled_ms if traffic.itl_ms > 0 else 1.0

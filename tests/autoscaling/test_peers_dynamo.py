@@ -71,6 +71,7 @@ def test_a_longer_prompt_makes_prefill_decide() -> None:
         # Profiled: 5.5 sequences on each of two (10/s * 1.1 s / 2) make a step of 15.5 ms.
         (TRAFFIC._replace(itl_ms=15.5), 2),
         (TRAFFIC._replace(itl_ms=31.0), 3),  # twice as slow: 32/2 = 16 ms allow 6, 375 tokens/s
+        (TRAFFIC._replace(itl_ms=40.0, duration_s=99.0), 3),  # a profile ends at 10: 20 ms, twice as slow again
         (TRAFFIC._replace(itl_ms=0.0), 2),  # single tokens have no pace
     ],
 )
