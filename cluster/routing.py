@@ -34,7 +34,7 @@ from cluster.workload import Floats
 STALE_S = 2.0
 PACE = 0.1
 BROKEN = 10.0  # what a promise broken by its own length adds to a score
-PACKED_SHARE = 0.8  # of each promise is used where replicas are packed
+PACKED_SHARE = 0.5  # of each promise is used where replicas are packed; fuller ones jam when answers turn out long
 Bools = NDArray[np.bool_]
 NOBODY = Choice(None, math.inf, math.inf, False, "none")
 

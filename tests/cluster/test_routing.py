@@ -152,13 +152,13 @@ def test_a_prefix_is_worth_a_longer_wait_since_the_next_wait_for_its_prefill_too
 
 
 def test_while_the_tier_scales_in_the_fullest_that_still_fits_goes_first() -> None:
-    replicas = [busy(5), busy(60), {}, busy(40, prefill_done_s=NOW_S + 3)]
+    replicas = [busy(5), busy(15), {}, busy(12, prefill_done_s=NOW_S + 3)]
     assert chosen(*replicas).index == 2
     assert chosen(*replicas, packing=True).index == 1
 
 
 def test_packing_leaves_a_part_of_each_promise_unused() -> None:
-    brim = busy(60, prefill_done_s=NOW_S + PACKED_SHARE * PRO.ttft_s)
+    brim = busy(15, prefill_done_s=NOW_S + PACKED_SHARE * PRO.ttft_s)
     assert chosen(brim).feasible
     assert chosen(brim, busy(5), packing=True).index == 1
     assert chosen(brim, packing=True).index == 0  # better full than refused
