@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from deployments.simulate import replay, simulate
 
                 if arguments.replay is not None:
-                    return replay(arguments.replay, arguments.json, console)
+                    return replay(arguments, console)
                 return simulate(family, arguments, console)
             case "keys":
                 _keys(family, arguments, console)

@@ -20,7 +20,7 @@ from deployments.report_table import Rehearsal
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 GREY = "#777777"
-GPUS = "GPUs held (starting,\ndraining included)"
+GPUS = "GPUs held\n(starting and\ndraining too)"
 BAD_SHARE = 0.05  # of misses: above it a minute is bad
 MINUTE_S = 60.0
 MOST_POINTS = 300  # of demand: each tick of a long day would be a smear
@@ -66,26 +66,26 @@ def _replicas(axes: Axes, course: Course, unit_s: float) -> None:
     now = course.now_s / unit_s
     behind = axes.twinx()
     behind.fill_between(now, course.gpus, step="post", color=GREY, alpha=0.2, linewidth=0)
-    behind.set_ylabel(GPUS, color=GREY)
+    behind.set_ylabel("GPUs held", color=GREY)
     behind.set_ylim(bottom=0)
     behind.spines["top"].set_visible(False)
     axes.set_zorder(behind.get_zorder() + 1)
     axes.patch.set_visible(False)
     for index, (tier, count) in enumerate(_busy(course.replicas).items()):
         _line(axes, now, count, index, tier, stepped=True)
-    axes.fill_between([], [], color=GREY, alpha=0.2, label="GPUs held (right)")
+    axes.fill_between([], [], color=GREY, alpha=0.2, label=f"right: {GPUS}")
     axes.set_ylabel("ready replicas")
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _legend(axes, "tier")
 
 
 def _gpus(axes: Axes, courses: Mapping[str, Course], unit_s: float) -> None:
     for index, (name, course) in enumerate(courses.items()):
         _line(axes, course.now_s / unit_s, course.gpus, index, name, stepped=True)
-    axes.set_ylabel(GPUS)
+    axes.set_ylabel(GPUS.replace("\n", " ", 1))
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _legend(axes, "policy")
 
 
@@ -94,11 +94,11 @@ def _misses(axes: Axes, courses: Mapping[str, Course], unit_s: float) -> None:
         start_s, share = _by_minute(course)
         _line(axes, start_s / unit_s, share, index, name, stepped=True)
     axes.axhline(BAD_SHARE, color="black", linewidth=0.8, linestyle=":", label="above: a bad minute")
-    axes.set_ylabel("TTFT or TPOT missed\n(share of a minute's requests)")
+    axes.set_ylabel("TTFT or TPOT missed\n(share of the requests of\na minute; gap: there were none)")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
     top = max(float(np.max(course.missed_share, initial=0.0)) for course in courses.values())
     axes.set_ylim(0, max(2 * BAD_SHARE, 1.08 * top))
-    _legend(axes, "policy")
+    _legend(axes, None if len(courses) == 1 else "policy")
 
 
 def _by_minute(course: Course) -> tuple[Floats, Floats]:
@@ -133,6 +133,6 @@ def _line(axes: Axes, x: Floats, y: Floats, index: int, label: str, *, stepped: 
     )
 
 
-def _legend(axes: Axes, title: str) -> None:
+def _legend(axes: Axes, title: str | None) -> None:
     """Beside the axes, where it hides no line."""
     axes.legend(title=title, loc="upper left", bbox_to_anchor=(1.08, 1.0), fontsize=9, frameon=False)

@@ -6,7 +6,7 @@ arrivals. NaN (a figure of nothing) is shown as a dash, and is null in JSON.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from autoscaling.report import Figures, Report
 
 SIMULATED = "simulated: no GPU was used"
 NOTHING = "-"
+VIDEO = "video jobs"
 LEAST_WIDTH = 11  # "clairvoyant"
 
-Row = tuple[str, Callable[[Figures], float], str]
+Row = tuple[str, list[str]]  # a figure of every column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +59,19 @@ def _parts(rehearsals: Sequence[Rehearsal]) -> Iterator[RenderableType]:
     first = rehearsals[0]
     yield Text(SIMULATED, style="bold")
     yield _conditions([one.conditions for one in rehearsals])
+    tiers = first.report.tiers
+    columns = {one.name: one.report.figures for one in rehearsals}
     if len(rehearsals) == 1:
-        yield _figures({"all": first.report.figures} | _asked(first))
-    else:
-        yield _figures({one.name: one.report.figures for one in rehearsals})
-        for tier in _asked(first) if len(_asked(first)) > 1 else ():
-            yield Text(f"asked of {tier}", style="bold")
-            yield _figures({one.name: one.report.tiers[tier] for one in rehearsals})
+        columns = {"all": first.report.figures}
+        columns |= {name: each for name, each in tiers.items() if each.requests or each.gpu_hours}
+    rows = [*_rows(list(columns.values()))]
+    if len(rehearsals) > 1:
+        for tier in (name for name, each in tiers.items() if each.requests):
+            rows += _tier_rows(tier, [one.report.tiers[tier] for one in rehearsals])
+    yield _figures(columns, rows)
     for one in rehearsals:
         pace = f"{one.wall_s:,.2f} s, {_shown(one.requests_per_s, ',.0f')} simulated requests per second"
         yield Text(f"{one.name}: rehearsed in {pace}", style="dim")
-
-
-def _asked(rehearsal: Rehearsal) -> dict[str, Figures]:
-    return {tier: figures for tier, figures in rehearsal.report.tiers.items() if figures.requests or figures.gpu_hours}
 
 
 def _conditions(conditions: Sequence[Mapping[str, Any]]) -> Table:
@@ -98,9 +98,8 @@ def _words(value: Any) -> str:
             return str(value)
 
 
-def _figures(columns: Mapping[str, Figures]) -> Table:
+def _figures(columns: Iterable[str], rows: Sequence[Row]) -> Table:
     """Numbers keep their line; a long name of a column is folded above them."""
-    rows = list(_rows(list(columns.values())))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for index, name in enumerate(columns):
@@ -111,19 +110,24 @@ def _figures(columns: Mapping[str, Figures]) -> Table:
     return table
 
 
-def _rows(columns: Sequence[Figures]) -> Iterator[tuple[str, list[str]]]:
-    def row(label: str, getter: Callable[[Figures], float], form: str) -> tuple[str, list[str]]:
-        return label, [_shown(getter(each), form) for each in columns]
-
-    yield row("requests", lambda each: each.requests, ",d")
-    yield row("  completed", lambda each: each.completed, ",d")
+def _rows(columns: Sequence[Figures]) -> Iterator[Row]:
+    yield "requests", [f"{each.requests:,d}" for each in columns]
+    yield "  completed", [f"{each.completed:,d}" for each in columns]
     yield from _counted("  rejected", [each.rejected for each in columns])
     yield from _counted("  failed", [each.failed for each in columns])
     for label, getter, form in FIGURES:
-        yield row(label, getter, form)
+        if not label.startswith(VIDEO) or any(each.jobs for each in columns):
+            yield label, [_shown(getter(each), form) for each in columns]
 
 
-def _counted(what: str, counts: Sequence[Mapping[str, int]]) -> Iterator[tuple[str, list[str]]]:
+def _tier_rows(tier: str, columns: Sequence[Figures]) -> Iterator[Row]:
+    """What tells most of one tier, beside the same of all."""
+    for label, getter, form in FIGURES:
+        if label in OF_A_TIER:
+            yield f"{tier}: {label}", [_shown(getter(each), form) for each in columns]
+
+
+def _counted(what: str, counts: Sequence[Mapping[str, int]]) -> Iterator[Row]:
     """One row per reason that any of them has."""
     for reason in dict.fromkeys(reason for each in counts for reason in each) or (None,):
         label = f"{what}: {reason.replace('_', ' ')}" if reason else what
@@ -134,7 +138,7 @@ def _over_floor(figures: Figures) -> float:
     return figures.gpu_hours / figures.gpu_hours_floor if figures.gpu_hours_floor else math.nan
 
 
-FIGURES: tuple[Row, ...] = (
+FIGURES: tuple[tuple[str, Callable[[Figures], float], str], ...] = (
     ("  spilled to another tier", lambda each: each.spilled, ",d"),
     ("TTFT and TPOT kept, %", lambda each: 100 * each.attainment, ".2f"),
     ("bad minutes (>5% missed), %", lambda each: 100 * each.bad_minutes, ".2f"),
@@ -146,10 +150,11 @@ FIGURES: tuple[Row, ...] = (
     ("  fluid floor", lambda each: each.gpu_hours_floor, ",.2f"),
     ("  times the floor", _over_floor, ",.2f"),
     ("video jobs", lambda each: each.jobs, ",d"),
-    ("  in time", lambda each: each.jobs_in_time, ",d"),
+    ("video jobs in time", lambda each: each.jobs_in_time, ",d"),
     ("cost of the GPUs, USD", lambda each: each.cost_usd, ",.2f"),
     ("value served in time, USD", lambda each: each.value_usd, ",.2f"),
 )
+OF_A_TIER = ("TTFT and TPOT kept, %", "bad minutes (>5% missed), %", "TTFT p99, s", "GPU-hours")
 
 
 def _shown(value: float, form: str) -> str:

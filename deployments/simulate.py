@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from deployments.simulate_work import jobs, span_s, workload
 from deployments.trace_files import lines
 
 PLAIN_WIDTH = 120  # of a report that no terminal shows
+TITLE_WIDTH = 120  # in characters
 QUIET_S = 1.0  # a run that is shorter shows no progress
 ENDLESS_GPUS = 1_000_000
 
@@ -68,16 +70,19 @@ def simulate(family: Family, arguments: argparse.Namespace, console: Console) ->
     return 0
 
 
-def replay(file: Path, as_json: bool, console: Console) -> int:
+def replay(arguments: argparse.Namespace, console: Console) -> int:
     """Take the decisions of a log again. Exit code 1 where one comes out otherwise. Raises ConfigurationError."""
     from autoscaling.record import replay as same
 
+    file: Path = arguments.replay
+    if arguments.trace:
+        raise ConfigurationError("--replay: given with --trace; a log alone is allowed; leave one of them out")
     recorded = lines(file)
     try:
         differ = [number for number, text in enumerate(recorded, 1) if not same(text, number)]
     except ConfigurationError as error:
         raise ConfigurationError(f"{file}: {error.message}") from error
-    if as_json:
+    if arguments.json:
         _say({"decisions": len(recorded), "differ_in_lines": differ})
     else:
         found = f"differ in lines {', '.join(map(str, differ[:10]))}" if differ else "all come out the same"
@@ -159,10 +164,15 @@ def _conditions(stage: Stage, contender: Contender) -> dict[str, Any]:
 
 def _title(stage: Stage, rehearsals: Sequence[Rehearsal]) -> str:
     asked = stage.asked
-    traces = " + ".join(trace.name(asked.model, short=True) for trace in asked.traces) or "video alone"
+    traces = " + ".join(trace.name(asked.model, short=True) for trace in asked.traces) or "no language requests"
+    video = f", {asked.video_jobs_per_hour:g} videos/hour" if asked.video_jobs_per_hour else ""
     policies = f"policy {rehearsals[0].name}" if len(rehearsals) == 1 else f"{len(rehearsals)} policies"
-    return (
-        f"{traces}, rate x {asked.scale:g}, seed {asked.seed}: {policies} with family {stage.family.name}\n{SIMULATED}"
+    gpus = "as many GPUs as asked for" if stage.gpus is None else f"{stage.gpus} GPUs"
+    return "\n".join(
+        (
+            f"{policies}, family {stage.family.name}, {gpus}, seed {asked.seed} ({SIMULATED})",
+            *textwrap.wrap(f"{traces}; rate x {asked.scale:g}{video}", TITLE_WIDTH),
+        )
     )
 
 
