@@ -41,30 +41,36 @@ def _traced(trace: Trace, asked: Options, seed: int) -> Workload:
         return _sampled(trace, asked, seed, model)
     parse = parse_azure if trace.format == "azure" else parse_mooncake
     whole = parse(lines(trace.path), trace.path, model=model)
-    end_s = float(whole.arrival_s[-1])
+    _require_within(trace, asked, float(whole.arrival_s[-1]))
     whole = scale(whole, asked.scale, seed)
-    duration_s = math.inf if asked.duration_s is None else asked.duration_s
-    part = window(whole, asked.start_s, duration_s)
-    _require_some(part, trace, asked, end_s)
-    return part
+    return _some(window(whole, asked.start_s, asked.duration_s or math.inf), trace, asked)
 
 
 def _sampled(trace: Trace, asked: Options, seed: int, model: str) -> Workload:
     fit = fitted(trace.path)
-    duration_s = asked.duration_s or min(DRAWN_S, fit.clients.span_s - asked.start_s)
+    end_s = fit.clients.span_s
+    _require_within(trace, asked, end_s)
+    duration_s = min(asked.duration_s or DRAWN_S, end_s - asked.start_s)
     drawn = servegen.generate(
         fit, start_s=asked.start_s, duration_s=duration_s, fraction=asked.scale, seed=seed, model=model
     )
-    _require_some(drawn, trace, asked, fit.clients.span_s)
-    return drawn
+    return _some(drawn, trace, asked)
 
 
-def _require_some(part: Workload, trace: Trace, asked: Options, end_s: float) -> None:
+def _require_within(trace: Trace, asked: Options, end_s: float) -> None:
+    if asked.start_s >= end_s:
+        raise ConfigurationError(
+            f"--start-s: {asked.start_s:g}; {trace.path} ends at {end_s:,.0f} s; start before that"
+        )
+
+
+def _some(part: Workload, trace: Trace, asked: Options) -> Workload:
     if not len(part):
         raise ConfigurationError(
-            f"{trace.path}: no request after --start-s {asked.start_s:g} at --scale {asked.scale:g}; it covers "
-            f"0 to {end_s:,.0f} s; ask for another stretch or a greater scale"
+            f"{trace.path}: no request in the stretch from --start-s {asked.start_s:g} at --scale {asked.scale:g}; at "
+            "least one is needed; ask for more"
         )
+    return part
 
 
 def span_s(asked: Options, requests: Workload) -> float:
