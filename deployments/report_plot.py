@@ -135,4 +135,7 @@ def _line(axes: Axes, x: Floats, y: Floats, index: int, label: str, *, stepped: 
 
 def _legend(axes: Axes, title: str | None) -> None:
     """Beside the axes, where it hides no line."""
+    if not axes.get_legend_handles_labels()[0]:
+        axes.annotate("none of language", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
+        return
     axes.legend(title=title, loc="upper left", bbox_to_anchor=(1.08, 1.0), fontsize=9, frameon=False)

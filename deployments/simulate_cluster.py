@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from autoscaling.policy import VIDEO
 from cluster.cost import slo_batch, work_s
 from cluster.errors import ConfigurationError
 from cluster.family import ColdStart, Family, Replicas, Tier
@@ -18,7 +19,6 @@ from cluster.workload import Jobs, Workload
 
 FIRST_S = 300.0
 FIRST_LOAD = 0.7  # of the first replicas
-VIDEO = "video"
 Bools = NDArray[np.bool_]
 
 
@@ -38,14 +38,18 @@ def _median(given: ColdStart, p50_s: float) -> ColdStart:
     return ColdStart(p50_s=p50_s, p99_s=p50_s * given.p99_s / given.p50_s)
 
 
-def lifted(family: Family, gpus: int) -> Family:
-    """The family on a cluster of this size: replica maxima become what fits. Raises ConfigurationError."""
+def require_room(family: Family, gpus: int) -> None:
+    """Raises ConfigurationError where the minima alone do not fit."""
     held = sum(tier.ranks * tier.replicas.min for tier in family.tiers.values())
     held += family.video.gpus * family.video.replicas.min if family.video else 0
     if held > gpus:
         raise ConfigurationError(
             f"--gpus: {gpus}; the replica minima of family {family.name} hold {held}; give at least so many"
         )
+
+
+def lifted(family: Family, gpus: int) -> Family:
+    """The family on a cluster of this size: replica maxima become what fits."""
     tiers = {
         name: tier.model_copy(update={"replicas": _up_to(tier.replicas, gpus // tier.ranks)})
         for name, tier in family.tiers.items()

@@ -182,6 +182,12 @@ def test_videos_are_rehearsed_beside_requests(told: Told) -> None:
     assert found["jobs_in_time"] == found["jobs"]
 
 
+def test_videos_may_be_rehearsed_alone(told: Told) -> None:
+    found = told("--video", "60", "--duration-s", "900", "--plot", "videos.png")
+    assert (found["requests"], found["attainment"]) == (0, None)
+    assert found["jobs_in_time"] > 0
+
+
 def test_the_gpu_budget_is_the_family_files_a_number_or_none(told: Told) -> None:
     def conditions(*words: str) -> dict[str, Any]:
         found: dict[str, Any] = told("--trace", "azure:azure.csv", "--scale", "100", *words)["conditions"]
@@ -271,6 +277,7 @@ def test_a_log_that_was_tampered_with_is_noticed(capsys: pytest.CaptureFixture[s
         (("--trace", "azure:azure.csv", "--tier", "ultra"), "moray: --tier: 'ultra'; mini, pro, auto"),
         (("--trace", "servegen:fit"), "moray: fit_clients.csv: missing"),
         (("--trace", "azure:azure.csv", "--start-s", "9999"), "moray: --start-s: 9999; azure.csv ends at 597 s"),
+        (("--trace", "azure:azure.csv", "--start-s", "1", "--duration-s", "1"), "moray: azure.csv: no request in the"),
         (
             ("--trace", "azure:azure.csv", "--set", "zz=1"),
             "moray: moray: there is no parameter 'zz'; its parameters: tick",
@@ -295,7 +302,10 @@ def test_a_log_that_was_tampered_with_is_noticed(capsys: pytest.CaptureFixture[s
             "moray: --plot: picture.svg; a file name that ends in",
         ),
         (("--trace", "azure:azure.csv", "--plot", "folder.png"), "moray: --plot: folder.png is a folder"),
-        (("--trace", "azure:azure.csv", "--gpus", "1", "--initial", "9"), "moray: --initial: 9; "),
+        (
+            ("--trace", "azure:azure.csv", "--trace", "mini=azure:azure.csv", "--gpus", "2", "--initial", "1"),
+            "moray: --initial: 1; ",
+        ),
         (("--replay", "missing.jsonl"), "moray: missing.jsonl: No such file"),
         (("--replay", "azure.csv", "--trace", "azure:azure.csv"), "moray: --replay: given with --trace"),
     ],
@@ -313,12 +323,22 @@ def test_what_cannot_be_done_is_said_in_a_line_and_leaves_no_file(
     assert sorted(Path().iterdir()) == before
 
 
-def test_minima_beyond_the_budget_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("gpus", ["3", "family"])
+def test_minima_beyond_the_budget_are_refused(gpus: str, capsys: pytest.CaptureFixture[str]) -> None:
     raw = yaml.safe_load(Path("family.yaml").read_text("utf-8"))
     raw["tiers"]["pro"]["replicas"] = {"min": 2, "max": 2, "initial": 2}
-    Path("family.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    assert run("--trace", "azure:azure.csv", "--gpus", "3") == 1
+    Path("family.yaml").write_text(yaml.safe_dump(raw | {"gpu_budget_gpus": 3}), encoding="utf-8")
+    assert run("--trace", "azure:azure.csv", "--gpus", gpus) == 1
     assert "--gpus: 3; the replica minima of family tested hold 4" in capsys.readouterr().err
+
+
+def test_first_replicas_share_a_budget_too_small_for_all(told: Told) -> None:
+    words = ("--trace", "azure:azure.csv", "--trace", "mini=azure:azure.csv", "--scale", "100")
+    first = told(*words, "--gpus", "7")["conditions"]["initial"]
+    free = told(*words)["conditions"]["initial"]
+    assert 2 * first["pro"] + first["mini"] in (6, 7)
+    assert 0 < first["pro"] < free["pro"]
+    assert 0 < first["mini"] < free["mini"]
 
 
 def test_a_family_without_videos_or_automatic_names_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,7 +349,7 @@ def test_a_family_without_videos_or_automatic_names_says_so(capsys: pytest.Captu
     assert "--video: tested has no video model" in capsys.readouterr().err
     assert run("--trace", "azure:azure.csv", "--tier", "auto") == 1
     assert "'auto'; mini, pro are allowed" in capsys.readouterr().err
-    assert run("--trace", "azure:azure.csv") == 0
+    assert run("--trace", "azure:azure.csv", "--cold-start-s", "5") == 0
 
 
 @pytest.mark.parametrize(
