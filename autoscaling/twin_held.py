@@ -1,67 +1,91 @@
 """Requests that wait on no replica: by priority, then by fair share between tenants, then by deadline.
 
-Those whose deadline has passed stand behind all others: served first they would make the next one late too.
+Those whose deadline has passed stand behind all others, in the same order among themselves: served first they would
+make the next one late too.
 """
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from autoscaling.twin_replica import Request
+from autoscaling.twin_scenario import Route
 from cluster.admission import Head, next_head
+
+Class = tuple[int, str]  # priority and tenant
+Heaps = dict[Class, list[tuple[float, int, "Held"]]]  # by deadline, then arrival
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A request with who asked, and the GPU-seconds that it is expected to cost."""
+    """A request, where it may go, and the GPU-seconds that it is expected to cost."""
 
     request: Request
-    route: int
-    tenant: str
-    priority: int
+    route: Route
+    kind: Class
     deadline_s: float
     cost_gpu_s: float
 
 
 @dataclass(slots=True)
 class HeldQueue:
-    heaps: dict[tuple[int, str], list[tuple[float, int, Held]]] = field(default_factory=dict)
-    late: deque[Held] = field(default_factory=deque)
+    in_time: Heaps = field(default_factory=dict)
+    late: Heaps = field(default_factory=dict)
     prefill_tokens: int = 0
-    _count: int = 0
 
     def __len__(self) -> int:
-        return sum(len(heap) for heap in self.heaps.values()) + len(self.late)
+        return sum(len(heap) for heaps in (self.in_time, self.late) for heap in heaps.values())
 
     def __bool__(self) -> bool:
-        return bool(self.heaps) or bool(self.late)
+        return bool(self.in_time) or bool(self.late)
 
-    def push(self, held: Held) -> None:
-        self._count += 1
-        heap = self.heaps.setdefault((held.priority, held.tenant), [])
-        heappush(heap, (held.deadline_s, self._count, held))
+    def tenants(self, priority: int) -> set[str]:
+        """With requests here."""
+        return {tenant for at, tenant in (*self.in_time, *self.late) if at == priority}
+
+    def push(self, held: Held, now_s: float) -> None:
+        _push(self.late if held.deadline_s < now_s else self.in_time, held)
         self.prefill_tokens += held.request.prompt_tokens
 
-    def postpone(self, held: Held) -> None:
-        """It is late; `held` was popped."""
-        self.late.append(held)
-        self.prefill_tokens += held.request.prompt_tokens
-
-    def pop(self, served_gpu_s: Mapping[str, float]) -> Held:
+    def pop(self, now_s: float, served_gpu_s: Mapping[str, float]) -> Held:
         """The one to go next. `served_gpu_s`: by tenant, shares applied."""
-        if not self.heaps:
-            held = self.late.popleft()
-        else:
-            keys = list(self.heaps)
+        for held in _due(self.in_time, now_s):
+            _push(self.late, held)
+        heaps = self.in_time or self.late
+        key = next(iter(heaps))
+        if len(heaps) > 1:
             heads = [
                 Head(tenant=tenant, priority=priority, deadline_s=heap[0][0], cost_gpu_s=heap[0][2].cost_gpu_s)
-                for (priority, tenant), heap in self.heaps.items()
+                for (priority, tenant), heap in heaps.items()
             ]
-            key = keys[next_head(heads, served_gpu_s) if len(heads) > 1 else 0]
-            heap = self.heaps[key]
-            held = heappop(heap)[2]
-            if not heap:
-                del self.heaps[key]
+            key = list(heaps)[next_head(heads, served_gpu_s)]
+        held = _pop(heaps, key)
         self.prefill_tokens -= held.request.prompt_tokens
         return held
+
+    def expired(self, deadline_s: float) -> list[Held]:
+        """Those whose deadline was before that; they are out."""
+        out = [held for heaps in (self.in_time, self.late) for held in _due(heaps, deadline_s)]
+        self.prefill_tokens -= sum(held.request.prompt_tokens for held in out)
+        return out
+
+
+def _push(heaps: Heaps, held: Held) -> None:
+    heap = heaps.setdefault(held.kind, [])
+    heappush(heap, (held.deadline_s, held.request.index, held))
+
+
+def _pop(heaps: Heaps, key: Class) -> Held:
+    held = heappop(heaps[key])[2]
+    if not heaps[key]:
+        del heaps[key]
+    return held
+
+
+def _due(heaps: Heaps, now_s: float) -> list[Held]:
+    """Those with a deadline before now, taken out."""
+    out: list[Held] = []
+    for key in list(heaps):
+        while key in heaps and heaps[key][0][0] < now_s:
+            out.append(_pop(heaps, key))
+    return out

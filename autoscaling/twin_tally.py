@@ -1,109 +1,117 @@
 """What became of every request, and the figures of a run from it."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoscaling.report import Course, Figures
-from cluster.workload import Jobs, Workload
+from cluster.family import Tier
+from cluster.workload import Floats, Jobs, Workload
 
 BAD_SHARE = 0.05  # misses in a minute that make it a bad one
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """Of the tier that was asked for; prices of the tier that served, or of the one asked where that is lower."""
-
-    ttft_s: float
-    tpot_ms: float
-    input_usd: float
-    output_usd: float
+Bools = NDArray[np.bool_]
 
 
 @dataclass(slots=True)
 class Tally:
-    """Columns by request; `asked` and `served` are indices into `tiers`, -1: none."""
+    """By request: `asked`, `served` are indices into `tiers`, -1 where none; `end` is empty until it has ended.
+
+    A request is paid for by the price of the tier that served it, or of the one asked where that is lower, and only
+    where the promise of the one asked was kept.
+    """
 
     workload: Workload
-    tiers: tuple[str, ...]
-    promises: tuple[Promise, ...]
+    tiers: Mapping[str, Tier]
+    promised: list[tuple[float, float]] = field(init=False)  # ttft_s and tpot_ms, by tier
     ttft_s: list[float] = field(init=False)
     tpot_ms: list[float] = field(init=False)
     asked: list[int] = field(init=False)
     served: list[int] = field(init=False)
     end: list[str] = field(init=False)
-    gpu_s: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
         requests = len(self.workload)
+        self.promised = [(tier.slo.ttft_s, tier.slo.tpot_ms) for tier in self.tiers.values()]
         self.ttft_s, self.tpot_ms = [np.nan] * requests, [np.nan] * requests
         self.asked, self.served = [-1] * requests, [-1] * requests
         self.end = [""] * requests
-        self.gpu_s = dict.fromkeys((*self.tiers, "video"), 0.0)
 
     def kept(self, index: int) -> bool:
-        promise = self.promises[self.asked[index]]
-        return self.ttft_s[index] <= promise.ttft_s and self.tpot_ms[index] <= promise.tpot_ms
+        """Of one that is complete."""
+        ttft_s, tpot_ms = self.promised[self.asked[index]]
+        return self.ttft_s[index] <= ttft_s and self.tpot_ms[index] <= tpot_ms
 
-    def figures(self, gpu_hours_floor: float, usd_per_gpu_hour: float, tier: int | None = None) -> Figures:
-        """Of all requests, or of those that asked for one tier. Video counts in the whole alone, see `with_video`."""
-        asked, served = np.array(self.asked), np.array(self.served)
-        mine = np.ones(len(asked), dtype=bool) if tier is None else asked == tier
-        end = [self.end[index] for index in np.flatnonzero(mine)]
+    def ended(self) -> "Ended":
+        """Those that nobody has served by now never will be."""
+        end = [end or "failed:never_served" for end in self.end]
         completed = np.array([name == "completed" for name in end], dtype=bool)
-        ttft, tpot = np.array(self.ttft_s)[mine], np.array(self.tpot_ms)[mine]
-        kept = self._kept(mine) & completed
-        gpu_s = self.gpu_s[self.tiers[tier]] if tier is not None else sum(self.gpu_s.values())
+        asked, served = np.array(self.asked, dtype=int), np.array(self.served, dtype=int)
+        ttft_s, tpot_ms = np.array(self.ttft_s), np.array(self.tpot_ms)
+        promised = np.array(self.promised)[asked]
+        prices = [(tier.price.input_usd_per_mtok, tier.price.output_usd_per_mtok) for tier in self.tiers.values()]
+        usd = np.minimum(np.array(prices)[asked], np.array(prices)[served]) / 1e6
+        kept = completed & (ttft_s <= promised[:, 0]) & (tpot_ms <= promised[:, 1])
+        paid = usd[:, 0] * self.workload.prompt_tokens + usd[:, 1] * self.workload.output_tokens
+        return Ended(
+            arrival_s=self.workload.arrival_s,
+            asked=asked,
+            end=end,
+            completed=completed,
+            kept=kept,
+            spilled=completed & (served != asked),
+            ttft_s=ttft_s,
+            tpot_ms=tpot_ms,
+            value_usd=np.where(kept, paid, 0.0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ended:
+    """The tally as columns, by request."""
+
+    arrival_s: Floats
+    asked: NDArray[np.int_]
+    end: Sequence[str]
+    completed: Bools
+    kept: Bools
+    spilled: Bools
+    ttft_s: Floats
+    tpot_ms: Floats
+    value_usd: Floats
+
+    def figures(self, mine: Bools, gpu_hours: float, gpu_hours_floor: float, usd_per_gpu_hour: float) -> Figures:
+        """Of some of the requests, and of the GPUs that they are charged with. See `with_video` for the jobs."""
+        end = Counter(self.end[index] for index in np.flatnonzero(mine).tolist())
+        completed, kept = self.completed & mine, self.kept[mine]
         return Figures(
-            requests=int(mine.sum()),
+            requests=len(kept),
             completed=int(completed.sum()),
             rejected=_reasons(end, "rejected:"),
             failed=_reasons(end, "failed:"),
             attainment=float(kept.mean()) if len(kept) else float("nan"),
-            ttft_p50_s=_percentile(ttft[completed], 50),
-            ttft_p99_s=_percentile(ttft[completed], 99),
-            tpot_p50_ms=_percentile(tpot[completed], 50),
-            tpot_p99_ms=_percentile(tpot[completed], 99),
-            bad_minutes=_bad_minutes(self.workload.arrival_s[mine], kept),
-            gpu_hours=gpu_s / 3600,
+            ttft_p50_s=_percentile(self.ttft_s[completed], 50),
+            ttft_p99_s=_percentile(self.ttft_s[completed], 99),
+            tpot_p50_ms=_percentile(self.tpot_ms[completed], 50),
+            tpot_p99_ms=_percentile(self.tpot_ms[completed], 99),
+            bad_minutes=_bad_minutes(self.arrival_s[mine], kept),
+            gpu_hours=gpu_hours,
             gpu_hours_floor=gpu_hours_floor,
-            spilled=int((completed & (served[mine] != asked[mine])).sum()),
+            spilled=int((self.spilled & mine).sum()),
             jobs=0,
             jobs_in_time=0,
-            cost_usd=gpu_s / 3600 * usd_per_gpu_hour,
-            value_usd=float(self._value(mine)[kept].sum()),
+            cost_usd=gpu_hours * usd_per_gpu_hour,
+            value_usd=float(self.value_usd[mine].sum()),
         )
-
-    def _kept(self, mine: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        asked = np.array(self.asked)[mine]
-        ttft_s = np.array([promise.ttft_s for promise in self.promises])[asked]
-        tpot_ms = np.array([promise.tpot_ms for promise in self.promises])[asked]
-        kept: NDArray[np.bool_] = (np.array(self.ttft_s)[mine] <= ttft_s) & (np.array(self.tpot_ms)[mine] <= tpot_ms)
-        return kept
-
-    def _value(self, mine: NDArray[np.bool_]) -> NDArray[np.float64]:
-        usd = np.array([(promise.input_usd, promise.output_usd) for promise in self.promises])
-        asked, served = usd[np.array(self.asked)[mine]], usd[np.array(self.served)[mine]]
-        paid = np.minimum(asked, served)
-        prompt, output = self.workload.prompt_tokens[mine], self.workload.output_tokens[mine]
-        value: NDArray[np.float64] = paid[:, 0] * prompt + paid[:, 1] * output
-        return value
-
-    def minutes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The start of each minute with arrivals, and the share of misses among them."""
-        kept = self._kept(np.ones(len(self.asked), dtype=bool)) & np.array([end == "completed" for end in self.end])
-        return _by_minute(self.workload.arrival_s, kept)
 
 
 def with_video(figures: Figures, jobs: Jobs, finished_s: Mapping[int, float]) -> Figures:
     """The same with the video jobs in."""
     in_time = [job for job, at_s in finished_s.items() if at_s <= jobs.deadline_s[job]]
-    value = figures.value_usd + float(sum(jobs.value_usd[job] for job in in_time))
-    changed = {"jobs": len(jobs), "jobs_in_time": len(in_time), "value_usd": value}
-    return Figures(**{name: changed.get(name, getattr(figures, name)) for name in Figures.__slots__})
+    value_usd = figures.value_usd + float(sum(jobs.value_usd[job] for job in in_time))
+    return replace(figures, jobs=len(jobs), jobs_in_time=len(in_time), value_usd=value_usd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,39 +125,39 @@ class Sample:
     gpus: float
 
 
-def course(samples: list[Sample], tally: Tally) -> Course:
-    minute_s, missed = tally.minutes()
-    names = samples[-1].ready if samples else {}
+def course(samples: Sequence[Sample], ended: Ended) -> Course:
+    """There is a sample at time 0 at least."""
+    first = samples[0]
+    minute_s, missed_share = _by_minute(ended.arrival_s, ended.kept)
     return Course(
         now_s=np.array([sample.now_s for sample in samples]),
-        arrivals_per_s={name: np.array([sample.arrivals_per_s[name] for sample in samples]) for name in tally.tiers},
-        replicas={name: np.array([sample.ready[name] for sample in samples]) for name in names},
-        held={name: np.array([sample.held[name] for sample in samples]) for name in names},
+        arrivals_per_s={
+            name: np.array([sample.arrivals_per_s[name] for sample in samples]) for name in first.arrivals_per_s
+        },
+        replicas={name: np.array([sample.ready[name] for sample in samples]) for name in first.ready},
+        held={name: np.array([sample.held[name] for sample in samples]) for name in first.held},
         gpus=np.array([sample.gpus for sample in samples]),
         minute_s=minute_s,
-        missed_share=missed,
+        missed_share=missed_share,
     )
 
 
-def _reasons(end: list[str], prefix: str) -> dict[str, int]:
-    return dict(sorted(Counter(name.removeprefix(prefix) for name in end if name.startswith(prefix)).items()))
+def _reasons(end: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {name.removeprefix(prefix): end[name] for name in sorted(end) if name.startswith(prefix)}
 
 
-def _percentile(values: NDArray[np.float64], share: float) -> float:
+def _percentile(values: Floats, share: float) -> float:
     return float(np.percentile(values, share)) if len(values) else float("nan")
 
 
-def _by_minute(
-    arrival_s: NDArray[np.float64], kept: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _by_minute(arrival_s: Floats, kept: Bools) -> tuple[Floats, Floats]:
+    """The start of each minute with arrivals, and the share of misses among them."""
     minute = (arrival_s // 60).astype(int)
     requests = np.bincount(minute)
-    missed = np.bincount(minute, weights=~kept)
     some = np.flatnonzero(requests)
+    missed = np.bincount(minute, weights=~kept)
     return (some * 60.0).astype(np.float64), (missed[some] / requests[some]).astype(np.float64)
 
 
-def _bad_minutes(arrival_s: NDArray[np.float64], kept: NDArray[np.bool_]) -> float:
-    if not len(arrival_s):
-        return 0.0
-    return float((_by_minute(arrival_s, kept)[1] > BAD_SHARE).mean())
+def _bad_minutes(arrival_s: Floats, kept: Bools) -> float:
+    return float((_by_minute(arrival_s, kept)[1] > BAD_SHARE).mean()) if len(kept) else 0.0

@@ -1,78 +1,86 @@
-"""Video replicas of the twin: one job each, at a step boundary they may give their GPUs back.
+"""Video replicas of the twin: one job each; at a step boundary they may give their GPUs back.
 
 A job given back keeps its finished steps. Waiting jobs go earliest deadline first.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from dataclasses import InitVar, dataclass, field
+from heapq import heappop, heappush, nsmallest
 
 from autoscaling.signals import JobSeen, VideoSeen
-from autoscaling.twin_pool import Nodes, Start
-from autoscaling.twin_replica import Hold
+from autoscaling.twin_nodes import Lease, Nodes, Orders, Schedule
+from autoscaling.twin_replica import ROUNDING
+from autoscaling.twin_scenario import VIDEO
 from cluster.workload import Jobs
 
-Schedule = Callable[[float, Callable[[float, int], None], int], None]  # when, what, its argument
-MOST_SEEN = 256  # jobs that a policy is shown, the most urgent ones
+MOST_SEEN = 256  # waiting jobs that a policy is shown, the most urgent ones
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class VideoReplica:
-    hold: Hold
-    order_s: float
+    """`leaving_steps`: of its job, done when it leaves."""
+
+    lease: Lease
     job: int | None = None
     since_s: float = 0.0
     leaving: bool = False
-    run: int = 0  # counts what was begun, so that the end of something interrupted is not believed
+    leaving_steps: int = 0
 
 
 @dataclass(slots=True)
 class VideoPool:
-    """`gpus` of one replica. `freed` is called whenever GPUs come back."""
+    """`gpus` of one replica."""
 
     jobs: Jobs
     gpus: int
     nodes: Nodes
     schedule: Schedule
-    cold_start_s: Callable[[], float]
-    freed: Callable[[float], None]
-    released: Callable[[Hold, float, float], None]
+    draw_s: InitVar[Callable[[], float]]
+    orders: Orders = field(init=False)
     replicas: dict[int, VideoReplica] = field(default_factory=dict)
-    starting: dict[int, Start] = field(default_factory=dict)
-    pending: int = 0
-    waiting: list[tuple[float, int]] = field(default_factory=list)
-    left_steps: list[int] = field(default_factory=list)
+    waiting: list[tuple[float, int]] = field(default_factory=list)  # deadline and job
+    left_steps: list[int] = field(init=False)
     finished_s: dict[int, float] = field(default_factory=dict)
-    starts_s: list[float] = field(default_factory=list)
     _count: int = 0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, draw_s: Callable[[], float]) -> None:
         self.left_steps = self.jobs.steps.tolist()
+        self.orders = Orders(VIDEO, self.gpus, self.nodes, self.schedule, draw_s, self.open)
+
+    @property
+    def size(self) -> int:
+        """Replicas there or on their way, without those that leave."""
+        return sum(not replica.leaving for replica in self.replicas.values()) + len(self.orders)
 
     def arrive(self, now_s: float, job: int) -> None:
-        heappush(self.waiting, (float(self.jobs.deadline_s[job]), job))
+        self._wait(job)
         self._begin_idle(now_s)
+
+    def open(self, now_s: float, lease: Lease) -> None:
+        self._count += 1
+        self.replicas[self._count] = VideoReplica(lease)
+        self._begin_idle(now_s)
+
+    def _wait(self, job: int) -> None:
+        heappush(self.waiting, (float(self.jobs.deadline_s[job]), job))
 
     def _begin_idle(self, now_s: float) -> None:
         for number, replica in self.replicas.items():
-            if not self.waiting:
-                return
-            if replica.job is None and not replica.leaving:
+            if self.waiting and replica.job is None:
                 self._begin(now_s, number, replica)
 
     def _begin(self, now_s: float, number: int, replica: VideoReplica) -> None:
         replica.job = heappop(self.waiting)[1]
         replica.since_s = now_s
-        replica.run += 1
-        step_s = float(self.jobs.step_s[replica.job])
-        run = replica.run
-        self.schedule(now_s + self.left_steps[replica.job] * step_s, lambda at_s, _: self._end(at_s, number, run), 0)
+        run_s = self.left_steps[replica.job] * float(self.jobs.step_s[replica.job])
+        self.schedule(now_s + run_s, self._end, number)
 
-    def _end(self, now_s: float, number: int, run: int) -> None:
+    def _end(self, now_s: float, number: int) -> None:
         replica = self.replicas.get(number)
-        if replica is None or replica.run != run or replica.job is None:
-            return
+        if replica is None:
+            return  # it died, or was taken back at a boundary
+        assert replica.job is not None
         self.finished_s[replica.job] = now_s
         self.left_steps[replica.job] = 0
         replica.job = None
@@ -82,30 +90,18 @@ class VideoPool:
             self._begin(now_s, number, replica)
 
     def _leave(self, now_s: float, number: int) -> None:
-        replica = self.replicas.pop(number)
-        self.nodes.give(replica.hold)
-        self.released(replica.hold, replica.order_s, now_s)
-        self.freed(now_s)
+        self.nodes.give(self.replicas.pop(number).lease, now_s)
 
     def steer(self, now_s: float, target: int) -> None:
         """Order, cancel or take back replicas until `target` are there or on their way."""
-        staying = [number for number, replica in self.replicas.items() if not replica.leaving]
         surplus = self.size - target
         if surplus <= 0:
-            self.pending += -surplus
-            self.retry(now_s)
+            self.orders.order(now_s, -surplus)
             return
-        cancelled = min(surplus, self.pending)
-        self.pending -= cancelled
-        surplus -= cancelled
-        for number in list(self.starting)[::-1][:surplus]:
-            start = self.starting.pop(number)
-            self.nodes.give(start.hold)
-            self.released(start.hold, start.order_s, now_s)
-            surplus -= 1
-        for number in sorted(staying, key=self._urgency)[:surplus] if surplus > 0 else ():
+        surplus = self.orders.cancel(now_s, surplus)
+        staying = [number for number, replica in self.replicas.items() if not replica.leaving]
+        for number in nsmallest(surplus, staying, key=self._urgency):
             self._take_back(now_s, number)
-        self.freed(now_s)
 
     def _urgency(self, number: int) -> float:
         job = self.replicas[number].job
@@ -117,88 +113,55 @@ class VideoPool:
         if replica.job is None:
             self._leave(now_s, number)
             return
-        job, step_s = replica.job, float(self.jobs.step_s[replica.job])
-        done = math.ceil((now_s - replica.since_s) / step_s - 1e-9)
-        if done >= self.left_steps[job]:
-            return  # the end of the job is the next boundary
-        replica.run += 1
-        self.schedule(replica.since_s + done * step_s, lambda at_s, _: self._boundary(at_s, number, done), 0)
+        step_s = float(self.jobs.step_s[replica.job])
+        replica.leaving_steps = math.ceil((now_s - replica.since_s) / step_s - ROUNDING)
+        if replica.leaving_steps < self.left_steps[replica.job]:  # otherwise its end is the next boundary
+            boundary_s = max(now_s, replica.since_s + replica.leaving_steps * step_s)
+            self.schedule(boundary_s, self._boundary, number)
 
-    def _boundary(self, now_s: float, number: int, done: int) -> None:
+    def _boundary(self, now_s: float, number: int) -> None:
         replica = self.replicas.get(number)
-        if replica is None or replica.job is None:
-            return
-        self.left_steps[replica.job] -= done
-        heappush(self.waiting, (float(self.jobs.deadline_s[replica.job]), replica.job))
+        if replica is None:
+            return  # it died
+        assert replica.job is not None
+        self.left_steps[replica.job] -= replica.leaving_steps
+        self._wait(replica.job)
         self._leave(now_s, number)
-        self._begin_idle(now_s)
-
-    def retry(self, now_s: float) -> None:
-        """Pending orders take the GPUs that are free now."""
-        while self.pending:
-            hold = self.nodes.take(self.gpus)
-            if hold is None:
-                return
-            self.pending -= 1
-            self._count += 1
-            cold_s = self.cold_start_s()
-            self.starting[self._count] = Start(hold=hold, order_s=now_s, ready_s=now_s + cold_s)
-            self.schedule(now_s + cold_s, self._ready, self._count)
-
-    def _ready(self, now_s: float, number: int) -> None:
-        start = self.starting.pop(number, None)
-        if start is None:
-            return
-        self.starts_s.append(now_s - start.order_s)
-        self.replicas[number] = VideoReplica(hold=start.hold, order_s=start.order_s)
         self._begin_idle(now_s)
 
     def lose(self, now_s: float, node: int) -> None:
         """Everything on the node is gone; jobs go on elsewhere from their last finished step."""
-        for number in [n for n, start in self.starting.items() if any(at == node for at, _ in start.hold)]:
-            start = self.starting.pop(number)
-            self.nodes.give(start.hold)
-            self.released(start.hold, start.order_s, now_s)
-        for number in [n for n, replica in self.replicas.items() if any(at == node for at, _ in replica.hold)]:
-            replica = self.replicas.pop(number)
+        self.orders.lose(now_s, node)
+        for number in [number for number, replica in self.replicas.items() if replica.lease.on(node)]:
+            replica = self.replicas[number]
             if replica.job is not None:
-                done = int((now_s - replica.since_s) / float(self.jobs.step_s[replica.job]))
-                self.left_steps[replica.job] = max(1, self.left_steps[replica.job] - done)
-                heappush(self.waiting, (float(self.jobs.deadline_s[replica.job]), replica.job))
-            self.nodes.give(replica.hold)
-            self.released(replica.hold, replica.order_s, now_s)
+                self.left_steps[replica.job] = self._left(replica.job, replica.since_s, now_s)
+                self._wait(replica.job)
+            self._leave(now_s, number)
         self._begin_idle(now_s)
 
-    @property
-    def size(self) -> int:
-        """Replicas there or on their way, without those that leave."""
-        staying = sum(not replica.leaving for replica in self.replicas.values())
-        return staying + len(self.starting) + self.pending
-
-    def holds(self) -> list[tuple[Hold, float]]:
-        """All GPUs held, and since when."""
-        return [(one.hold, one.order_s) for one in self.replicas.values()] + [
-            (one.hold, one.order_s) for one in self.starting.values()
-        ]
+    def _left(self, job: int, since_s: float, now_s: float) -> int:
+        """Steps that are not finished now; the last one is until its end has been seen."""
+        done = math.floor((now_s - since_s) / float(self.jobs.step_s[job]) + ROUNDING)
+        return max(1, self.left_steps[job] - done)
 
     def seen(self, now_s: float) -> VideoSeen:
-        jobs = [self._job_seen(job, self.left_steps[job]) for _, job in sorted(self.waiting)[:MOST_SEEN]]
+        jobs = [self._job_seen(job, self.left_steps[job]) for _, job in nsmallest(MOST_SEEN, self.waiting)]
         for replica in self.replicas.values():
             if replica.job is not None:
-                done = int((now_s - replica.since_s) / float(self.jobs.step_s[replica.job]))
-                jobs.append(self._job_seen(replica.job, self.left_steps[replica.job] - done))
+                jobs.append(self._job_seen(replica.job, self._left(replica.job, replica.since_s, now_s)))
         leaving = sum(replica.leaving for replica in self.replicas.values())
         return VideoSeen(
             ready=len(self.replicas) - leaving,
-            starting=len(self.starting) + self.pending,
+            starting=len(self.orders),
             draining=leaving,
             jobs=tuple(sorted(jobs, key=lambda job: job.deadline_s)),
-            cold_start_s=sum(self.starts_s) / len(self.starts_s) if self.starts_s else None,
+            cold_start_s=self.orders.measured_s,
         )
 
     def _job_seen(self, job: int, steps: int) -> JobSeen:
         return JobSeen(
-            left_gpu_s=max(1, steps) * float(self.jobs.step_s[job]) * self.gpus,
+            left_gpu_s=steps * float(self.jobs.step_s[job]) * self.gpus,
             deadline_s=float(self.jobs.deadline_s[job]),
             value_usd=float(self.jobs.value_usd[job]),
         )

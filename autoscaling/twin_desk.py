@@ -1,0 +1,263 @@
+"""The way of a request through the twin: choose, dispatch, hold, spill or refuse; step; finish, or go on elsewhere.
+
+All judgement is the live cluster's: cluster.routing (or a peer), admission, tiering and fairness. Every request ends
+once, as completed, rejected:<reason> or failed:<reason>.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from random import Random
+
+from autoscaling.twin_held import Held
+from autoscaling.twin_nodes import Schedule
+from autoscaling.twin_replica import NEVER_S, Replica, Request
+from autoscaling.twin_scenario import Route, Scenario, routes
+from autoscaling.twin_tally import Tally
+from autoscaling.twin_tier import TwinTier
+from cluster.admission import decide
+from cluster.cost import prefill_us, prefill_us_per_token, request_gpu_s
+from cluster.fairness import charged, lifted
+from cluster.loads import Ask, Choice, Router
+from cluster.tiering import spill
+from cluster.workload import Workload
+
+
+class Desk:
+    """`tiers` tell it what opens; it plans the events of their replicas with `schedule`. `open`: not ended yet."""
+
+    def __init__(
+        self, scenario: Scenario, workload: Workload, router: Router, tally: Tally, schedule: Schedule, rng: Random
+    ) -> None:
+        self.admission = scenario.admission
+        self.workload, self.router, self.tally, self.schedule, self.rng = workload, router, tally, schedule, rng
+        self.tiers: tuple[TwinTier, ...] = ()
+        self.open = len(workload)
+        self.fair = scenario.admission and len(workload.tenants) > 1
+        self.prompt: list[int] = workload.prompt_tokens.tolist()
+        self.output: list[int] = workload.output_tokens.tolist()
+        self.routes, self.route_of = routes(scenario, workload)
+        self.us: list[list[float]] = []
+
+    def serve(self, tiers: tuple[TwinTier, ...]) -> None:
+        self.tiers = tiers
+        lengths = self.workload.prompt_tokens.astype(float)
+        self.us = [prefill_us(tier.pool.service, lengths).tolist() for tier in tiers]
+
+    # --- in
+
+    def arrive(self, index: int, now_s: float) -> None:
+        route = self.routes[self.route_of[index]]
+        if isinstance(route, str):
+            self._end(index, f"rejected:{route}")
+            return
+        self.tally.asked[index] = route.tiers[0]
+        tier = self.tiers[route.tiers[0]]
+        blocks = self.workload.blocks[index] if self.workload.blocks is not None else ()
+        request = Request(index, now_s, now_s, self.prompt[index], self.output[index], blocks=blocks)
+        if tier.held:
+            self._hold(request, route, now_s)
+            self.release(tier, now_s)
+        else:
+            self._place(request, route, now_s)
+        counters = tier.counters
+        counters.arrived_requests += 1
+        counters.arrived_prompt_tokens += request.prefill_tokens or request.prompt_tokens
+
+    def _choose(self, index: int, request: Request, now_s: float) -> tuple[Choice, Ask]:
+        tier = self.tiers[index]
+        pool = tier.pool
+        ask = Ask(
+            prompt_tokens=request.prompt_tokens,
+            expected_output_tokens=tier.output_tokens,
+            us_per_token=self.us[index][request.index],
+            draw=self.rng.random(),
+            hit_tokens=pool.prefix.hits_tokens(request.blocks, pool.slots) if pool.prefix is not None else None,
+        )
+        return self.router(pool.loads, ask, pool.service, now_s, tier.packing), ask
+
+    def _place(self, request: Request, route: Route, now_s: float, *, again: bool = False) -> bool:
+        """Dispatch, hold or refuse. False: it has to wait, and a request `again` asked for is not held twice."""
+        choice, ask = self._choose(route.tiers[0], request, now_s)
+        if choice.index is not None and (choice.feasible or not self.admission):
+            self._dispatch(request, route, route.tiers[0], choice, ask, now_s)
+            return True
+        if self.admission:
+            if len(route.tiers) > 1 and self._spilled(request, route, now_s):
+                return True
+            if self._judged(request, route, choice, ask, now_s):
+                return True
+        if not again:
+            self._hold(request, route, now_s)
+        return False
+
+    def _spilled(self, request: Request, route: Route, now_s: float) -> bool:
+        options = [self._choose(index, request, now_s) for index in route.tiers[1:]]
+        found = spill(route.range, [False, *(choice.feasible for choice, _ in options)])
+        if found is None:
+            return False
+        choice, ask = options[found[0] - 1]
+        self._dispatch(request, route, route.tiers[found[0]], choice, ask, now_s)
+        return True
+
+    def _judged(self, request: Request, route: Route, choice: Choice, ask: Ask, now_s: float) -> bool:
+        """Whether it is dispatched, late, or refused.
+
+        Sent to be late it would make those behind it late too. So it waits until work has drained, unless a replica
+        with nothing else to do would break a promise to it as well.
+        """
+        tier = self.tiers[route.tiers[0]]
+        service = tier.pool.service
+        place_s = tier.next_ready_s(now_s)
+        waits = choice.index is not None and self._hopeful(tier, request, ask, now_s)
+        verdict = decide(
+            None if waits else choice,
+            now_s=now_s,
+            arrived_s=request.asked_s,
+            ttft_s=service.ttft_s,
+            patience_s=_patience_s(tier),
+            wait_s=min(place_s, choice.ttft_s) if waits else place_s,
+        )
+        if verdict.action == "dispatch":
+            self._dispatch(request, route, route.tiers[0], choice, ask, now_s)
+        elif verdict.action == "refuse":
+            self._refuse(request)
+        return verdict.action != "hold"
+
+    def _hopeful(self, tier: TwinTier, request: Request, ask: Ask, now_s: float) -> bool:
+        if request.hopeful is None:
+            alone = replace(ask, hit_tokens=None)
+            request.hopeful = self.router(tier.pool.idle, alone, tier.pool.service, now_s, False).feasible
+        return request.hopeful
+
+    def _dispatch(
+        self, request: Request, route: Route, index: int, choice: Choice, ask: Ask, now_s: float
+    ) -> None:  # fmt: skip
+        assert choice.index is not None
+        tier = self.tiers[index]
+        # Hashes are of the prompt that was sent, which grows with what a lost replica had answered.
+        hit = 0 if ask.hit_tokens is None else min(int(ask.hit_tokens[choice.index]), self.prompt[request.index])
+        request.us_per_token = ask.us_per_token
+        request.expected_tokens = ask.expected_output_tokens
+        request.prefill_tokens = max(1, request.prompt_tokens - hit)
+        self.tally.served[request.index] = index
+        replica = tier.pool.replicas[choice.index]
+        version = replica.version
+        replica.arrive(request, now_s)
+        tier.pool.show(replica)
+        if replica.version != version:
+            self.schedule(replica.next_s, replica.due, replica.version)
+        if self.fair:
+            cost_gpu_s = request_gpu_s(tier.pool.service, request.prefill_tokens, request.expected_tokens)
+            before = tier.served_gpu_s.get(route.tenant, 0.0)
+            tier.served_gpu_s[route.tenant] = charged(before, cost_gpu_s, route.share)
+
+    # --- waiting
+
+    def _hold(self, request: Request, route: Route, now_s: float) -> None:
+        tier = self.tiers[route.tiers[0]]
+        if not self.admission:  # stock systems know one queue
+            tier.held.push(Held(request, route, (0, ""), math.inf, 0.0), now_s)
+            return
+        cost_gpu_s = 0.0
+        if self.fair:
+            cost_gpu_s = request_gpu_s(tier.pool.service, request.prompt_tokens, tier.output_tokens)
+            waiting = tier.held.tenants(route.priority)
+            if route.tenant not in waiting:
+                active = [tier.served_gpu_s.get(tenant, 0.0) for tenant in waiting]
+                tier.served_gpu_s[route.tenant] = lifted(tier.served_gpu_s.get(route.tenant, 0.0), active)
+        deadline_s = request.asked_s + tier.pool.service.ttft_s
+        tier.held.push(Held(request, route, (route.priority, route.tenant), deadline_s, cost_gpu_s), now_s)
+
+    def release(self, tier: TwinTier, now_s: float) -> None:
+        """Held requests go on, in their order, until one of them has to wait longer."""
+        held = tier.held
+        while held:
+            head = held.pop(now_s, tier.served_gpu_s)
+            if not self._place(head.request, head.route, now_s, again=True):
+                held.push(head, now_s)
+                return
+
+    def shed(self, tier: TwinTier, now_s: float) -> None:
+        """Refuse those whose patience is over."""
+        over_s = now_s - _patience_s(tier) + tier.pool.service.ttft_s
+        for held in tier.held.expired(over_s):
+            self._refuse(held.request)
+
+    # --- under way
+
+    def opened(self, now_s: float, tier: TwinTier, replica: Replica) -> None:
+        replica.due = partial(self._stepped, tier, replica)
+        self.release(tier, now_s)
+
+    def _stepped(self, tier: TwinTier, replica: Replica, now_s: float, version: int) -> None:
+        if replica.version != version:
+            return  # planned anew since, or dead
+        started, done = replica.complete()
+        prefix = tier.pool.prefix
+        if prefix is not None and started:
+            # What is reserved for answers is not there for prompts; prompts that run share the blocks they are held in.
+            free_tokens = max(0, replica.service.kv_tokens - replica.reserved_output_tokens)
+            for request in started:
+                prefix.insert(replica.slot, request.blocks, free_tokens // prefix.block_tokens)
+        for request in done:
+            self._finish(tier, request, now_s)
+        if replica.draining and replica.sequences == 0:
+            tier.leave(replica, now_s)
+        else:
+            tier.pool.show(replica)
+            if replica.next_s < NEVER_S:
+                self.schedule(replica.next_s, replica.due, replica.version)
+        if tier.held:
+            self.release(tier, now_s)
+
+    def rescue(self, lost: Iterable[Request], now_s: float) -> None:
+        """They go on elsewhere from the tokens that they have, once."""
+        for request in lost:
+            if request.retried:
+                self._miss(request, "failed:replica_lost")
+                continue
+            request.retried, request.asked_s, request.hopeful = True, now_s, None
+            for tier, us in zip(self.tiers, self.us, strict=True):
+                us[request.index] = prefill_us_per_token(tier.pool.service.cost, request.prompt_tokens)
+            route = self.routes[self.route_of[request.index]]
+            assert isinstance(route, Route)
+            if request.first_s >= 0:  # an answer that has begun is not gone on with by another model
+                route = replace(route, tiers=(self.tally.served[request.index],))
+            self._place(request, route, now_s)
+
+    # --- out
+
+    def _finish(self, tier: TwinTier, request: Request, now_s: float) -> None:
+        index, tally, output = request.index, self.tally, self.output[request.index]
+        ttft_s = request.first_s - request.arrival_s
+        tpot_s = (now_s - request.first_s) / (output - 1) if output > 1 else 0.0
+        tally.ttft_s[index], tally.tpot_ms[index] = ttft_s, tpot_s * 1000
+        asked = self.tiers[tally.asked[index]].counters
+        if tally.kept(index):
+            asked.kept += 1
+        else:
+            asked.missed += 1
+        tier.finished(output)
+        counters = tier.counters
+        counters.ttft_s_sum += ttft_s
+        counters.tpot_s_sum += tpot_s
+        counters.duration_s_sum += now_s - request.arrival_s
+        self._end(index, "completed")
+
+    def _refuse(self, request: Request) -> None:
+        self._miss(request, "failed:replica_lost" if request.retried else "rejected:overloaded")
+
+    def _miss(self, request: Request, end: str) -> None:
+        self.tiers[self.tally.asked[request.index]].counters.missed += 1
+        self._end(request.index, end)
+
+    def _end(self, index: int, end: str) -> None:
+        self.tally.end[index] = end
+        self.open -= 1
+
+
+def _patience_s(tier: TwinTier) -> float:
+    """A tier that sleeps is not saturated: nobody is shed for its cold start."""
+    return tier.pool.service.patience_s if tier.pool.ready else math.inf
