@@ -2,8 +2,9 @@
 
     load   = work arrived in a window / window               a short and a long window
     trend  = slope between the windows * (cold start + tick) what will have been added when a new replica is ready
-    need   = max(short, long) + trend + backlog/cold start   backlog: work of held requests and of waiting prefill
-    wanted = ceil(need/rho + z*sqrt(need))                   square-root margin; z follows the share of broken promises
+    ahead  = what the load is expected to be by then, and sigma how far it may exceed that (autoscaling.outlook)
+    need   = ahead + backlog/cold start                      backlog: work of held requests and of waiting prefill
+    wanted = ceil(need/rho + z*sigma)                        z follows the share of broken promises
     target = the most that was wanted, each demand fading after calm_s by fall_share (at least 1) per fall_every_s
 
 It rises at once and falls slowly: target(t + fall_every_s) >= target(t) - max(1, fall_share*target(t)), sleep excepted.
@@ -16,8 +17,10 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+from autoscaling.outlook import Look, Outlook, error, first, forecast, learnt
 from autoscaling.parameters import Parameters
 from autoscaling.signals import TierSeen, TierSpec
+from cluster.batching import SLACK_SHARE
 from cluster.cost import slo_batch, work_s
 
 
@@ -25,8 +28,9 @@ from cluster.cost import slo_batch, work_s
 class Need:
     """What a tier needs, and why. `replicas`: its target without the GPU budget. `wanted`: by this look alone.
 
-    The loads, `trend`, `backlog`, their sum `erlangs` and `margin` are in replicas. `usd_per_busy_s`: what a replica
-    earns in a second of work. `awake`: a request came within idle_s. `blind`: no signal, so these are the last figures.
+    The loads, `trend`, `ahead`, `backlog`, `erlangs` (the last two together) and `margin` are in replicas.
+    `usd_per_busy_s`: what a replica earns in a second of work. `awake`: a request came within idle_s. `blind`: no
+    signal, so these are the last figures.
     """
 
     replicas: int
@@ -34,6 +38,7 @@ class Need:
     load_short: float = 0.0
     load_long: float = 0.0
     trend: float = 0.0
+    ahead: float = 0.0
     backlog: float = 0.0
     erlangs: float = 0.0
     margin: float = 0.0
@@ -69,12 +74,17 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierMemory:
-    """`kept`, `missed`: recent requests, fading. `demands`: from the largest and oldest to the smallest and latest."""
+    """`context`: tokens of a running sequence, weighed in output tokens. `kept`, `missed`: recent requests, fading.
+
+    `demands`: from the largest and oldest to the smallest and latest.
+    """
 
     seen: TierSeen
     samples: tuple[Sample, ...]
+    outlook: Outlook
     prompt: Mean
     output: Mean
+    context: Mean
     kept: float
     missed: float
     z: float
@@ -93,9 +103,14 @@ def need(
     after = _learnt(seen, before, parameters, now_s)
     # The mean prompt of before: were it that of now, a crowd of short prompts would make a backlog look smaller.
     prompt, output = before.prompt.value, after.output.value
-    work = _Work(spec=spec, batch=slo_batch(spec, prompt, output), output_tokens=output)
+    context = after.context.value
+    batch = slo_batch(spec, prompt, output, context, SLACK_SHARE)
+    work = _Work(spec=spec, batch=batch, output_tokens=output, context_tokens=context)
     after = replace(after, samples=_samples(seen, before, work, parameters, now_s))
     found = _figures(after, work, prompt, parameters)
+    lead_s = _cold_start_s(seen, spec) + parameters.tick_s
+    look = Look(at_s=now_s, load=found.load_short, trend=found.trend, mean=0.0)
+    after = replace(after, outlook=learnt(after.outlook, look, lead_s, parameters))
     awake = after.active_s is not None and now_s - after.active_s < parameters.idle_s
     least = max(spec.min, int(awake))
     if least == 0:
@@ -121,25 +136,31 @@ def _first(seen: TierSeen, parameters: Parameters, now_s: float) -> TierMemory:
     """As if what is there had been wanted until now. What arrived before is no load, but tells the lengths."""
     prompt = Mean(value=parameters.prompt_prior_tokens, weight=parameters.prior_requests)
     output = Mean(value=parameters.output_prior_tokens, weight=parameters.prior_requests)
+    context = Mean(
+        value=parameters.prompt_prior_tokens + parameters.output_prior_tokens / 2,
+        weight=parameters.prior_requests * parameters.output_prior_tokens,
+    )
     there = seen.ready + seen.starting
     return TierMemory(
         seen=seen,
         samples=(Sample(at_s=now_s, work_s=0.0),),
+        outlook=first(0.0, 0.0, now_s),
         prompt=_mixed(prompt, seen.arrived_prompt_tokens, seen.arrived_requests, parameters, 0.0),
         output=_mixed(output, seen.finished_output_tokens, seen.finished_requests, parameters, 0.0),
+        context=_mixed(context, seen.finished_context_token_steps, seen.finished_output_tokens, parameters, 0.0),
         kept=0.0,
         missed=0.0,
         z=parameters.z,
         active_s=now_s if there else None,
-        demands=(Demand(wanted=there, until_s=now_s),),
+        demands=(Demand(wanted=there, until_s=now_s + max(0.0, parameters.start_s - parameters.calm_s)),),
         need=Need(replicas=there, wanted=there),
     )
 
 
-def _mixed(mean: Mean, tokens: int, requests: int, parameters: Parameters, elapsed_s: float) -> Mean:
-    """The mean with so many requests more; the older ones count the less, the longer ago."""
+def _mixed(mean: Mean, total: int, count: int, parameters: Parameters, elapsed_s: float) -> Mean:
+    """The mean with `count` more of that total; the older ones count the less, the longer ago."""
     weight = max(parameters.prior_requests, mean.weight * math.exp(-elapsed_s / parameters.lengths_s))
-    return Mean(value=(mean.value * weight + tokens) / (weight + requests), weight=weight + requests)
+    return Mean(value=(mean.value * weight + total) / (weight + count), weight=weight + count)
 
 
 def _grown(seen: TierSeen, before: TierSeen, counter: str) -> int:
@@ -162,6 +183,9 @@ def _learnt(seen: TierSeen, before: TierMemory, parameters: Parameters, now_s: f
         seen=seen,
         prompt=_mixed(before.prompt, prompts, arrived, parameters, elapsed_s),
         output=_mixed(before.output, outputs, _grown(seen, last, "finished_requests"), parameters, elapsed_s),
+        context=_mixed(
+            before.context, _grown(seen, last, "finished_context_token_steps"), outputs, parameters, elapsed_s
+        ),
         kept=kept,
         missed=missed,
         z=_corrected(before.z, share, parameters, elapsed_s),
@@ -183,9 +207,10 @@ class _Work:
     spec: TierSpec
     batch: int
     output_tokens: float
+    context_tokens: float
 
     def of(self, prompt_tokens: float) -> float:
-        return float(work_s(self.spec.cost, self.batch, prompt_tokens, self.output_tokens))
+        return float(work_s(self.spec.cost, self.batch, prompt_tokens, self.output_tokens, self.context_tokens))
 
     def prefill(self, prompt_tokens: float) -> float:
         return float(work_s(self.spec.cost, self.batch, prompt_tokens, 0.0))
@@ -212,9 +237,14 @@ def _load(samples: tuple[Sample, ...], window_s: float, settle_s: float) -> floa
     return (now.work_s - base.work_s) / max(now.at_s - base.at_s, settle_s)
 
 
+def _cold_start_s(seen: TierSeen, spec: TierSpec) -> float:
+    return spec.cold_start_s if seen.cold_start_s is None else seen.cold_start_s
+
+
 def _figures(after: TierMemory, work: _Work, prompt_tokens: float, parameters: Parameters) -> Need:
-    seen, spec = after.seen, work.spec
-    cold_start_s = spec.cold_start_s if seen.cold_start_s is None else seen.cold_start_s
+    """By what was learnt before this look, so that more load now never looks like less to come."""
+    seen, spec, outlook = after.seen, work.spec, after.outlook
+    cold_start_s = _cold_start_s(seen, spec)
     short = _load(after.samples, parameters.short_s, parameters.settle_s)
     long = _load(after.samples, parameters.long_s, parameters.settle_s)
     trend = backlog = 0.0
@@ -226,8 +256,11 @@ def _figures(after: TierMemory, work: _Work, prompt_tokens: float, parameters: P
         held_s = seen.held_requests * (each_s - prefill_s)
         waiting_s = seen.waiting_prefill_tokens / prompt_tokens * prefill_s
         backlog = (held_s + waiting_s) / max(parameters.backlog_least_s, cold_start_s)
-    erlangs = max(short, long) + trend + backlog
-    margin = erlangs / parameters.rho - erlangs + after.z * math.sqrt(erlangs) if parameters.margin else 0.0
+    ahead = forecast(outlook, short, trend)
+    erlangs = ahead + backlog
+    margin = 0.0
+    if parameters.margin:
+        margin = erlangs / parameters.rho - erlangs + after.z * error(outlook, ahead, parameters.doubt_share)
     wanted = math.ceil(erlangs + margin)
     price = spec.price
     usd = (price.input_usd_per_mtok * prompt_tokens + price.output_usd_per_mtok * work.output_tokens) / 1e6
@@ -237,6 +270,7 @@ def _figures(after: TierMemory, work: _Work, prompt_tokens: float, parameters: P
         load_short=short,
         load_long=long,
         trend=trend,
+        ahead=ahead,
         backlog=backlog,
         erlangs=erlangs,
         margin=margin,

@@ -8,8 +8,10 @@ class Parameters:
     """One set for all tiers, traces and cold starts.
 
     `settle_s`: a load is the work of at least so much time, though less was seen. `trend_most_s`: as far as a trend is
-    believed. `idle_s`: a tier that may sleep does so after this time without a request. `miss_target`: share of broken
-    promises that is meant; above it z rises by up to `z_rise_per_min`, without any it falls by `z_fall_per_min`, as if
+    believed. `learn_s`: between two lessons from past forecasts, which fade with `learnt_s`; `doubt_share`: until then
+    a forecast is taken to err by this share of the load. `start_s`: what is there at first is kept for so long.
+    `idle_s`: a tier that may sleep does so after this time without a request. `miss_target`: share of broken promises
+    that is meant; above it z rises by up to `z_rise_per_min`, without any it falls by `z_fall_per_min`, as if
     `doubt_requests` more had been kept. `attain_s`, `lengths_s`: time constants of that share and of the mean lengths.
     `*_prior_tokens`: mean lengths until requests have shown theirs, with the weight of `prior_requests`. `stay_s`: how
     long a replica is expected to stay, to spread its cold start over. `protect`: times as much counts a video whose
@@ -18,12 +20,12 @@ class Parameters:
     """
 
     tick_s: float = 2.0
-    rho: float = 0.95
-    z: float = 0.3
-    z_min: float = 0.0
-    z_max: float = 3.0
-    z_rise_per_min: float = 0.3
-    z_fall_per_min: float = 0.02
+    rho: float = 1.0
+    z: float = 1.5
+    z_min: float = 0.3
+    z_max: float = 4.0
+    z_rise_per_min: float = 1.0
+    z_fall_per_min: float = 0.05
     miss_target: float = 0.01
     doubt_requests: float = 100.0
     attain_s: float = 120.0
@@ -31,6 +33,10 @@ class Parameters:
     long_s: float = 90.0
     settle_s: float = 10.0
     trend_most_s: float = 300.0
+    learn_s: float = 10.0
+    learnt_s: float = 1800.0
+    doubt_share: float = 0.15
+    start_s: float = 600.0
     backlog_least_s: float = 5.0
     calm_s: float = 60.0
     fall_share: float = 0.1
@@ -49,11 +55,36 @@ class Parameters:
     lending: bool = True
 
     def __post_init__(self) -> None:
-        positive = ("tick_s", "attain_s", "short_s", "settle_s", "backlog_least_s", "fall_every_s", "lengths_s")
-        for name in (*positive, "prompt_prior_tokens", "output_prior_tokens", "prior_requests", "stay_s", "idle_s"):
+        positive = (
+            "tick_s",
+            "attain_s",
+            "short_s",
+            "settle_s",
+            "backlog_least_s",
+            "fall_every_s",
+            "lengths_s",
+            "learn_s",
+        )
+        for name in (
+            *positive,
+            "prompt_prior_tokens",
+            "output_prior_tokens",
+            "prior_requests",
+            "stay_s",
+            "idle_s",
+            "learnt_s",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; numbers above 0 are allowed; raise it")
-        for name in ("z_rise_per_min", "z_fall_per_min", "doubt_requests", "trend_most_s", "z_min"):
+        for name in (
+            "z_rise_per_min",
+            "z_fall_per_min",
+            "doubt_requests",
+            "trend_most_s",
+            "z_min",
+            "doubt_share",
+            "start_s",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; numbers from 0 are allowed; raise it")
         rules = (

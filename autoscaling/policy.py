@@ -111,7 +111,8 @@ def _reason(needed: Need, parameters: Parameters) -> str:
     held = f", {needed.replicas} until less has sufficed" if needed.replicas > needed.wanted else ""
     return (
         f"load {needed.load_short:.2f} ({parameters.short_s:g} s) {needed.load_long:.2f} ({parameters.long_s:g} s), "
-        f"trend +{needed.trend:.2f}, backlog {needed.backlog:.2f}, margin {needed.margin:.2f} at z {needed.z:.2f}: "
+        f"trend +{needed.trend:.2f}: {needed.ahead:.2f} expected; backlog {needed.backlog:.2f}, "
+        f"margin {needed.margin:.2f} at z {needed.z:.2f}: "
         f"{needed.wanted} wanted{held}"
     )
 

@@ -16,7 +16,7 @@ from pydantic_core import core_schema
 from autoscaling.parameters import Parameters
 from autoscaling.policy import Memory, step
 from autoscaling.signals import Decision, Seen, Spec
-from cluster.admission import Verdict, decide
+from cluster.admission import Due, Verdict, decide
 from cluster.cost import Service
 from cluster.errors import ConfigurationError, RequestError
 from cluster.family import Family, Plan
@@ -90,11 +90,8 @@ class Routing:
 class Admission:
     kind: Literal["admission"] = "admission"
     best: Choice | None
-    now_s: float
-    arrived_s: float
-    ttft_s: float
-    patience_s: float
-    wait_s: float
+    alone: Choice
+    due: Due
     verdict: Verdict
 
 
@@ -150,14 +147,7 @@ def again(record: Record) -> Record:
                 record, choice=choose(record.loads, record.ask, record.service, record.now_s, record.packing)
             )
         case Admission():
-            verdict = decide(
-                record.best,
-                now_s=record.now_s,
-                arrived_s=record.arrived_s,
-                ttft_s=record.ttft_s,
-                patience_s=record.patience_s,
-                wait_s=record.wait_s,
-            )
+            verdict = decide(record.best, record.alone, record.due)
             return replace(record, verdict=verdict)
         case _:
             return replace(record, outcome=outcome(record.wish, record.plan, record.family))

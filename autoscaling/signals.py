@@ -19,10 +19,11 @@ class TierSeen:
     """One tier at a moment. Replicas that start or drain hold their GPUs too.
 
     `arrived_*`: all requests that asked for the tier, refused and held ones included; `arrived_prompt_tokens` after
-    known prefix hits. `kept`, `missed`: requests that ended with both promises kept, or not (refused: missed).
-    `ongoing_requests`: on replicas. `held_requests`: on no replica yet. `waiting_prefill_tokens`: of both, not yet
-    computed. `ttft_s_sum`, `tpot_s_sum`, `duration_s_sum`: over finished requests. `cold_start_s`: measured mean, None
-    before the first measurement.
+    known prefix hits. `finished_context_token_steps`: over finished requests, output times the context at its middle;
+    it tells how much KV cache a running sequence holds, as mean lengths do not where lengths vary. `kept`, `missed`:
+    requests that ended with both promises kept, or not (refused: missed). `ongoing_requests`: on replicas.
+    `held_requests`: on no replica yet. `waiting_prefill_tokens`: of both, not yet computed. `ttft_s_sum`, `tpot_s_sum`,
+    `duration_s_sum`: over finished requests. `cold_start_s`: measured mean, None before the first measurement.
     """
 
     ready: int
@@ -32,6 +33,7 @@ class TierSeen:
     arrived_prompt_tokens: int = 0
     finished_requests: int = 0
     finished_output_tokens: int = 0
+    finished_context_token_steps: int = 0
     kept: int = 0
     missed: int = 0
     ongoing_requests: int = 0

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from random import Random
+from typing import Literal
 
 from autoscaling.twin_held import Held
 from autoscaling.twin_nodes import Schedule
@@ -16,12 +17,14 @@ from autoscaling.twin_replica import NEVER_S, Replica, Request
 from autoscaling.twin_scenario import Route, Scenario, routes
 from autoscaling.twin_tally import Tally
 from autoscaling.twin_tier import TwinTier
-from cluster.admission import decide
+from cluster.admission import Due, decide
 from cluster.cost import prefill_us, prefill_us_per_token, request_gpu_s
 from cluster.fairness import charged, lifted
 from cluster.loads import Ask, Choice, Router
 from cluster.tiering import spill
 from cluster.workload import Workload
+
+Action = Literal["dispatch", "hold", "postpone", "refuse"]
 
 
 class Desk:
@@ -56,11 +59,12 @@ class Desk:
         tier = self.tiers[route.tiers[0]]
         blocks = self.workload.blocks[index] if self.workload.blocks is not None else ()
         request = Request(index, now_s, now_s, self.prompt[index], self.output[index], blocks=blocks)
-        if tier.held:
-            self._hold(request, route, now_s)
+        # Those who wait could not use what is free now, so a newcomer may; but not before a higher priority.
+        if tier.held.first_priority() > route.priority or (tier.held and not self.admission):
+            self._hold(request, route, now_s, late=False)
             self.release(tier, now_s)
         else:
-            self._place(request, route, now_s)
+            self._admit(request, route, now_s)
         counters = tier.counters
         counters.arrived_requests += 1
         counters.arrived_prompt_tokens += request.prefill_tokens or request.prompt_tokens
@@ -73,24 +77,27 @@ class Desk:
             expected_output_tokens=tier.output_tokens,
             us_per_token=self.us[index][request.index],
             draw=self.rng.random(),
+            waited_s=now_s - request.asked_s,
             hit_tokens=pool.prefix.hits_tokens(request.blocks, pool.slots) if pool.prefix is not None else None,
         )
         return self.router(pool.loads, ask, pool.service, now_s, tier.packing), ask
 
-    def _place(self, request: Request, route: Route, now_s: float, *, again: bool = False) -> bool:
-        """Dispatch, hold or refuse. False: it has to wait, and a request `again` asked for is not held twice."""
+    def _place(self, request: Request, route: Route, now_s: float) -> Action:
+        """Dispatch, spill or refuse; "hold" and "postpone" are for the caller to carry out."""
         choice, ask = self._choose(route.tiers[0], request, now_s)
         if choice.index is not None and (choice.feasible or not self.admission):
             self._dispatch(request, route, route.tiers[0], choice, ask, now_s)
-            return True
-        if self.admission:
-            if len(route.tiers) > 1 and self._spilled(request, route, now_s):
-                return True
-            if self._judged(request, route, choice, ask, now_s):
-                return True
-        if not again:
-            self._hold(request, route, now_s)
-        return False
+            return "dispatch"
+        if not self.admission:
+            return "hold"
+        if len(route.tiers) > 1 and self._spilled(request, route, now_s):
+            return "dispatch"
+        return self._judged(request, route, choice, ask, now_s)
+
+    def _admit(self, request: Request, route: Route, now_s: float) -> None:
+        action = self._place(request, route, now_s)
+        if action in ("hold", "postpone"):
+            self._hold(request, route, now_s, late=action == "postpone")
 
     def _spilled(self, request: Request, route: Route, now_s: float) -> bool:
         options = [self._choose(index, request, now_s) for index in route.tiers[1:]]
@@ -101,35 +108,24 @@ class Desk:
         self._dispatch(request, route, route.tiers[found[0]], choice, ask, now_s)
         return True
 
-    def _judged(self, request: Request, route: Route, choice: Choice, ask: Ask, now_s: float) -> bool:
-        """Whether it is dispatched, late, or refused.
-
-        Sent to be late it would make those behind it late too. So it waits until work has drained, unless a replica
-        with nothing else to do would break a promise to it as well.
-        """
+    def _judged(self, request: Request, route: Route, choice: Choice, ask: Ask, now_s: float) -> Action:
         tier = self.tiers[route.tiers[0]]
         service = tier.pool.service
-        place_s = tier.next_ready_s(now_s)
-        waits = choice.index is not None and self._hopeful(tier, request, ask, now_s)
-        verdict = decide(
-            None if waits else choice,
+        due = Due(
             now_s=now_s,
             arrived_s=request.asked_s,
             ttft_s=service.ttft_s,
+            tpot_ms=service.tpot_ms,
             patience_s=_patience_s(tier),
-            wait_s=min(place_s, choice.ttft_s) if waits else place_s,
+            wait_s=tier.next_ready_s(now_s),
         )
+        alone = self.router(tier.pool.idle, replace(ask, hit_tokens=None), service, now_s, False)
+        verdict = decide(choice, alone, due)
         if verdict.action == "dispatch":
             self._dispatch(request, route, route.tiers[0], choice, ask, now_s)
         elif verdict.action == "refuse":
             self._refuse(request)
-        return verdict.action != "hold"
-
-    def _hopeful(self, tier: TwinTier, request: Request, ask: Ask, now_s: float) -> bool:
-        if request.hopeful is None:
-            alone = replace(ask, hit_tokens=None)
-            request.hopeful = self.router(tier.pool.idle, alone, tier.pool.service, now_s, False).feasible
-        return request.hopeful
+        return verdict.action
 
     def _dispatch(
         self, request: Request, route: Route, index: int, choice: Choice, ask: Ask, now_s: float
@@ -155,10 +151,10 @@ class Desk:
 
     # --- waiting
 
-    def _hold(self, request: Request, route: Route, now_s: float) -> None:
+    def _hold(self, request: Request, route: Route, now_s: float, *, late: bool) -> None:
         tier = self.tiers[route.tiers[0]]
         if not self.admission:  # stock systems know one queue
-            tier.held.push(Held(request, route, (0, ""), math.inf, 0.0), now_s)
+            tier.held.push(Held(request, route, (0, ""), math.inf, 0.0))
             return
         cost_gpu_s = 0.0
         if self.fair:
@@ -168,16 +164,21 @@ class Desk:
                 active = [tier.served_gpu_s.get(tenant, 0.0) for tenant in waiting]
                 tier.served_gpu_s[route.tenant] = lifted(tier.served_gpu_s.get(route.tenant, 0.0), active)
         deadline_s = request.asked_s + tier.pool.service.ttft_s
-        tier.held.push(Held(request, route, (route.priority, route.tenant), deadline_s, cost_gpu_s), now_s)
+        tier.held.push(Held(request, route, (route.priority, route.tenant), deadline_s, cost_gpu_s), late=late)
 
     def release(self, tier: TwinTier, now_s: float) -> None:
-        """Held requests go on, in their order, until one of them has to wait longer."""
+        """Held requests go on, in their order, until one of them has to wait longer.
+
+        One that would be late anyhow does not hold up those behind it that would not.
+        """
         held = tier.held
         while held:
             head = held.pop(now_s, tier.served_gpu_s)
             if not self._place(head.request, head.route, now_s, again=True):
-                held.push(head, now_s)
-                return
+                late = _too_late(tier, head, now_s)
+                held.push(head, late=late)
+                if not (late and held.in_time):
+                    return
 
     def shed(self, tier: TwinTier, now_s: float) -> None:
         """Refuse those whose patience is over."""
@@ -225,7 +226,7 @@ class Desk:
             assert isinstance(route, Route)
             if request.first_s >= 0:  # an answer that has begun is not gone on with by another model
                 route = replace(route, tiers=(self.tally.served[request.index],))
-            self._place(request, route, now_s)
+            self._admit(request, route, now_s)
 
     # --- out
 
@@ -239,7 +240,7 @@ class Desk:
             asked.kept += 1
         else:
             asked.missed += 1
-        tier.finished(output)
+        tier.finished(self.prompt[index], output)
         counters = tier.counters
         counters.ttft_s_sum += ttft_s
         counters.tpot_s_sum += tpot_s
@@ -261,3 +262,8 @@ class Desk:
 def _patience_s(tier: TwinTier) -> float:
     """A tier that sleeps is not saturated: nobody is shed for its cold start."""
     return tier.pool.service.patience_s if tier.pool.ready else math.inf
+
+
+def _too_late(tier: TwinTier, held: Held, now_s: float) -> bool:
+    """Work drains as fast as its time runs out: what no replica can do in time now, only one that starts may yet."""
+    return now_s + tier.next_ready_s(now_s) > held.deadline_s

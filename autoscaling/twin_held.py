@@ -1,9 +1,10 @@
 """Requests that wait on no replica: by priority, then by fair share between tenants, then by deadline.
 
-Those whose deadline has passed stand behind all others, in the same order among themselves: served first they would
-make the next one late too.
+Those to whom no promise can be kept stand behind all others, in the same order among themselves: served first they
+would make the next one late too.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -43,14 +44,16 @@ class HeldQueue:
         """With requests here."""
         return {tenant for at, tenant in (*self.in_time, *self.late) if at == priority}
 
-    def push(self, held: Held, now_s: float) -> None:
-        _push(self.late if held.deadline_s < now_s else self.in_time, held)
+    def first_priority(self) -> float:
+        """The highest among those who wait in time."""
+        return max((priority for priority, _ in self.in_time), default=-math.inf)
+
+    def push(self, held: Held, *, late: bool = False) -> None:
+        _push(self.late if late else self.in_time, held)
         self.prefill_tokens += held.request.prompt_tokens
 
-    def pop(self, now_s: float, served_gpu_s: Mapping[str, float]) -> Held:
+    def pop(self, served_gpu_s: Mapping[str, float]) -> Held:
         """The one to go next. `served_gpu_s`: by tenant, shares applied."""
-        for held in _due(self.in_time, now_s):
-            _push(self.late, held)
         heaps = self.in_time or self.late
         key = next(iter(heaps))
         if len(heaps) > 1:

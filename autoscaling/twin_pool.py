@@ -68,7 +68,7 @@ class Pool:
         """Write the replica's state into its columns."""
         loads, slot = self.loads, replica.slot
         loads.sequences[slot] = loads.ongoing[slot] = replica.sequences
-        loads.kv_tokens[slot] = replica.kv_mean_tokens
+        loads.kv_tokens[slot] = replica.kv_tokens + replica.waiting_tokens
         loads.prefill_tokens[slot] = replica.waiting_tokens
         loads.prefill_done_s[slot] = replica.prefill_done_s
         if replica.imbalance != 1.0:

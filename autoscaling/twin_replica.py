@@ -10,7 +10,7 @@ leaves free goes to those behind it. Idealised, alike for every policy:
 
 - the chunk is decided when a prefill begins or goes on after an event, and kept until the next event;
 - who arrives while a prefill is under way joins at its next event; who arrives beside a batch that only decodes, at
-  the next step boundary;
+  the next step boundary; who finds the replica idle begins at once, alone;
 - a sequence joins when its whole length fits into the KV cache (the engine is taken to know it, so nothing is ever
   pre-empted), in order of arrival; one that is longer than the whole cache runs alone;
 - a cached prefix saves its prefill, but the sequence still takes its whole length of the cache.
@@ -51,13 +51,12 @@ class Request:
 class Replica:
     """`imbalance`: most loaded rank over the mean, on the d term and on prefill. `due`: told its events, see `next_s`.
 
-    The state is exact at `clock_s`, which may be a part of a step ahead of the events: a batch that was interrupted
-    goes on to the boundary of its step. `version` changes with every plan; an event of an older one is void.
+    The state is that of `clock_s`, the last event. `version` changes with every plan; events of older ones are void.
     """
 
     __slots__ = (
         "_burst", "_completing", "_prefill_ms", "_step_ms", "_steps", "_touched_ms", "clock_s", "decoding", "draining",
-        "due", "finish", "imbalance", "inflate", "kv_mean_tokens", "kv_tokens", "left_tokens", "next_s", "prefill_ms",
+        "due", "finish", "imbalance", "inflate", "kv_tokens", "left_tokens", "next_s", "prefill_ms",
         "queue", "reserved_output_tokens", "reserved_tokens", "sequences", "service", "slot", "steps", "version",
         "waiting_tokens",
     )  # fmt: skip
@@ -78,7 +77,6 @@ class Replica:
         self.queue: deque[Request] = deque()
         self.left_tokens = 0  # of the head of the queue; 0: not begun
         self.kv_tokens = 0  # of the sequences that decode
-        self.kv_mean_tokens = 0.0  # of all that are here, each at the middle of its life
         self.reserved_tokens = 0
         self.reserved_output_tokens = 0
         self.waiting_tokens = 0  # of prompts that are not complete
@@ -113,7 +111,6 @@ class Replica:
         self.sequences += 1
         self.waiting_tokens += request.prefill_tokens
         self.prefill_ms += request.prefill_tokens * request.us_per_token * self.imbalance / 1000
-        self.kv_mean_tokens += request.prompt_tokens + request.expected_tokens / 2
         if self.next_s == NEVER_S:
             self.clock_s = now_s
             self.plan()
@@ -121,12 +118,12 @@ class Replica:
             self._cut(now_s)
 
     def _cut(self, now_s: float) -> None:
+        """The segment ends at the next step boundary."""
         steps = math.ceil(self._steps_by(now_s) - ROUNDING)
         if steps < self._steps:
-            self.clock_s += self._duration_ms(steps) / 1000
-            self.steps += steps
-            self.kv_tokens += self.decoding * steps
-            self.plan()
+            self.version += 1
+            self._steps = steps
+            self.next_s = max(now_s, self.clock_s + self._duration_ms(steps) / 1000)
 
     def _steps_by(self, now_s: float) -> float:
         """Steps of the segment by then. Prefill counts as spread evenly over it."""
@@ -164,7 +161,6 @@ class Replica:
             self._steps = self.finish[0][0] - self.steps
             self.next_s = self.clock_s + self._duration_ms(self._steps) / 1000
         else:
-            self.kv_mean_tokens = 0.0
             self.next_s = NEVER_S
 
     def _plan_prefill(self, head: Request) -> None:
@@ -240,7 +236,6 @@ class Replica:
         self.sequences -= 1
         self.reserved_tokens -= request.prompt_tokens + request.output_tokens
         self.reserved_output_tokens -= request.output_tokens
-        self.kv_mean_tokens -= request.prompt_tokens + request.expected_tokens / 2
 
     def lost(self, now_s: float) -> list[Request]:
         """It dies: all that are here, in order of arrival, the tokens that they already have counted as prompt."""

@@ -22,6 +22,7 @@ class Counters:
     arrived_prompt_tokens: int = 0
     finished_requests: int = 0
     finished_output_tokens: int = 0
+    finished_context_token_steps: int = 0
     kept: int = 0
     missed: int = 0
     ttft_s_sum: float = 0.0
@@ -102,9 +103,10 @@ class TwinTier:
             return max(0.0, min(lease.since_s for lease in starting) + expected_s - now_s)
         return math.inf if self.pool.replicas else expected_s
 
-    def finished(self, output_tokens: int) -> None:
+    def finished(self, prompt_tokens: int, output_tokens: int) -> None:
         self.counters.finished_requests += 1
         self.counters.finished_output_tokens += output_tokens
+        self.counters.finished_context_token_steps += output_tokens * (prompt_tokens + output_tokens // 2)
         share = max(OUTPUT_SHARE, 1 / self.counters.finished_requests)
         self.output_tokens += share * (output_tokens - self.output_tokens)
 

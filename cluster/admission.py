@@ -6,9 +6,11 @@ All promises there hold: dispatch. Otherwise, with `first` the earliest first to
 
     refuse     first > patience                     sooner a refusal that says when to come back than a wait in vain
     hold       now - arrived + wait <= ttft         a place may yet appear in time for the promise
-    dispatch   the best replica is within patience  late is better than never
-    hold       otherwise                            only a place that appears is within patience
+    dispatch   ttft there <= ttft alone + CALM*TTFT the replica has little to do: late is better than never
+    postpone   otherwise                            no promise to it can be kept: it waits behind all with one to keep
 
+The last rule is what an overload turns on. First come, first served, a queue longer than the promise makes everybody
+late; sent where there is time to spare, those too late already cost nobody else a promise. Likewise for the pace.
 Refused callers are told to come back when the wait will have shrunk to the patience. Held requests: highest priority,
 then the tenant served least, then the earliest deadline. Times in seconds. Ignored: what a held request costs others.
 """
@@ -21,43 +23,63 @@ from typing import Literal
 from cluster.loads import Choice
 
 LEAST_RETRY_S = 1.0
+CALM_SHARE = 0.25  # of the promised first token that a replica may be busy for and still count as calm
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """`retry_after_s` comes with a refusal only: finite, at least 1."""
 
-    action: Literal["dispatch", "hold", "refuse"]
+    action: Literal["dispatch", "hold", "postpone", "refuse"]
     reason: str
     retry_after_s: float | None = None
 
 
 IN_TIME = Verdict("dispatch", "every promise there holds")
-LATE = Verdict("dispatch", "no place in time: late, but within patience")
+LATE = Verdict("dispatch", "no place in time: late, where it delays nobody much")
+BEHIND = Verdict("postpone", "no place in time: behind all whose promises can be kept")
 
 
-def decide(
-    best: Choice | None, *, now_s: float, arrived_s: float, ttft_s: float, patience_s: float, wait_s: float
-) -> Verdict:
-    """`wait_s`: predicted until a place appears (a replica that starts, work that drains); inf where none is coming.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A request's times. `ttft_s` (promised) and `patience_s` count from its arrival; tpot_ms is promised too.
 
-    `ttft_s` (promised) and `patience_s` count from arrival. Ask again for a held request when the loads have changed,
-    and when its deadline has come.
+    `wait_s`: predicted until a place appears, say on a replica that starts; inf where none is coming.
+    """
+
+    now_s: float
+    arrived_s: float
+    ttft_s: float
+    tpot_ms: float
+    patience_s: float
+    wait_s: float
+
+
+def decide(best: Choice | None, alone: Choice, due: Due) -> Verdict:
+    """`best`: the choice of routing. `alone`: the same on a replica that has nothing else to do.
+
+    Ask again for a held or postponed request when the loads have changed.
     """
     here_s = math.inf
     if best is not None and best.index is not None:
         if best.feasible:
             return IN_TIME
         here_s = best.ttft_s
-    waited_s = now_s - arrived_s
-    first_s = min(here_s, wait_s)
-    if waited_s + first_s > patience_s:
-        return _refusal(waited_s, first_s, patience_s)
-    if waited_s + wait_s <= ttft_s:
-        return Verdict("hold", f"a place is expected in {wait_s:.2f} s, {ttft_s - waited_s:.2f} s before the deadline")
-    if waited_s + here_s <= patience_s and here_s < math.inf:  # patience may be endless
+    waited_s = due.now_s - due.arrived_s
+    first_s = min(here_s, due.wait_s)
+    if waited_s + first_s > due.patience_s:
+        return _refusal(waited_s, first_s, due.patience_s)
+    if waited_s + due.wait_s <= due.ttft_s:
+        left_s = due.ttft_s - waited_s
+        return Verdict("hold", f"a place is expected in {due.wait_s:.2f} s, {left_s:.2f} s before the deadline")
+    if best is not None and here_s < math.inf and _calm(best, alone, due):
         return LATE
-    return Verdict("hold", f"late, but within patience: a place is expected in {wait_s:.2f} s")
+    return BEHIND
+
+
+def _calm(best: Choice, alone: Choice, due: Due) -> bool:
+    quick = best.ttft_s <= alone.ttft_s + CALM_SHARE * due.ttft_s
+    return quick and best.tpot_ms <= max(due.tpot_ms, alone.tpot_ms)
 
 
 def _refusal(waited_s: float, first_s: float, patience_s: float) -> Verdict:

@@ -125,28 +125,46 @@ class Priced(Protocol):
     def ranks(self) -> int: ...
 
 
-def slo_batch(priced: Priced, prompt_tokens: float, output_tokens: float) -> int:
+def slo_batch(
+    priced: Priced,
+    prompt_tokens: float,
+    output_tokens: float,
+    context_tokens: float | None = None,
+    pace_share: float = 1.0,
+) -> int:
     """The largest batch of such requests that one replica sustains: its step, with the prefill that it brings, keeps
 
-    the promised pace (a + b*B + c*B*(in + o/2) + d*touched(B) + p*in*B/o <= TPOT), and its tokens fit. At least 1.
+    that share of the promised pace (a + b*B + c*B*context + d*touched(B) + p*in*B/o <= share*TPOT), and its tokens fit.
+    At least 1. `context_tokens`: of a running sequence on average, in + o/2 where lengths do not vary; it is more where
+    they do, since a long answer is met running more often than a short one.
     """
     cost = priced.cost
-    most = min(priced.max_running, int(priced.kv_tokens / (prompt_tokens + output_tokens)))
+    context = prompt_tokens + output_tokens / 2 if context_tokens is None else context_tokens
+    most = min(priced.max_running, int(priced.kv_tokens / max(1.0, 2 * context - prompt_tokens)))
     batch = np.arange(1, max(most, 1) + 1, dtype=float)
     prefill_ms = prompt_tokens * prefill_us_per_token(cost, prompt_tokens) / 1000
-    context = prompt_tokens + output_tokens / 2
     each_ms = cost.b_ms_per_seq + cost.c_ms_per_ktok * context / 1000 + prefill_ms / output_tokens
     steps_ms = cost.a_ms + each_ms * batch + cost.d_ms * _touched(cost, batch)
-    return max(1, int(np.searchsorted(steps_ms, priced.slo.tpot_ms, side="right")))
+    return max(1, int(np.searchsorted(steps_ms, pace_share * priced.slo.tpot_ms, side="right")))
 
 
-def work_s(cost: StepCost, batch: float, prompt_tokens: Floats | float, output_tokens: Floats | float) -> Floats:
-    """Replica-seconds of a request, or of each of many, whose steps are shared by `batch`."""
+def work_s(
+    cost: StepCost,
+    batch: float,
+    prompt_tokens: Floats | float,
+    output_tokens: Floats | float,
+    context_tokens: Floats | float | None = None,
+) -> Floats:
+    """Replica-seconds of a request, or of each of many, whose steps are shared by `batch`.
+
+    For a mean request give the mean context of running ones, as in slo_batch.
+    """
     lengths, us = zip(*sorted(cost.prefill_us_per_token.items()), strict=True)
     prompt, output = np.asarray(prompt_tokens, dtype=float), np.asarray(output_tokens, dtype=float)
+    context = prompt + output / 2 if context_tokens is None else np.asarray(context_tokens, dtype=float)
     prefill_ms = prompt * np.interp(np.log(np.maximum(prompt, 1)), np.log(lengths), us) / 1000
     shared_ms = (cost.a_ms + cost.d_ms * float(_touched(cost, np.asarray(float(batch))))) / batch
-    token_ms = cost.b_ms_per_seq + cost.c_ms_per_ktok * (prompt + output / 2) / 1000 + shared_ms
+    token_ms = cost.b_ms_per_seq + cost.c_ms_per_ktok * context / 1000 + shared_ms
     return np.asarray((prefill_ms + token_ms * output) / 1000)
 
 

@@ -20,8 +20,9 @@ Method = Literal["predicted", "two_choices", "peer", "none"]
 class Loads:
     """One entry per replica in every array.
 
-    `sequences`: there, waiting or running. `kv_tokens`: held or needed by them all, expected outputs included.
-    `prefill_tokens`: queued, not computed yet. `prefill_done_s`: when those will be computed.
+    `sequences`: there, waiting or running. `kv_tokens`: held by those that run, and prompts of those that wait; what
+    answers will add is left to the decision. `prefill_tokens`: queued, not computed yet. `prefill_done_s`: when those
+    will be computed.
     `correction`: measured step over modelled step. `heard_s`: when it was last heard of.
     `ongoing`: requests that this router itself has there. `open`: takes new requests (neither draining nor dead).
     """
@@ -42,13 +43,14 @@ class Ask:
     """A request as routing sees it. Its true output length is unknown, so it brings a guess.
 
     `us_per_token`: prefill cost at its length. `hit_tokens`: of its prefix, cached on each replica; None where unknown.
-    `draw`: uniform in [0, 1), all the chance that the decision may use.
+    `draw`: uniform in [0, 1), all the chance that the decision may use. `waited_s`: of the promise, already gone.
     """
 
     prompt_tokens: int
     expected_output_tokens: float
     us_per_token: float
     draw: float
+    waited_s: float = 0.0
     hit_tokens: Floats | None = None
 
 

@@ -79,10 +79,10 @@ def _riding_ms(step: Floats, own: Floats | float, us: Floats | float, service: S
     return own / chunk_ms * step
 
 
-def _kept(seen: Prediction, service: Service, us: Floats | float, share: float = 1.0) -> Bools:
+def _kept(seen: Prediction, service: Service, us: Floats | float, waited_s: float, share: float = 1.0) -> Bools:
     """Where every promise holds, with that share of each."""
     pace = share * service.tpot_ms - (LEAST_TOKENS * us / 1000 if service.chunking == "slack" else 0.0)
-    kept: Bools = (seen.ttft_ms <= share * service.ttft_s * 1000) & (seen.step_ms <= pace) & seen.fits
+    kept: Bools = (seen.ttft_ms <= (share * service.ttft_s - waited_s) * 1000) & (seen.step_ms <= pace) & seen.fits
     return kept
 
 
@@ -103,7 +103,7 @@ def choose(loads: Loads, ask: Ask, service: Service, now_s: float, packing: bool
         us = np.float64(ask.us_per_token)  # divides by zero without raising
         seen = predict(loads, ask, service, now_s, us)
         fresh = loads.open & (loads.heard_s >= now_s - STALE_S)
-        keep = (fresh & _kept(seen, service, us)).nonzero()[0]
+        keep = (fresh & _kept(seen, service, us, ask.waited_s)).nonzero()[0]
         if keep.size:
             return _choice(_best(keep, seen, ask, service, packing), seen, True)
         return _unkept(loads, ask, service, seen, fresh)
@@ -111,7 +111,7 @@ def choose(loads: Loads, ask: Ask, service: Service, now_s: float, packing: bool
 
 def _best(keep: NDArray[np.int64], seen: Prediction, ask: Ask, service: Service, packing: bool) -> int:
     if packing:
-        roomy = keep[_kept(seen, service, ask.us_per_token, PACKED_SHARE)[keep]]
+        roomy = keep[_kept(seen, service, ask.us_per_token, ask.waited_s, PACKED_SHARE)[keep]]
         if roomy.size:
             return _drawn(roomy, -seen.base_ms[roomy], ask.draw)
     return _drawn(keep, _score(seen, service)[keep], ask.draw)
@@ -194,7 +194,7 @@ def order(replicas: Sequence[Candidate], ask: Ask, service: Service, now_s: floa
         seen = predict(loads, ask, service, now_s, us)
         excess = _excess(seen, service)
         known = (loads.heard_s >= now_s - STALE_S) & np.isfinite(excess)
-        kept = known & _kept(seen, service, us)
+        kept = known & _kept(seen, service, us, ask.waited_s)
         score = np.where(kept, _score(seen, service), excess)
     rng = Random(ask.draw)
     ranked = sorted((not kept[i], float(score[i]), rng.random(), alive[i].replica_id) for i in known.nonzero()[0])
