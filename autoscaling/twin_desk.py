@@ -169,15 +169,16 @@ class Desk:
     def release(self, tier: TwinTier, now_s: float) -> None:
         """Held requests go on, in their order, until one of them has to wait longer.
 
-        One that would be late anyhow does not hold up those behind it that would not.
+        One to whom no promise can be kept does not hold up those behind it to whom one can.
         """
         held = tier.held
         while held:
-            head = held.pop(now_s, tier.served_gpu_s)
-            if not self._place(head.request, head.route, now_s, again=True):
-                late = _too_late(tier, head, now_s)
-                held.push(head, late=late)
-                if not (late and held.in_time):
+            late = not held.in_time
+            head = held.pop(tier.served_gpu_s)
+            action = self._place(head.request, head.route, now_s)
+            if action in ("hold", "postpone"):
+                held.push(head, late=late or action == "postpone")
+                if late or action == "hold":
                     return
 
     def shed(self, tier: TwinTier, now_s: float) -> None:
