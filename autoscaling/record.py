@@ -90,7 +90,6 @@ class Routing:
 class Admission:
     kind: Literal["admission"] = "admission"
     best: Choice | None
-    alone: Choice
     due: Due
     verdict: Verdict
 
@@ -147,7 +146,7 @@ def again(record: Record) -> Record:
                 record, choice=choose(record.loads, record.ask, record.service, record.now_s, record.packing)
             )
         case Admission():
-            verdict = decide(record.best, record.alone, record.due)
+            verdict = decide(record.best, record.due)
             return replace(record, verdict=verdict)
         case _:
             return replace(record, outcome=outcome(record.wish, record.plan, record.family))

@@ -119,8 +119,7 @@ class Desk:
             patience_s=_patience_s(tier),
             wait_s=tier.next_ready_s(now_s),
         )
-        alone = self.router(tier.pool.idle, replace(ask, hit_tokens=None), service, now_s, False)
-        verdict = decide(choice, alone, due)
+        verdict = decide(choice, due)
         if verdict.action == "dispatch":
             self._dispatch(request, route, route.tiers[0], choice, ask, now_s)
         elif verdict.action == "refuse":
@@ -135,7 +134,6 @@ class Desk:
         # Hashes are of the prompt that was sent, which grows with what a lost replica had answered.
         hit = 0 if ask.hit_tokens is None else min(int(ask.hit_tokens[choice.index]), self.prompt[request.index])
         request.us_per_token = ask.us_per_token
-        request.expected_tokens = ask.expected_output_tokens
         request.prefill_tokens = max(1, request.prompt_tokens - hit)
         self.tally.served[request.index] = index
         replica = tier.pool.replicas[choice.index]
@@ -145,7 +143,7 @@ class Desk:
         if replica.version != version:
             self.schedule(replica.next_s, replica.due, replica.version)
         if self.fair:
-            cost_gpu_s = request_gpu_s(tier.pool.service, request.prefill_tokens, request.expected_tokens)
+            cost_gpu_s = request_gpu_s(tier.pool.service, request.prefill_tokens, ask.expected_output_tokens)
             before = tier.served_gpu_s.get(route.tenant, 0.0)
             tier.served_gpu_s[route.tenant] = charged(before, cost_gpu_s, route.share)
 
@@ -220,7 +218,7 @@ class Desk:
             if request.retried:
                 self._miss(request, "failed:replica_lost")
                 continue
-            request.retried, request.asked_s, request.hopeful = True, now_s, None
+            request.retried, request.asked_s = True, now_s
             for tier, us in zip(self.tiers, self.us, strict=True):
                 us[request.index] = prefill_us_per_token(tier.pool.service.cost, request.prompt_tokens)
             route = self.routes[self.route_of[request.index]]

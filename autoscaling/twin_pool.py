@@ -1,6 +1,5 @@
 """The replicas of one tier in the twin, as the columns that routing reads."""
 
-from dataclasses import replace
 from heapq import heappop, heappush, nsmallest
 
 import numpy as np
@@ -24,7 +23,6 @@ class Pool:
         self._free_slots: list[int] = []
         self._columns = self._empty(FIRST_SLOTS)
         self.loads = self._sliced(0)
-        self.idle = replace(self._empty(1), open=np.ones(1, dtype=bool))  # one replica with nothing to do
 
     def _empty(self, size: int) -> Loads:
         return Loads(
@@ -65,10 +63,10 @@ class Pool:
         self.show(replica)
 
     def show(self, replica: Replica) -> None:
-        """Write the replica's state into its columns."""
+        """Write the replica's state, which is that of its last event, into its columns."""
         loads, slot = self.loads, replica.slot
         loads.sequences[slot] = loads.ongoing[slot] = replica.sequences
-        loads.kv_tokens[slot] = replica.kv_tokens + replica.waiting_tokens
+        loads.kv_tokens[slot] = replica.kv_tokens + replica.waiting_prompt_tokens
         loads.prefill_tokens[slot] = replica.waiting_tokens
         loads.prefill_done_s[slot] = replica.prefill_done_s
         if replica.imbalance != 1.0:

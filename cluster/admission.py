@@ -6,11 +6,13 @@ All promises there hold: dispatch. Otherwise, with `first` the earliest first to
 
     refuse     first > patience                     sooner a refusal that says when to come back than a wait in vain
     hold       now - arrived + wait <= ttft         a place may yet appear in time for the promise
-    dispatch   ttft there <= ttft alone + CALM*TTFT the replica has little to do: late is better than never
+    dispatch   the best replica is calm             little work is ahead of it there: late is better than never
     postpone   otherwise                            no promise to it can be kept: it waits behind all with one to keep
 
+    calm       ttft - own prefill <= TTFT*(CALM + h), pace <= TPOT*(1 + h), h = HURRY*((now - arrived)/patience)^2
+
 The last rule is what an overload turns on. First come, first served, a queue longer than the promise makes everybody
-late; sent where there is time to spare, those too late already cost nobody else a promise. Likewise for the pace.
+late; sent where there is time to spare, those too late already cost few others a promise.
 Refused callers are told to come back when the wait will have shrunk to the patience. Held requests: highest priority,
 then the tenant served least, then the earliest deadline. Times in seconds. Ignored: what a held request costs others.
 """
@@ -23,6 +25,7 @@ from typing import Literal
 from cluster.loads import Choice
 
 LEAST_RETRY_S = 1.0
+HURRY = 2.0  # how fast those who are late stop being patient with a busy replica
 CALM_SHARE = 0.25  # of the promised first token that a replica may be busy for and still count as calm
 
 
@@ -55,11 +58,8 @@ class Due:
     wait_s: float
 
 
-def decide(best: Choice | None, alone: Choice, due: Due) -> Verdict:
-    """`best`: the choice of routing. `alone`: the same on a replica that has nothing else to do.
-
-    Ask again for a held or postponed request when the loads have changed.
-    """
+def decide(best: Choice | None, due: Due) -> Verdict:
+    """`best`: the choice of routing. Ask again for a held or postponed request when the loads have changed."""
     here_s = math.inf
     if best is not None and best.index is not None:
         if best.feasible:
@@ -72,14 +72,15 @@ def decide(best: Choice | None, alone: Choice, due: Due) -> Verdict:
     if waited_s + due.wait_s <= due.ttft_s:
         left_s = due.ttft_s - waited_s
         return Verdict("hold", f"a place is expected in {due.wait_s:.2f} s, {left_s:.2f} s before the deadline")
-    if best is not None and here_s < math.inf and _calm(best, alone, due):
+    if best is not None and here_s < math.inf and _calm(best, due, waited_s):
         return LATE
     return BEHIND
 
 
-def _calm(best: Choice, alone: Choice, due: Due) -> bool:
-    quick = best.ttft_s <= alone.ttft_s + CALM_SHARE * due.ttft_s
-    return quick and best.tpot_ms <= max(due.tpot_ms, alone.tpot_ms)
+def _calm(best: Choice, due: Due, waited_s: float) -> bool:
+    hurry = HURRY * (waited_s / due.patience_s) ** 2
+    quick = best.ttft_s - best.own_s <= due.ttft_s * (CALM_SHARE + hurry)
+    return quick and best.tpot_ms <= due.tpot_ms * (1 + hurry)
 
 
 def _refusal(waited_s: float, first_s: float, patience_s: float) -> Verdict:

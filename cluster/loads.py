@@ -56,13 +56,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The replica for a request (None: none is open), what it would see there, and whether all promises there hold."""
+    """The replica for a request (None: none is open), what it would see there, and whether all promises there hold.
+
+    `own_s`: what of the time to first token is its own prefill; the rest it waits for others.
+    """
 
     index: int | None
     ttft_s: float
     tpot_ms: float
     feasible: bool
     method: Method
+    own_s: float = 0.0
 
 
 class Router(Protocol):

@@ -140,7 +140,7 @@ def _unkept(loads: Loads, ask: Ask, service: Service, seen: Prediction, fresh: B
 
 def _choice(index: int, seen: Prediction, feasible: bool) -> Choice:
     ttft_s, tpot_ms = float(seen.ttft_ms[index]) / 1000, float(seen.step_ms[index])
-    return Choice(index, ttft_s, tpot_ms, feasible, "predicted")
+    return Choice(index, ttft_s, tpot_ms, feasible, "predicted", float(seen.own_ms[index]) / 1000)
 
 
 def _two_choices(pool: NDArray[np.int64], ongoing: Floats, draw: float) -> int:
