@@ -39,13 +39,11 @@ class Request:
     prompt_tokens: int
     output_tokens: int
     us_per_token: float = 0.0
-    expected_tokens: float = 0.0
     prefill_tokens: int = 0  # the prompt less the cached prefix; 0 before it is sent to a replica
     blocks: tuple[int, ...] = ()
     first_s: float = -1.0  # the first token; negative: not yet
     born_step: int = 0
     retried: bool = False
-    hopeful: bool | None = None  # a replica with nothing else to do would keep every promise; None: not asked yet
 
 
 class Replica:
@@ -58,7 +56,7 @@ class Replica:
         "_burst", "_completing", "_prefill_ms", "_step_ms", "_steps", "_touched_ms", "clock_s", "decoding", "draining",
         "due", "finish", "imbalance", "inflate", "kv_tokens", "left_tokens", "next_s", "prefill_ms",
         "queue", "reserved_output_tokens", "reserved_tokens", "sequences", "service", "slot", "steps", "version",
-        "waiting_tokens",
+        "waiting_prompt_tokens", "waiting_tokens",
     )  # fmt: skip
 
     def __init__(self, service: Service, slot: int, now_s: float, imbalance: float = 1.0) -> None:
@@ -79,7 +77,8 @@ class Replica:
         self.kv_tokens = 0  # of the sequences that decode
         self.reserved_tokens = 0
         self.reserved_output_tokens = 0
-        self.waiting_tokens = 0  # of prompts that are not complete
+        self.waiting_tokens = 0  # to be computed for prompts that are not complete
+        self.waiting_prompt_tokens = 0  # of them, with what is cached
         self.prefill_ms = 0.0  # queued, without what the present segment computes
         self.inflate = 1.0  # wall time of prefill over its compute time, beside the steps of those that decode
         # The segment up to the next event: its steps, their time without context, and the prefill that rides on them.
@@ -110,6 +109,7 @@ class Replica:
         self.queue.append(request)
         self.sequences += 1
         self.waiting_tokens += request.prefill_tokens
+        self.waiting_prompt_tokens += request.prompt_tokens
         self.prefill_ms += request.prefill_tokens * request.us_per_token * self.imbalance / 1000
         if self.next_s == NEVER_S:
             self.clock_s = now_s
@@ -219,6 +219,7 @@ class Replica:
         started = self._completing
         for request in started:
             self.waiting_tokens -= request.prefill_tokens
+            self.waiting_prompt_tokens -= request.prompt_tokens
             if request.first_s < 0:
                 request.first_s = self.clock_s
             if request.output_tokens == 1:

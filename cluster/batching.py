@@ -4,8 +4,8 @@
 
 A step with a chunk is a pause for every sequence that decodes, and short answers have few tokens to spread it over. So
 a fixed chunk that is right for throughput breaks the pace of short answers; with this one no single step is longer than
-the promise, as long as the decode step itself is not. Nobody decoding: the largest chunk, nobody is held up. Engines
-with a fixed chunk (chunking "fixed") are told apart by the service.
+the promise, as long as the decode step with the least chunk is not. Nobody decoding: the largest chunk, nobody is held
+up. Engines with a fixed chunk (chunking "fixed") are told apart by the service.
 """
 
 from cluster.cost import Service

@@ -17,20 +17,19 @@ class PrefixIndex:
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
         self._holders: dict[int, int] = {}
-        self._recent: dict[int, OrderedDict[int, None]] = {}
+        self._recent: dict[int, OrderedDict[int, None]] = {}  # by replica, the least recently used block first
 
     def hits_tokens(self, blocks: Sequence[int], replicas: int) -> Floats:
         """Prefix tokens that each replica 0..replicas-1 holds of such a prompt."""
         hits = np.zeros(replicas)
-        holders = -1
+        held = self._holders.get(blocks[0], 0) if blocks else 0
         for depth, block in enumerate(blocks):
-            still = holders & self._holders.get(block, 0)
-            if still != holders and depth > 0:
-                self._mark(hits, holders & ~still, depth)
-            holders = still
-            if not holders:
+            still = held & self._holders.get(block, 0)
+            self._mark(hits, held & ~still, depth)
+            held = still
+            if not held:
                 return hits
-        self._mark(hits, max(holders, 0), len(blocks))
+        self._mark(hits, held, len(blocks))
         return hits
 
     def _mark(self, hits: Floats, replicas: int, depth: int) -> None:
@@ -38,11 +37,6 @@ class PrefixIndex:
             low = replicas & -replicas
             hits[low.bit_length() - 1] = depth * self.block_tokens
             replicas ^= low
-
-    def hit_tokens(self, replica: int, blocks: Sequence[int]) -> int:
-        """Prefix tokens that one replica holds."""
-        held = self._recent.get(replica, OrderedDict())
-        return next((depth for depth, block in enumerate(blocks) if block not in held), len(blocks)) * self.block_tokens
 
     def insert(self, replica: int, blocks: Sequence[int], capacity_blocks: int) -> None:
         """The replica has computed these blocks; the least recently used go where it has no room."""
