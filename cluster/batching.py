@@ -12,7 +12,7 @@ from cluster.cost import Service
 
 LEAST_TOKENS = 128
 MOST_TOKENS = 8192
-SLACK_SHARE = 0.9  # of the pace is planned for; the rest is for what the model does not know
+SLACK_SHARE = 0.95  # of the pace is planned for; the rest is for what the model does not know
 
 
 def chunk_tokens(service: Service, decoding: int, step_ms: float, us_per_token: float) -> int:
