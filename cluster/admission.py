@@ -1,20 +1,20 @@
 """Whether a request goes to its best replica now, waits in the router, or is refused early; and which held one is next.
 
-All promises there hold: dispatch. Otherwise, with `first` the earliest first token that can be expected, from arrival,
+Where every promise holds at the best replica: dispatch. Otherwise the first of these that applies, with
 
-    first = now - arrived + min(ttft at the best replica, wait until a place appears)
+    waited = now - arrived                     first = waited + min(ttft there, wait until a place appears)
 
-    refuse     first > patience                     sooner a refusal that says when to come back than a wait in vain
-    hold       now - arrived + wait <= ttft         a place may yet appear in time for the promise
-    dispatch   the best replica is calm             little work is ahead of it there: late is better than never
-    postpone   otherwise                            no promise to it can be kept: it waits behind all with one to keep
+    refuse     first > patience                better a refusal that says when to come back than a wait in vain
+    hold       waited + wait <= TTFT           a place may yet appear in time for the promise
+    dispatch   the best replica is calm        little work is ahead of it there: late is better than never
+    postpone   otherwise                       its promise is lost: it waits behind all that can still be in time
 
-    calm       ttft - own prefill <= TTFT*(CALM + h), pace <= TPOT*(1 + h), h = HURRY*((now - arrived)/patience)^2
+    calm       ttft - own prefill <= TTFT*(CALM + h), pace <= TPOT*(1 + h), h = HURRY*(waited/patience)^2
 
-The last rule is what an overload turns on. First come, first served, a queue longer than the promise makes everybody
-late; sent where there is time to spare, those too late already cost few others a promise.
-Refused callers are told to come back when the wait will have shrunk to the patience. Held requests: highest priority,
-then the tenant served least, then the earliest deadline. Times in seconds. Ignored: what a held request costs others.
+Why postpone: in an overload served in order, a queue longer than the promise makes everybody late. Sent only where it
+is calm, those who are late already cost few others a promise. A refused caller is told to come back when the wait will
+have shrunk to the patience. Held requests: highest priority, then the tenant served least, then the earliest deadline.
+Times in seconds. Ignored: what a held request costs others.
 """
 
 import math
@@ -25,8 +25,8 @@ from typing import Literal
 from cluster.loads import Choice
 
 LEAST_RETRY_S = 1.0
-HURRY = 2.0  # how fast those who are late stop being patient with a busy replica
-CALM_SHARE = 0.25  # of the promised first token that a replica may be busy for and still count as calm
+CALM_SHARE = 0.25  # of the promised first token: work ahead of it for so long still counts as calm
+HURRY = 2.0  # times as far each promise may be exceeded by a request at the end of its patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,15 @@ class Verdict:
 
 
 IN_TIME = Verdict("dispatch", "every promise there holds")
-LATE = Verdict("dispatch", "no place in time: late, where it delays nobody much")
-BEHIND = Verdict("postpone", "no place in time: behind all whose promises can be kept")
+LATE = Verdict("dispatch", "no place in time: goes late to a replica that is calm")
+BEHIND = Verdict("postpone", "no place in time: behind all that can still be in time")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
-    """A request's times. `ttft_s` (promised) and `patience_s` count from its arrival; tpot_ms is promised too.
+    """What a request was promised, and its times. `ttft_s` and `patience_s` (above 0) count from its arrival.
 
-    `wait_s`: predicted until a place appears, say on a replica that starts; inf where none is coming.
+    `wait_s`: from now until a place is expected, say on a replica that starts; inf where none is coming.
     """
 
     now_s: float
