@@ -132,15 +132,19 @@ def slo_batch(
     context_tokens: float | None = None,
     pace_share: float = 1.0,
 ) -> int:
-    """The largest batch of such requests that one replica sustains: its step, with the prefill that it brings, keeps
+    """The largest batch of such requests that one replica sustains, at least 1.
 
-    that share of the promised pace (a + b*B + c*B*context + d*touched(B) + p*in*B/o <= share*TPOT), and its tokens fit.
-    At least 1. `context_tokens`: of a running sequence on average, in + o/2 where lengths do not vary; it is more where
-    they do, since a long answer is met running more often than a short one.
+    Its step, with the prefill that it brings, keeps that share of the promised pace, and its tokens fit into the cache:
+
+        a + b*B + c*B*context + d*touched(B) + p*in*B/o <= pace_share*TPOT
+
+    `context_tokens`: of a running sequence on average, in + o/2 where lengths do not vary. Where they do it is more if
+    long answers follow long prompts or vary much, since a long answer is met running more often than a short one.
     """
     cost = priced.cost
     context = prompt_tokens + output_tokens / 2 if context_tokens is None else context_tokens
-    most = min(priced.max_running, int(priced.kv_tokens / max(1.0, 2 * context - prompt_tokens)))
+    ends = max(1.0, context, 2 * context - prompt_tokens)  # in + o; the context alone where long prompts end soon
+    most = min(priced.max_running, int(priced.kv_tokens / ends))
     batch = np.arange(1, max(most, 1) + 1, dtype=float)
     prefill_ms = prompt_tokens * prefill_us_per_token(cost, prompt_tokens) / 1000
     each_ms = cost.b_ms_per_seq + cost.c_ms_per_ktok * context / 1000 + prefill_ms / output_tokens
@@ -157,7 +161,7 @@ def work_s(
 ) -> Floats:
     """Replica-seconds of a request, or of each of many, whose steps are shared by `batch`.
 
-    For a mean request give the mean context of running ones, as in slo_batch.
+    `context_tokens` as in slo_batch: for a mean request, that of running ones.
     """
     lengths, us = zip(*sorted(cost.prefill_us_per_token.items()), strict=True)
     prompt, output = np.asarray(prompt_tokens, dtype=float), np.asarray(output_tokens, dtype=float)

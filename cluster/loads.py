@@ -22,9 +22,8 @@ class Loads:
 
     `sequences`: there, waiting or running. `kv_tokens`: held by those that run, and prompts of those that wait; what
     answers will add is left to the decision. `prefill_tokens`: queued, not computed yet. `prefill_done_s`: when those
-    will be computed.
-    `correction`: measured step over modelled step. `heard_s`: when it was last heard of.
-    `ongoing`: requests that this router itself has there. `open`: takes new requests (neither draining nor dead).
+    will be computed. `correction`: measured step over modelled step. `heard_s`: when it was last heard of. `ongoing`:
+    requests that this router itself has there. `open`: takes new requests (neither draining nor dead).
     """
 
     sequences: Floats
@@ -43,7 +42,8 @@ class Ask:
     """A request as routing sees it. Its true output length is unknown, so it brings a guess.
 
     `us_per_token`: prefill cost at its length. `hit_tokens`: of its prefix, cached on each replica; None where unknown.
-    `draw`: uniform in [0, 1), all the chance that the decision may use. `waited_s`: of the promise, already gone.
+    `draw`: uniform in [0, 1), all the chance that the decision may use. `waited_s`: since it arrived; the promised
+    first token is due so much sooner.
     """
 
     prompt_tokens: int

@@ -9,11 +9,11 @@ Predicted on each replica, in ms: B sequences there with this one, K their KV to
     ttft  = until the prefill queued there is done + own + step + wait
     score = (ttft + own)/TTFT + PACE*step/TPOT               own twice: those who come next wait for it too
 
-Kept: ttft <= TTFT; step, with the least chunk on it, <= TPOT; all there fit into the KV cache to their last token. The
-order: fresh replicas that keep all, the lowest score first (while the tier scales in: the most loaded that keeps them
-with room to spare); replicas not heard of for 2 s, by power of two choices; fresh ones that break a promise, the least
-excess first. Equal scores are drawn, so that several routers do not run to the same replica. Total: no load makes it
-raise.
+Kept: waited + ttft <= TTFT; step, with the least chunk on it, <= TPOT; all there fit into the KV cache to their last
+token. The order: fresh replicas that keep all, the lowest score first (while the tier scales in: the most loaded that
+keeps them with room to spare); replicas not heard of for 2 s, by power of two choices; fresh ones that break a promise,
+the least excess first. Equal scores are drawn, so that several routers do not run to the same replica. Total: no load
+makes it raise.
 """
 
 import math
@@ -90,9 +90,9 @@ def _score(seen: Prediction, service: Service) -> Floats:
     return (seen.ttft_ms + seen.own_ms) * (0.001 / service.ttft_s) + seen.step_ms * (PACE / service.tpot_ms)
 
 
-def _excess(seen: Prediction, service: Service) -> Floats:
+def _excess(seen: Prediction, service: Service, waited_s: float) -> Floats:
     """The score where a promise breaks; NaN where a load makes no sense."""
-    late = np.maximum(seen.ttft_ms * (0.001 / service.ttft_s) - 1.0, 0.0)
+    late = np.maximum((seen.ttft_ms * 0.001 + waited_s) / service.ttft_s - 1.0, 0.0)
     slow = np.maximum(seen.step_ms / service.tpot_ms - 1.0, 0.0)
     return _score(seen, service) + BROKEN * (late + slow)
 
@@ -124,7 +124,7 @@ def _drawn(indices: NDArray[np.int64], score: Floats, draw: float) -> int:
 
 
 def _unkept(loads: Loads, ask: Ask, service: Service, seen: Prediction, fresh: Bools) -> Choice:
-    excess = _excess(seen, service)
+    excess = _excess(seen, service, ask.waited_s)
     known = fresh & np.isfinite(excess)
     blind = (loads.open & ~known).nonzero()[0]
     if blind.size:
@@ -192,7 +192,7 @@ def order(replicas: Sequence[Candidate], ask: Ask, service: Service, now_s: floa
     with np.errstate(all="ignore"):
         loads, us = _loads(alive, ask, service, now_s)
         seen = predict(loads, ask, service, now_s, us)
-        excess = _excess(seen, service)
+        excess = _excess(seen, service, ask.waited_s)
         known = (loads.heard_s >= now_s - STALE_S) & np.isfinite(excess)
         kept = known & _kept(seen, service, us, ask.waited_s)
         score = np.where(kept, _score(seen, service), excess)

@@ -141,10 +141,45 @@ def test_the_slo_batch_is_bounded_by_places_and_kv(change: dict[str, int], batch
     assert slo_batch(tier, 800, 200) == batch
 
 
+def test_sequences_that_hold_more_than_the_mean_lengths_say_leave_room_for_fewer() -> None:
+    # 8.52 + 11.88 + B * (0.0309 + 0.0117*4 + 34.1/200) <= 50; their tokens end at 2*4000 - 800
+    assert slo_batch(TIER, 800, 200, 900) == slo_batch(TIER, 800, 200) == 95
+    each_ms = 0.0309 + 0.0117 * 4 + 800 * prefill_us_per_token(PRO, 800) / 1000 / 200
+    assert slo_batch(TIER, 800, 200, 4000) == int((50 - 8.52 - 11.88) / each_ms) < 95
+    assert slo_batch(TIER.model_copy(update={"kv_tokens": 72_000}), 800, 200, 4000) == 10
+
+
+def test_where_long_prompts_end_soon_a_sequence_holds_at_least_its_context() -> None:
+    small = TIER.model_copy(update={"kv_tokens": 40_000})
+    assert slo_batch(small, 5000, 2000, 1000) == slo_batch(small, 1000, 2000, 1000) == 40
+
+
+def test_a_share_of_the_pace_is_kept_by_fewer() -> None:
+    batch = slo_batch(TIER, 800, 200, pace_share=0.9)
+    assert _sustained_ms(batch, 800, 200) <= 45 < _sustained_ms(batch + 1, 800, 200)
+    assert slo_batch(TIER, 800, 200, pace_share=0.1) == 1  # nothing would: one is sent all the same
+
+
+@given(lengths, st.floats(1, 1e5), st.floats(0, 1e5), st.floats(0.01, 1), st.floats(0, 1))
+def test_more_context_or_less_of_the_pace_never_makes_a_larger_batch(
+    given_lengths: tuple[int, int], context: float, more: float, share: float, less: float
+) -> None:
+    batch = slo_batch(TIER, *given_lengths, context, share)
+    assert slo_batch(TIER, *given_lengths, context + more, share) <= batch
+    assert slo_batch(TIER, *given_lengths, context, share * less) <= batch
+
+
 def test_the_work_of_a_request_is_its_prefill_and_its_share_of_each_step() -> None:
     # 2048 * 42.6 us = 87.24 ms; context 2048 + 50; (8.52 + 11.88*(1 - .9375^64))/64 = 0.3158 ms
     token_ms = 0.0309 + 0.0117 * 2.098 + (8.52 + 11.88 * (1 - 0.9375**64)) / 64
     assert work_s(PRO, 64, 2048, 100) == pytest.approx((87.2448 + 100 * token_ms) / 1000)
+
+
+def test_the_work_of_a_mean_request_is_done_beside_the_context_that_is_really_held() -> None:
+    more = work_s(PRO, 64, 2048, 100, 4098) - work_s(PRO, 64, 2048, 100)
+    assert more == pytest.approx(100 * 0.0117 * 2 / 1000)  # 2000 tokens more, read 100 times
+    assert work_s(PRO, 64, 2048, 100, 2098) == work_s(PRO, 64, 2048, 100)
+    assert np.diff(work_s(PRO, 64, 2048, 100, np.array([2098, 4098]))) == pytest.approx(more)
 
 
 @given(st.lists(lengths, min_size=1, max_size=5), st.integers(1, 256))

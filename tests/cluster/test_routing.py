@@ -42,12 +42,15 @@ def busy(sequences: int, **given_fields: float) -> dict[str, float]:
     return {"sequences": sequences, "kv_tokens": 1000.0 * sequences} | given_fields
 
 
-def ask(prompt: int = 1000, output: float = 200, draw: float = 0.5, hits: list[float] | None = None) -> Ask:
+def ask(
+    prompt: int = 1000, output: float = 200, draw: float = 0.5, waited_s: float = 0.0, hits: list[float] | None = None
+) -> Ask:
     return Ask(
         prompt_tokens=prompt,
         expected_output_tokens=output,
         us_per_token=60.0,
         draw=draw,
+        waited_s=waited_s,
         hit_tokens=None if hits is None else np.array(hits),
     )
 
@@ -66,6 +69,7 @@ def test_an_idle_replica_answers_after_its_prefill_and_one_step() -> None:
     step = step_of(1, 1100)  # the prompt and half the output
     assert (choice.index, choice.feasible, choice.method) == (0, True, "predicted")
     assert choice.ttft_s == pytest.approx((60 + step) / 1000)
+    assert choice.own_s == pytest.approx(0.060)
     assert choice.tpot_ms == pytest.approx(step)
 
 
@@ -128,6 +132,30 @@ def test_a_replica_that_keeps_all_goes_before_one_that_breaks_a_promise(broken: 
 def test_where_all_break_a_promise_the_one_that_breaks_it_least_goes() -> None:
     late = [{"prefill_done_s": NOW_S + seconds} for seconds in (9.0, 3.0, 6.0)]
     assert chosen(*late) == replace_index(chosen(late[1]), 1)
+
+
+def test_a_request_that_has_waited_fits_only_where_the_rest_of_the_promise_is_kept() -> None:
+    hurried = replace(PRO, ttft_s=1.0)  # 0.1 s is left after 0.9 s
+    first_s = chosen({}, of=hurried).ttft_s
+    brim, over = (busy(0, prefill_done_s=NOW_S + 0.1 - first_s + more_s) for more_s in (-1e-6, 1e-6))
+    assert chosen(brim, asked=ask(waited_s=0.9), of=hurried).feasible
+    assert not chosen(over, asked=ask(waited_s=0.9), of=hurried).feasible
+    assert chosen(over, of=hurried).feasible
+    assert chosen(over, asked=ask(waited_s=0.9), of=hurried).ttft_s == chosen(over, of=hurried).ttft_s  # from now
+    assert chosen(over, brim, asked=ask(waited_s=0.9), of=hurried).index == 1
+
+
+def test_packing_leaves_its_part_of_the_promise_to_one_that_has_waited_too() -> None:
+    replicas = [busy(15), {}]
+    assert chosen(*replicas, packing=True).index == 0
+    assert chosen(*replicas, asked=ask(waited_s=PACKED_SHARE * PRO.ttft_s), packing=True).index == 1
+
+
+def test_how_far_a_promise_breaks_counts_from_the_arrival() -> None:
+    soon_but_slow, later = busy(20, correction=2.6), {"prefill_done_s": NOW_S + 1.0}  # 46 ms and a chunk; 1.1 s
+    assert not chosen(soon_but_slow).feasible
+    assert chosen(later).feasible
+    assert chosen(soon_but_slow, later, asked=ask(waited_s=1.8)).index == 0
 
 
 def replace_index(choice: Choice, index: int) -> Choice:
@@ -304,8 +332,10 @@ def candidate(name: str, seen: ReplicaReport | None, ongoing: int = 0, sent: tup
     )
 
 
-def asked_live(prompt: int = 100, output: int = 100, draw: float = 0.5) -> Ask:
-    return Ask(prompt_tokens=prompt, expected_output_tokens=output, us_per_token=400.0, draw=draw)
+def asked_live(prompt: int = 100, output: int = 100, draw: float = 0.5, waited_s: float = 0.0) -> Ask:
+    return Ask(
+        prompt_tokens=prompt, expected_output_tokens=output, us_per_token=400.0, draw=draw, waited_s=waited_s
+    )  # fmt: skip
 
 
 def ranked(*candidates: Candidate, asked: Ask | None = None, now_s: float = 101.0) -> Ranking:
@@ -346,6 +376,15 @@ def test_the_least_loaded_replica_that_keeps_the_slo_goes_first() -> None:
     assert ranking.method == "predicted"
     # idle: step 6 + 0.6 + 0.075 ms, own prefill 40 ms: (2 * 40 + 6.7)/1000 + 0.1 * 6.7/25
     assert ranking.reason == "2 predicted to keep the SLO, lowest score 0.11 first"
+
+
+def test_a_live_replica_keeps_the_promise_if_the_rest_of_it_is_enough() -> None:
+    idle, behind = candidate("idle", report()), candidate("behind", report(waiting=1, waiting_prefill_tokens=250))
+    assert len(ranked(idle, behind).keep) == 2  # first tokens after 47 and 147 ms
+    waited = ranked(idle, behind, asked=asked_live(waited_s=0.9))
+    assert (waited.ids, len(waited.keep), len(waited.miss)) == (("idle", "behind"), 1, 1)
+    late = ranked(idle, behind, asked=asked_live(waited_s=0.96))
+    assert (late.ids, len(late.miss)) == (("idle", "behind"), 2)
 
 
 def test_what_this_router_sent_since_the_report_counts() -> None:
