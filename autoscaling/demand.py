@@ -2,9 +2,9 @@
 
     load   = work arrived in a window / window               a short and a long window
     trend  = slope between the windows * (cold start + tick) what will have been added when a new replica is ready
-    ahead  = what the load is expected to be by then, and sigma how far it may exceed that (autoscaling.outlook)
+    ahead  = what the load is expected to be by then, and error by how much it may exceed that (autoscaling.outlook)
     need   = ahead + backlog/cold start                      backlog: work of held requests and of waiting prefill
-    wanted = ceil(need/rho + z*sigma)                        z follows the share of broken promises
+    wanted = ceil(need/rho + z*error)                        z follows the share of broken promises
     target = the most that was wanted, each demand fading after calm_s by fall_share (at least 1) per fall_every_s
 
 It rises at once and falls slowly: target(t + fall_every_s) >= target(t) - max(1, fall_share*target(t)), sleep excepted.
@@ -58,7 +58,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mean:
-    """A mean of requests, with the number of them that it is worth."""
+    """A mean, with the number of requests or of tokens that it is worth."""
 
     value: float
     weight: float
@@ -109,8 +109,13 @@ def need(
     after = replace(after, samples=_samples(seen, before, work, parameters, now_s))
     found = _figures(after, work, prompt, parameters)
     lead_s = _cold_start_s(seen, spec) + parameters.tick_s
-    look = Look(at_s=now_s, load=found.load_short, trend=found.trend, mean=0.0)
-    after = replace(after, outlook=learnt(after.outlook, look, lead_s, parameters))
+    # Until a whole window was seen the load is not known, and what looks like its growth is only that of the window.
+    if now_s - after.samples[0].at_s < parameters.short_s:
+        outlook = first(found.load_short, found.trend, now_s)
+    else:
+        look = Look(at_s=now_s, load=found.load_short, trend=found.trend, mean=0.0)
+        outlook = learnt(after.outlook, look, lead_s, parameters)
+    after = replace(after, outlook=outlook)
     awake = after.active_s is not None and now_s - after.active_s < parameters.idle_s
     least = max(spec.min, int(awake))
     if least == 0:
@@ -134,20 +139,18 @@ def _blind(memory: TierMemory | None, spec: TierSpec, now_s: float) -> tuple[Nee
 
 def _first(seen: TierSeen, parameters: Parameters, now_s: float) -> TierMemory:
     """As if what is there had been wanted until now. What arrived before is no load, but tells the lengths."""
-    prompt = Mean(value=parameters.prompt_prior_tokens, weight=parameters.prior_requests)
-    output = Mean(value=parameters.output_prior_tokens, weight=parameters.prior_requests)
-    context = Mean(
-        value=parameters.prompt_prior_tokens + parameters.output_prior_tokens / 2,
-        weight=parameters.prior_requests * parameters.output_prior_tokens,
-    )
+    requests = parameters.prior_requests
+    prompt = Mean(value=parameters.prompt_prior_tokens, weight=requests)
+    output = Mean(value=parameters.output_prior_tokens, weight=requests)
+    context = Mean(value=prompt.value + output.value / 2, weight=requests * output.value)
     there = seen.ready + seen.starting
     return TierMemory(
         seen=seen,
         samples=(Sample(at_s=now_s, work_s=0.0),),
         outlook=first(0.0, 0.0, now_s),
-        prompt=_mixed(prompt, seen.arrived_prompt_tokens, seen.arrived_requests, parameters, 0.0),
-        output=_mixed(output, seen.finished_output_tokens, seen.finished_requests, parameters, 0.0),
-        context=_mixed(context, seen.finished_context_token_steps, seen.finished_output_tokens, parameters, 0.0),
+        prompt=_mixed(prompt, seen.arrived_prompt_tokens, seen.arrived_requests),
+        output=_mixed(output, seen.finished_output_tokens, seen.finished_requests),
+        context=_mixed(context, seen.finished_context_token_steps, seen.finished_output_tokens),
         kept=0.0,
         missed=0.0,
         z=parameters.z,
@@ -157,10 +160,15 @@ def _first(seen: TierSeen, parameters: Parameters, now_s: float) -> TierMemory:
     )
 
 
-def _mixed(mean: Mean, total: int, count: int, parameters: Parameters, elapsed_s: float) -> Mean:
-    """The mean with `count` more of that total; the older ones count the less, the longer ago."""
-    weight = max(parameters.prior_requests, mean.weight * math.exp(-elapsed_s / parameters.lengths_s))
-    return Mean(value=(mean.value * weight + total) / (weight + count), weight=weight + count)
+def _mixed(mean: Mean, total: int, count: int) -> Mean:
+    """The mean with `count` more of that total."""
+    weight = mean.weight + count
+    return Mean(value=(mean.value * mean.weight + total) / weight, weight=weight)
+
+
+def _older(mean: Mean, least: float, parameters: Parameters, elapsed_s: float) -> Mean:
+    """The same mean, which weighs the less, the longer ago; never less than the prior did."""
+    return replace(mean, weight=max(least, mean.weight * math.exp(-elapsed_s / parameters.lengths_s)))
 
 
 def _grown(seen: TierSeen, before: TierSeen, counter: str) -> int:
@@ -171,8 +179,12 @@ def _grown(seen: TierSeen, before: TierSeen, counter: str) -> int:
 def _learnt(seen: TierSeen, before: TierMemory, parameters: Parameters, now_s: float) -> TierMemory:
     """Lengths, margin and activity as of now."""
     last, elapsed_s = before.seen, max(0.0, now_s - before.samples[-1].at_s)
-    arrived = _grown(seen, last, "arrived_requests")
-    prompts, outputs = _grown(seen, last, "arrived_prompt_tokens"), _grown(seen, last, "finished_output_tokens")
+    arrived, prompts = _grown(seen, last, "arrived_requests"), _grown(seen, last, "arrived_prompt_tokens")
+    finished, outputs = _grown(seen, last, "finished_requests"), _grown(seen, last, "finished_output_tokens")
+    steps, requests = _grown(seen, last, "finished_context_token_steps"), parameters.prior_requests
+    prompt = _older(before.prompt, requests, parameters, elapsed_s)
+    output = _older(before.output, requests, parameters, elapsed_s)
+    context = _older(before.context, requests * parameters.output_prior_tokens, parameters, elapsed_s)
     fade = math.exp(-elapsed_s / parameters.attain_s)
     kept = before.kept * fade + _grown(seen, last, "kept")
     missed = before.missed * fade + _grown(seen, last, "missed")
@@ -181,22 +193,25 @@ def _learnt(seen: TierSeen, before: TierMemory, parameters: Parameters, now_s: f
     return replace(
         before,
         seen=seen,
-        prompt=_mixed(before.prompt, prompts, arrived, parameters, elapsed_s),
-        output=_mixed(before.output, outputs, _grown(seen, last, "finished_requests"), parameters, elapsed_s),
-        context=_mixed(
-            before.context, _grown(seen, last, "finished_context_token_steps"), outputs, parameters, elapsed_s
-        ),
+        prompt=_mixed(prompt, prompts, arrived),
+        output=_mixed(output, outputs, finished),
+        context=_mixed(context, steps, outputs),
         kept=kept,
         missed=missed,
-        z=_corrected(before.z, share, parameters, elapsed_s),
+        z=_corrected(before.z, share, seen, parameters, elapsed_s),
         active_s=now_s if busy else before.active_s,
     )
 
 
-def _corrected(z: float, share: float, parameters: Parameters, elapsed_s: float) -> float:
-    """Quickly up while more than the target is missed, slowly down while less is."""
+def _corrected(z: float, share: float, seen: TierSeen, parameters: Parameters, elapsed_s: float) -> float:
+    """Quickly up while more than the target is missed, slowly down while less is.
+
+    While replicas are starting, what is missed is in part being mended, so it counts for less.
+    """
     excess = min(1.0, share / parameters.miss_target - 1)
-    rate_per_min = parameters.z_rise_per_min if excess > 0 else parameters.z_fall_per_min
+    rate_per_min = parameters.z_fall_per_min
+    if excess > 0:
+        rate_per_min = parameters.z_rise_per_min * (seen.ready + 1) / (seen.ready + seen.starting + 1)
     return min(parameters.z_max, max(parameters.z_min, z + excess * rate_per_min * elapsed_s / 60))
 
 

@@ -1,12 +1,13 @@
 """How the load of a tier will stand when a replica ordered now is ready, learnt from what past forecasts missed.
 
-    ahead = mean + hold*(load - mean) + carry*trend      hold: of a deviation what lasts that long; carry: of a trend
+    lead  = cold start + tick                            how long it is from an order to a replica that serves
+    ahead = mean + hold*(load - mean) + carry*trend      the share of a deviation, and of a trend, that lasts a lead
     error = sqrt(2 * E[max(0, load now - what was forecast for now)^2])
 
-`hold` and `carry` are least squares with forgetting, within [0, 1]: a load that wanders has hold 1, one that jumps
-up and falls back within a cold start has hold 0, since replicas ordered for its peak would come when it is over. What
-cannot be foreseen ends up in `error`, which the policy's margin covers. A seasonal forecast is left out on purpose: on
-public traces it loses to the last value.
+`hold` and `carry` are fitted by least squares with forgetting, and bounded to [0, 1]. A load that wanders has hold 1;
+one that jumps and falls back within a lead has hold 0, since replicas ordered for its peak would come too late for it.
+What cannot be foreseen is left to `error`, which the policy's margin covers. Loads are in busy replicas. A seasonal
+forecast is left out on purpose: on public traces it loses to the last value.
 """
 
 import math
@@ -15,14 +16,19 @@ from dataclasses import dataclass, replace
 
 from autoscaling.parameters import Parameters
 
-PRIOR_LESSONS = 30.0  # of deviations by a tenth of the mean that lasted; and of errors by doubt_share of the load
+# At first it is as if PRIOR_LESSONS had shown that deviations by PRIOR_DEVIATION of the mean last, and DOUBTFUL_LESSONS
+# that forecasts err by doubt_share. Until the squares of the trends seen exceed PRIOR_TREND2, trends count for little.
+PRIOR_LESSONS = 30.0
+DOUBTFUL_LESSONS = 10.0
 PRIOR_DEVIATION = 0.1
+PRIOR_TREND2 = 1.0
+LEAST_MEAN = 0.1  # so that a tier without load has a prior too
 MEAN_SETTLES_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What a forecast was made from. Loads are in replicas kept busy."""
+    """What a forecast was made from. `mean`: of the loads until then, the recent ones counting most."""
 
     at_s: float
     load: float
@@ -32,10 +38,11 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """`looks`: the oldest first, back to one lead. The sums fade; they are over lessons, one per `learn_s`:
+    """What is known of one load. `looks`: the oldest first, back to one lead. `age_s`: what the mean covers.
 
-    deviations from the mean squared, and times what was left of them; trends squared, and times what they explained;
-    errors upwards squared; `lessons` and `doubt` are the weights of what was learnt and of the prior.
+    The rest are sums over lessons, which fade. Of squares: `deviation2` from the mean, `trend2`, `over2` of forecasts
+    that fell short. Of products: `lasted`, a deviation times what was left of it; `explained`, a trend times what the
+    deviation had left unexplained. `lessons` counts them, `doubt` those of the prior.
     """
 
     looks: tuple[Look, ...]
@@ -47,35 +54,38 @@ class Outlook:
     explained: float = 0.0
     over2: float = 0.0
     lessons: float = 0.0
-    doubt: float = PRIOR_LESSONS
+    doubt: float = DOUBTFUL_LESSONS
 
 
 def hold(outlook: Outlook) -> float:
-    prior = PRIOR_LESSONS * (PRIOR_DEVIATION * max(outlook.mean, 0.1)) ** 2
+    """The share of a deviation from the mean that is still there a lead later."""
+    prior = PRIOR_LESSONS * (PRIOR_DEVIATION * max(outlook.mean, LEAST_MEAN)) ** 2
     return min(1.0, max(0.0, (outlook.lasted + prior) / (outlook.deviation2 + prior)))
 
 
 def carry(outlook: Outlook) -> float:
-    return min(1.0, max(0.0, outlook.explained / (outlook.trend2 + 1.0)))
+    """The share of a trend that came true."""
+    return min(1.0, max(0.0, outlook.explained / (outlook.trend2 + PRIOR_TREND2)))
 
 
 def forecast(outlook: Outlook, load: float, trend: float) -> float:
-    """The load one lead ahead, never falling as `load` and `trend` rise."""
+    """The load one lead ahead. It never falls as `load` or `trend` rises."""
     return max(0.0, outlook.mean + hold(outlook) * (load - outlook.mean) + carry(outlook) * trend)
 
 
 def error(outlook: Outlook, ahead: float, doubt_share: float) -> float:
-    """By how much the load may exceed its forecast `ahead`: one standard deviation."""
+    """By how much the load may exceed its forecast `ahead`: one standard deviation, until learnt a share of it."""
     doubted2 = outlook.doubt * (doubt_share * ahead) ** 2
     return math.sqrt((2 * outlook.over2 + doubted2) / (outlook.lessons + outlook.doubt))
 
 
 def first(load: float, trend: float, now_s: float) -> Outlook:
+    """Nothing is learnt yet: the forecast is the load."""
     return Outlook(looks=(Look(at_s=now_s, load=load, trend=trend, mean=load),), mean=load)
 
 
 def learnt(outlook: Outlook, now: Look, lead_s: float, parameters: Parameters) -> Outlook:
-    """With the lesson of now, where it is time for one; `now.mean` is not read."""
+    """With the lesson of now, once per `learn_s`; `now.mean` is not read."""
     since_s = now.at_s - outlook.looks[-1].at_s
     if since_s < parameters.learn_s:
         return outlook
@@ -84,13 +94,16 @@ def learnt(outlook: Outlook, now: Look, lead_s: float, parameters: Parameters) -
     looks = (*outlook.looks, replace(now, mean=mean))
     at = bisect_right(looks, now.at_s - lead_s, key=lambda look: look.at_s) - 1
     kept = replace(outlook, looks=looks[max(0, at) :], mean=mean, age_s=outlook.age_s + since_s)
-    # Nothing is learnt across a gap in the signals.
-    if at < 0 or now.at_s - lead_s - looks[at].at_s > 2 * parameters.learn_s:
+    # A past shorter than a lead teaches what it can. A look that lies farther beyond the lead than looks lie apart was
+    # made before a gap in the signals: it teaches nothing.
+    then = looks[max(0, at)]
+    if now.at_s - lead_s - then.at_s > 2 * max(parameters.learn_s, parameters.tick_s):
         return kept
-    return _taught(kept, looks[at], now.load, math.exp(-since_s / parameters.learnt_s))
+    return _taught(kept, then, now.load, math.exp(-since_s / parameters.learnt_s))
 
 
 def _taught(outlook: Outlook, then: Look, load: float, fade: float) -> Outlook:
+    """What became of the look of a lead ago, now that the load stands here."""
     deviation, left = then.load - then.mean, load - then.mean
     lasting = replace(
         outlook,
@@ -98,7 +111,8 @@ def _taught(outlook: Outlook, then: Look, load: float, fade: float) -> Outlook:
         lasted=fade * outlook.lasted + deviation * left,
     )
     unexplained = left - hold(lasting) * deviation
-    missed = max(0.0, unexplained - carry(outlook) * then.trend)
+    # By what was known before this lesson: a fit errs less on what it was fitted to.
+    missed = max(0.0, left - hold(outlook) * deviation - carry(outlook) * then.trend)
     return replace(
         lasting,
         trend2=fade * outlook.trend2 + then.trend * then.trend,
