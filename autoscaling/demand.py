@@ -5,7 +5,8 @@
     ahead  = what the load is expected to be by then, and error by how much it may exceed that (autoscaling.outlook)
     need   = ahead + backlog/cold start                      backlog: work of held requests and of waiting prefill
     wanted = ceil(need/rho + z*error)                        z follows the share of broken promises
-    target = the most that was wanted, each demand fading after calm_s by fall_share (at least 1) per fall_every_s
+    target = the most that was wanted, each demand fading by fall_share (at least 1) per fall_every_s, but not before
+             calm_s and a cold start have passed
 
 It rises at once and falls slowly: target(t + fall_every_s) >= target(t) - max(1, fall_share*target(t)), sleep excepted.
 Law: with memory and all else equal, more arrived requests of the same mean prompt, more held requests or more waiting
@@ -66,7 +67,7 @@ class Mean:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """`wanted` replicas, last wanted at `until_s`."""
+    """`wanted` replicas, which begin to fade calm_s after `until_s`."""
 
     wanted: int
     until_s: float
@@ -76,7 +77,7 @@ class Demand:
 class TierMemory:
     """`context`: tokens of a running sequence, weighed in output tokens. `kept`, `missed`: recent requests, fading.
 
-    `demands`: from the largest and oldest to the smallest and latest.
+    `demands`: the oldest first; each wants more than the later ones, or for longer.
     """
 
     seen: TierSeen
@@ -98,8 +99,8 @@ def need(
 ) -> tuple[Need, TierMemory | None]:
     """The need now, and the memory for the next look. Blind from the start: the minimum, and still no memory."""
     if seen is None:
-        return _blind(memory, spec, now_s)
-    before = memory or _first(seen, parameters, now_s)
+        return _blind(memory, spec, parameters, now_s)
+    before = memory or _first(seen, spec, parameters, now_s)
     after = _learnt(seen, before, parameters, now_s)
     # The mean prompt of before: were it that of now, a crowd of short prompts would make a backlog look smaller.
     prompt, output = before.prompt.value, after.output.value
@@ -122,28 +123,33 @@ def need(
         found = replace(found, replicas=0, wanted=0, awake=False)
         return found, replace(after, demands=(Demand(wanted=0, until_s=now_s),), need=found)
     wanted = min(spec.max, max(least, found.wanted))
-    lasting = (demand for demand in before.demands if _faded(demand, parameters, now_s) > wanted)
-    demands = (*lasting, Demand(wanted=wanted, until_s=now_s))
+    demands = _demands(
+        before, Demand(wanted=wanted, until_s=_until_s(seen, spec, parameters, now_s)), parameters, now_s
+    )
     target = min(spec.max, max(_faded(demand, parameters, now_s) for demand in demands))
     found = replace(found, replicas=target, wanted=wanted, awake=awake)
     return found, replace(after, demands=demands, need=found)
 
 
-def _blind(memory: TierMemory | None, spec: TierSpec, now_s: float) -> tuple[Need, TierMemory | None]:
+def _blind(
+    memory: TierMemory | None, spec: TierSpec, parameters: Parameters, now_s: float
+) -> tuple[Need, TierMemory | None]:
     """Nobody knows that less would do, so the last target counts as wanted until now."""
     if memory is None:
         return Need(replicas=spec.min, wanted=spec.min, blind=True), None
     last = replace(memory.need, blind=True)
-    return last, replace(memory, demands=(Demand(wanted=last.replicas, until_s=now_s),), need=last)
+    demand = Demand(wanted=last.replicas, until_s=_until_s(memory.seen, spec, parameters, now_s))
+    return last, replace(memory, demands=_demands(memory, demand, parameters, now_s), need=last)
 
 
-def _first(seen: TierSeen, parameters: Parameters, now_s: float) -> TierMemory:
+def _first(seen: TierSeen, spec: TierSpec, parameters: Parameters, now_s: float) -> TierMemory:
     """As if what is there had been wanted until now. What arrived before is no load, but tells the lengths."""
     requests = parameters.prior_requests
     prompt = Mean(value=parameters.prompt_prior_tokens, weight=requests)
     output = Mean(value=parameters.output_prior_tokens, weight=requests)
     context = Mean(value=prompt.value + output.value / 2, weight=requests * output.value)
     there = seen.ready + seen.starting
+    until_s = max(now_s + parameters.start_s - parameters.calm_s, _until_s(seen, spec, parameters, now_s))
     return TierMemory(
         seen=seen,
         samples=(Sample(at_s=now_s, work_s=0.0),),
@@ -155,7 +161,7 @@ def _first(seen: TierSeen, parameters: Parameters, now_s: float) -> TierMemory:
         missed=0.0,
         z=parameters.z,
         active_s=now_s if there else None,
-        demands=(Demand(wanted=there, until_s=now_s + max(0.0, parameters.start_s - parameters.calm_s)),),
+        demands=(Demand(wanted=there, until_s=until_s),),
         need=Need(replicas=there, wanted=there),
     )
 
@@ -292,6 +298,21 @@ def _figures(after: TierMemory, work: _Work, prompt_tokens: float, parameters: P
         z=after.z,
         usd_per_busy_s=usd / each_s,
     )
+
+
+def _until_s(seen: TierSeen, spec: TierSpec, parameters: Parameters, now_s: float) -> float:
+    """Of a demand of now, so that it lasts a cold start: an order taken back before it is ready is paid for in vain."""
+    return now_s + max(0.0, _cold_start_s(seen, spec) - parameters.calm_s)
+
+
+def _demands(before: TierMemory, now: Demand, parameters: Parameters, now_s: float) -> tuple[Demand, ...]:
+    """With the new one, and without those that want no more than it, and no longer."""
+    lasting = (
+        demand
+        for demand in before.demands
+        if demand.until_s > now.until_s or _faded(demand, parameters, now_s) > now.wanted
+    )
+    return *lasting, now
 
 
 def _faded(demand: Demand, parameters: Parameters, now_s: float) -> int:

@@ -2,21 +2,27 @@
 
 from dataclasses import dataclass
 
+POSITIVE = (
+    *("tick_s", "short_s", "settle_s", "learn_s", "learnt_s", "backlog_least_s", "fall_every_s", "idle_s"),
+    *("attain_s", "lengths_s", "prompt_prior_tokens", "output_prior_tokens", "prior_requests", "stay_s"),
+)
+NOT_NEGATIVE = ("z_min", "z_rise_per_min", "z_fall_per_min", "doubt_requests", "doubt_share", "trend_most_s", "start_s")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
     """One set for all tiers, traces and cold starts.
 
-    `settle_s`: a load is the work of at least so much time, though less was seen. `trend_most_s`: as far as a trend is
-    believed. `learn_s`: between two lessons from past forecasts, which fade with `learnt_s`; `doubt_share`: until then
-    a forecast is taken to err by this share of the load. `start_s`: what is there at first is kept for so long.
-    `idle_s`: a tier that may sleep does so after this time without a request. `miss_target`: share of broken promises
-    that is meant; above it z rises by up to `z_rise_per_min`, without any it falls by `z_fall_per_min`, as if
-    `doubt_requests` more had been kept. `attain_s`, `lengths_s`: time constants of that share and of the mean lengths.
-    `*_prior_tokens`: mean lengths until requests have shown theirs, with the weight of `prior_requests`. `stay_s`: how
-    long a replica is expected to stay, to spread its cold start over. `protect`: times as much counts a video whose
-    deadline needs it. `deadline_margin`: videos are planned as if they took so many times as long. The flags are the
-    ideas, to be taken out one by one.
+    `settle_s`: a load is the work of at least so much time, though less was seen. `trend_most_s`: as far ahead as a
+    trend is followed. `learn_s`: between two lessons from past forecasts, which fade with `learnt_s`. `doubt_share`:
+    of the load; a forecast is taken to err by so much until lessons have shown by how much. `start_s`: what is there at
+    first is kept for so long, and for calm_s at least. `idle_s`: a tier that may sleep does so after this time without
+    a request. `miss_target`: share of broken promises that is meant; above it z rises by up to `z_rise_per_min`,
+    without any it falls by `z_fall_per_min`, as if `doubt_requests` more had been kept. `attain_s`, `lengths_s`: time
+    constants of that share and of the mean lengths. `*_prior_tokens`: mean lengths until requests have shown theirs,
+    with the weight of `prior_requests`. `stay_s`: how long a replica is expected to stay, to spread its cold start
+    over. `protect`: a video whose deadline needs the GPU counts so many times. `deadline_margin`: videos are planned as
+    if they took so many times as long. The flags are the ideas, to be taken out one by one.
     """
 
     tick_s: float = 2.0
@@ -55,36 +61,10 @@ class Parameters:
     lending: bool = True
 
     def __post_init__(self) -> None:
-        positive = (
-            "tick_s",
-            "attain_s",
-            "short_s",
-            "settle_s",
-            "backlog_least_s",
-            "fall_every_s",
-            "lengths_s",
-            "learn_s",
-        )
-        for name in (
-            *positive,
-            "prompt_prior_tokens",
-            "output_prior_tokens",
-            "prior_requests",
-            "stay_s",
-            "idle_s",
-            "learnt_s",
-        ):
+        for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; numbers above 0 are allowed; raise it")
-        for name in (
-            "z_rise_per_min",
-            "z_fall_per_min",
-            "doubt_requests",
-            "trend_most_s",
-            "z_min",
-            "doubt_share",
-            "start_s",
-        ):
+        for name in NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; numbers from 0 are allowed; raise it")
         rules = (
