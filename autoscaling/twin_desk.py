@@ -116,7 +116,7 @@ class Desk:
             arrived_s=request.asked_s,
             ttft_s=service.ttft_s,
             tpot_ms=service.tpot_ms,
-            patience_s=_patience_s(tier),
+            patience_s=_patience_s(tier, request.asked_s),
             wait_s=tier.next_ready_s(now_s),
         )
         verdict = decide(choice, due)
@@ -181,9 +181,10 @@ class Desk:
 
     def shed(self, tier: TwinTier, now_s: float) -> None:
         """Refuse those whose patience is over."""
-        over_s = now_s - _patience_s(tier) + tier.pool.service.ttft_s
-        for held in tier.held.expired(over_s):
-            self._refuse(held.request)
+        service = tier.pool.service
+        if now_s - service.patience_s > tier.awake_s:
+            for held in tier.held.expired(now_s - _patience_s(tier, now_s) + service.ttft_s):
+                self._refuse(held.request)
 
     # --- under way
 
@@ -258,11 +259,6 @@ class Desk:
         self.open -= 1
 
 
-def _patience_s(tier: TwinTier) -> float:
-    """A tier that sleeps is not saturated: nobody is shed for its cold start."""
-    return tier.pool.service.patience_s if tier.pool.ready else math.inf
-
-
-def _too_late(tier: TwinTier, held: Held, now_s: float) -> bool:
-    """Work drains as fast as its time runs out: what no replica can do in time now, only one that starts may yet."""
-    return now_s + tier.next_ready_s(now_s) > held.deadline_s
+def _patience_s(tier: TwinTier, asked_s: float) -> float:
+    """From then on. A tier that sleeps is not saturated: nobody is shed for its cold start."""
+    return tier.pool.service.patience_s + max(0.0, tier.awake_s - asked_s) if tier.pool.ready else math.inf

@@ -49,6 +49,7 @@ class TwinTier:
     counters: Counters = field(default_factory=Counters)
     output_tokens: float = PRIOR_OUTPUT_TOKENS
     packing: bool = False
+    awake_s: float = 0.0  # when it had a ready replica again after it had none
 
     def __post_init__(self, schedule: Schedule, draw_s: Callable[[], float]) -> None:
         ranks = self.pool.service.ranks
@@ -73,6 +74,8 @@ class TwinTier:
                 self.leave(replica, now_s)
 
     def open(self, now_s: float, lease: Lease) -> None:
+        if not self.pool.ready:
+            self.awake_s = now_s
         replica = Replica(self.pool.service, self.pool.new_slot(), now_s, self.imbalance)
         self.leases[replica.slot] = lease
         self.pool.add(replica)

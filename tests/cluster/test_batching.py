@@ -15,7 +15,7 @@ prices_us = st.floats(1, 1000)
     ("decoding", "step_ms", "us", "chunk"),
     [
         (0, 0, 100, MOST_TOKENS),  # nobody is held up
-        (1, 15, 100, 300),  # (45 - 15) ms at 0.1 ms each
+        (1, 15, 100, int((SLACK_SHARE * 50 - 15) * 10)),  # what is left of the pace, at 0.1 ms each
         (9, 44, 100, LEAST_TOKENS),
         (9, 99, 100, LEAST_TOKENS),
         (1, 5, 1, MOST_TOKENS),
