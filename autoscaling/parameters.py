@@ -28,7 +28,7 @@ class Parameters:
     tick_s: float = 2.0
     rho: float = 1.0
     z: float = 1.5
-    z_min: float = 0.3
+    z_min: float = 0.5
     z_max: float = 4.0
     z_rise_per_min: float = 1.0
     z_fall_per_min: float = 0.05
