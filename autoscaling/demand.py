@@ -5,10 +5,8 @@
     ahead  = what the load is expected to be by then, and error by how much it may exceed that (autoscaling.outlook)
     need   = ahead + backlog/cold start                      backlog: work of held requests and of waiting prefill
     wanted = ceil(need/rho + z*error)                        z follows the share of broken promises
-    target = the most that was wanted, each demand fading by fall_share (at least 1) per fall_every_s, but not before
-             calm_s and a cold start have passed
+    target = the most that was wanted, each demand fading     at once up, slowly down (autoscaling.cooldown)
 
-It rises at once and falls slowly: target(t + fall_every_s) >= target(t) - max(1, fall_share*target(t)), sleep excepted.
 Law: with memory and all else equal, more arrived requests of the same mean prompt, more held requests or more waiting
 prefill never give fewer replicas; and a history in which every demand is at least as large never has the lower target.
 The work of a request comes from the latency model at the mean lengths seen. Ignored: prefix hits, but in arrivals.
@@ -18,6 +16,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+from autoscaling.cooldown import Demand, faded, remembered
 from autoscaling.outlook import Look, Outlook, error, first, forecast, learnt
 from autoscaling.parameters import Parameters
 from autoscaling.signals import TierSeen, TierSpec
@@ -63,14 +62,6 @@ class Mean:
 
     value: float
     weight: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """`wanted` replicas, which begin to fade calm_s after `until_s`."""
-
-    wanted: int
-    until_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +114,9 @@ def need(
         found = replace(found, replicas=0, wanted=0, awake=False)
         return found, replace(after, demands=(Demand(wanted=0, until_s=now_s),), need=found)
     wanted = min(spec.max, max(least, found.wanted))
-    demands = _demands(
-        before, Demand(wanted=wanted, until_s=_until_s(seen, spec, parameters, now_s)), parameters, now_s
-    )
-    target = min(spec.max, max(_faded(demand, parameters, now_s) for demand in demands))
+    demand = Demand(wanted=wanted, until_s=_until_s(seen, spec, parameters, now_s))
+    demands = remembered(before.demands, demand, parameters, now_s)
+    target = min(spec.max, max(faded(each, parameters, now_s) for each in demands))
     found = replace(found, replicas=target, wanted=wanted, awake=awake)
     return found, replace(after, demands=demands, need=found)
 
@@ -139,7 +129,7 @@ def _blind(
         return Need(replicas=spec.min, wanted=spec.min, blind=True), None
     last = replace(memory.need, blind=True)
     demand = Demand(wanted=last.replicas, until_s=_until_s(memory.seen, spec, parameters, now_s))
-    return last, replace(memory, demands=_demands(memory, demand, parameters, now_s), need=last)
+    return last, replace(memory, demands=remembered(memory.demands, demand, parameters, now_s), need=last)
 
 
 def _first(seen: TierSeen, spec: TierSpec, parameters: Parameters, now_s: float) -> TierMemory:
@@ -303,23 +293,3 @@ def _figures(after: TierMemory, work: _Work, prompt_tokens: float, parameters: P
 def _until_s(seen: TierSeen, spec: TierSpec, parameters: Parameters, now_s: float) -> float:
     """Of a demand of now, so that it lasts a cold start: an order taken back before it is ready is paid for in vain."""
     return now_s + max(0.0, _cold_start_s(seen, spec) - parameters.calm_s)
-
-
-def _demands(before: TierMemory, now: Demand, parameters: Parameters, now_s: float) -> tuple[Demand, ...]:
-    """With the new one, and without those that want no more than it, and no longer."""
-    lasting = (
-        demand
-        for demand in before.demands
-        if demand.until_s > now.until_s or _faded(demand, parameters, now_s) > now.wanted
-    )
-    return *lasting, now
-
-
-def _faded(demand: Demand, parameters: Parameters, now_s: float) -> int:
-    """What is left of a demand: all of it for calm_s, then a share less at once and again every fall_every_s."""
-    left, falls = demand.wanted, math.floor((now_s - demand.until_s - parameters.calm_s) / parameters.fall_every_s) + 1
-    for _ in range(falls):
-        if left == 0:
-            break
-        left -= max(1, int(left * parameters.fall_share))
-    return left

@@ -25,7 +25,7 @@ from autoscaling.record import (
     replay,
 )
 from autoscaling.signals import JobSeen, Seen, TierSeen, VideoSeen, spec_of
-from cluster.admission import Verdict, decide
+from cluster.admission import Due, Verdict, decide
 from cluster.cost import service
 from cluster.errors import ConfigurationError
 from cluster.family import Plan, load
@@ -60,10 +60,8 @@ def loads(columns: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Loads:
 
 
 def admission(best: Choice | None, now_s: float, ttft_s: float, wait_s: float) -> Admission:
-    verdict = decide(best, now_s=now_s, arrived_s=0.0, ttft_s=ttft_s, patience_s=30.0, wait_s=wait_s)
-    return Admission(
-        best=best, now_s=now_s, arrived_s=0.0, ttft_s=ttft_s, patience_s=30.0, wait_s=wait_s, verdict=verdict
-    )
+    due = Due(now_s=now_s, arrived_s=0.0, ttft_s=ttft_s, tpot_ms=50.0, patience_s=30.0, wait_s=wait_s)
+    return Admission(best=best, due=due, verdict=decide(best, due))
 
 
 def tiering(wish: Wish, plan: Plan | None = None) -> Tiering:
@@ -126,7 +124,7 @@ def test_another_choice_is_noticed() -> None:
     assert not replay(line(Routing(loads=columns, ask=ask, service=PRO, now_s=1.0, packing=False, choice=choice)), 1)
 
 
-choices = st.builds(Choice, st.none() | st.integers(0, 9), amounts, amounts, st.booleans(), st.just("peer"))
+choices = st.builds(Choice, st.none() | st.integers(0, 9), amounts, amounts, st.booleans(), st.just("peer"), amounts)
 
 
 @given(st.none() | choices, amounts, amounts, amounts | st.just(math.inf))
@@ -186,7 +184,7 @@ BAD = [
     (edited(scaling(look()), "parameters", "rho", value=2.0), "scaling.parameters: Value error, rho is 2;"),
     (
         edited(admission(None, 0.0, 1.0, 0.0), "verdict", "action", value="wait"),
-        "admission.verdict.action: Input should be 'dispatch', 'hold' or 'refuse'",
+        "admission.verdict.action: Input should be 'dispatch', 'hold', 'postpone' or 'refuse'",
     ),
 ]
 
