@@ -25,7 +25,7 @@ from cluster.family import Family
 from cluster.workload import Jobs, Workload
 from deployments.contenders import Contender
 from deployments.report_table import SIMULATED, Rehearsal, as_dict, tables
-from deployments.simulate_cluster import initial, lifted, require_room, started_in
+from deployments.simulate_cluster import initial, lifted, of_tiers, require_room, started_in
 from deployments.simulate_options import Options, options
 from deployments.simulate_policies import Past, check, router, scaler
 from deployments.simulate_work import jobs, span_s, workload
@@ -96,13 +96,13 @@ def _say(found: Mapping[str, Any]) -> None:
 
 def _stage(asked: Options, family: Family) -> Stage:
     gpus = family.gpu_budget_gpus if asked.gpus == "family" else asked.gpus
+    requests = workload(asked)
+    if asked.gpus != "family":
+        family = lifted(of_tiers(family, requests), gpus or ENDLESS_GPUS)
     if gpus is not None:
         require_room(family, gpus)
-    if asked.gpus != "family":
-        family = lifted(family, gpus or ENDLESS_GPUS)
     if asked.cold_start_s is not None:
         family = started_in(family, asked.cold_start_s)
-    requests = workload(asked)
     videos = jobs(asked, family, requests)
     first = initial(family, gpus, asked.initial, requests, videos)
     return Stage(asked=asked, family=family, gpus=gpus, requests=requests, jobs=videos, initial=first)

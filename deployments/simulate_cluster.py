@@ -1,8 +1,11 @@
 """What a rehearsal runs on: the family on a cluster of the size asked, and its first replicas.
 
-The first replicas are the same for every policy: of each tier ceil(load / 0.7) + 1, load being the mean work of the
-first five minutes in replicas, and at least its minimum; of video as many as its jobs keep busy. Where a GPU budget
-does not hold them all, those who hold the most GPUs start with fewer.
+Tiers that nobody asks for are left out, so that the figures of one tier hold no minima and no spills of others; all
+stay where a name leaves the tier open, and with the family file's own budget.
+
+The first replicas are the same for every policy: of each tier ceil(load / 0.85) + 1, load being the work of the busiest
+minute of the first ten in replicas, and at least its minimum; of video as many as its jobs keep busy. Where a GPU
+budget does not hold them all, those who hold the most GPUs start with fewer.
 """
 
 import math
@@ -12,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoscaling.policy import VIDEO
+from cluster.batching import SLACK_SHARE
 from cluster.cost import slo_batch, work_s
 from cluster.errors import ConfigurationError
 from cluster.family import ColdStart, Family, Replicas, Tier
-from cluster.workload import Jobs, Workload
+from cluster.workload import Floats, Jobs, Workload
 
-FIRST_S = 300.0
-FIRST_LOAD = 0.7  # of the first replicas
+FIRST_S = 600.0
+FIRST_LOAD = 0.85  # of the first replicas, in their busiest minute
+MINUTE_S = 60.0
 Bools = NDArray[np.bool_]
 
 
@@ -65,6 +70,20 @@ def _up_to(replicas: Replicas, most: int) -> Replicas:
     return replicas.model_copy(update={"max": most, "initial": min(replicas.initial, most)})
 
 
+def of_tiers(family: Family, requests: Workload) -> Family:
+    """With the tiers that these requests ask for alone."""
+    if family.auto is not None and set(family.auto.names) & set(requests.models):
+        return family
+    asked = {family.tier_of(model) or model for model in requests.models} if len(requests) else set()
+    tiers = {name: tier for name, tier in family.tiers.items() if name in asked}
+    if not tiers:  # videos alone
+        return family
+    video = family.video
+    if video is not None and video.beside not in tiers:
+        video = video.model_copy(update={"beside": None})
+    return family.model_copy(update={"tiers": tiers, "plans": {}, "auto": None, "video": video})
+
+
 def asked_of(family: Family, requests: Workload) -> dict[str, Bools]:
     """Which requests ask each tier: by its name, or by length where the name leaves it open."""
     tiers = list(family.tiers)
@@ -80,11 +99,16 @@ def asked_of(family: Family, requests: Workload) -> dict[str, Bools]:
 
 def load(tier: Tier, requests: Workload, mine: Bools, span_s: float) -> float:
     """Replicas that these requests keep busy, at the batch that their mean allows."""
+    return float(_work_s(tier, requests, mine).sum()) / span_s
+
+
+def _work_s(tier: Tier, requests: Workload, mine: Bools) -> Floats:
     if not mine.any():
-        return 0.0
+        return np.zeros(0)
     prompt, output = (column[mine].astype(float) for column in (requests.prompt_tokens, requests.output_tokens))
-    batch = slo_batch(tier, float(prompt.mean()), float(output.mean()))
-    return float(work_s(tier.cost, batch, prompt, output).sum()) / span_s
+    context = float((output * (prompt + output / 2)).sum() / output.sum())
+    batch = slo_batch(tier, float(prompt.mean()), float(output.mean()), context, SLACK_SHARE)
+    return work_s(tier.cost, batch, prompt, output)
 
 
 def initial(
@@ -111,8 +135,10 @@ def _first(tier: Tier, given: int | None, requests: Workload, mine: Bools) -> in
     if not mine.any():
         return bounds.min
     if given is None:
-        span_s = max(1.0, min(FIRST_S, float(requests.arrival_s[-1])))
-        given = math.ceil(load(tier, requests, mine & (requests.arrival_s < FIRST_S), span_s) / FIRST_LOAD) + 1
+        early = mine & (requests.arrival_s < FIRST_S)
+        minute = (requests.arrival_s[early] // MINUTE_S).astype(int)
+        by_minute = np.bincount(minute, weights=_work_s(tier, requests, early), minlength=1) / MINUTE_S
+        given = math.ceil(float(by_minute.max()) / FIRST_LOAD) + 1
     return max(bounds.min, min(bounds.max, given))
 
 

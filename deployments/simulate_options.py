@@ -132,7 +132,7 @@ def _cluster_arguments(group: argparse._ArgumentGroup) -> None:
         "--initial",
         metavar="N",
         type=_whole(0),
-        help="replicas at the start of each tier that is asked; default: enough for the mean of the first five minutes",
+        help="replicas of each asked tier at the start; default: what the busiest of the first ten minutes needs",
     )
 
 

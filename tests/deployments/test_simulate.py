@@ -201,17 +201,19 @@ def test_the_gpu_budget_is_the_family_files_a_number_or_none(told: Told) -> None
 
 
 def test_initial_replicas_may_be_given(told: Told) -> None:
-    assert told("--trace", "azure:azure.csv", "--initial", "3")["conditions"]["initial"] == {
-        "mini": 0,
-        "pro": 3,
-        "video": 0,
-    }
+    assert told("--trace", "azure:azure.csv", "--initial", "3")["conditions"]["initial"] == {"pro": 3, "video": 0}
+
+
+def test_tiers_that_nobody_asks_for_are_left_out_unless_the_name_leaves_the_tier_open(told: Told) -> None:
+    assert set(told("--trace", "azure:azure.csv", "--tier", "mini")["conditions"]["initial"]) == {"mini", "video"}
+    assert set(told("--trace", "azure:azure.csv", "--tier", "auto")["conditions"]["initial"]) > {"mini", "pro"}
+    assert set(told("--trace", "azure:azure.csv", "--gpus", "family")["conditions"]["initial"]) > {"mini", "pro"}
 
 
 def test_a_longer_cold_start_is_felt(told: Told) -> None:
     words = ("--trace", "azure:azure.csv", "--scale", "50", "--initial", "0")
     slow, fast = (told(*words, "--cold-start-s", cold) for cold in ("200", "2"))
-    assert slow["conditions"]["cold_start_p50_s"] == {"mini": 200.0, "pro": 200.0}
+    assert slow["conditions"]["cold_start_p50_s"] == {"pro": 200.0}
     assert slow["attainment"] < fast["attainment"]
 
 
