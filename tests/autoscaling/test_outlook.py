@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -92,6 +93,15 @@ def test_an_error_is_what_the_forecast_of_a_lead_ago_missed() -> None:
     assert outlook.over2 == pytest.approx(16)
     expected = math.sqrt((2 * 16 + outlook.doubt * (DOUBT * 10) ** 2) / (outlook.lessons + outlook.doubt))
     assert error(outlook, 10.0, DOUBT) == pytest.approx(expected)
+
+
+def test_a_forecast_is_judged_by_what_was_known_when_it_was_made() -> None:
+    # A dip of one look: 0 was forecast for two minutes later, since deviations were taken to last.
+    before = taught([10.0] * 13 + [0.0] + [10.0] * 11)
+    after = learnt(before, Look(at_s=250.0, load=10.0, trend=0.0, mean=0.0), LEAD_S, P)
+    assert hold(after) < 0.5 < hold(before)
+    forgone = 10 - forecast(replace(before, mean=after.looks[0].mean), 0.0, 0.0)
+    assert after.over2 - before.over2 * math.exp(-10 / 1800) == pytest.approx(forgone**2, rel=0.1)
 
 
 def test_lessons_fade() -> None:

@@ -152,10 +152,11 @@ def test_packing_leaves_its_part_of_the_promise_to_one_that_has_waited_too() -> 
 
 
 def test_how_far_a_promise_breaks_counts_from_the_arrival() -> None:
-    soon_but_slow, later = busy(20, correction=2.6), {"prefill_done_s": NOW_S + 1.0}  # 46 ms and a chunk; 1.1 s
-    assert not chosen(soon_but_slow).feasible
+    slow, later = busy(20, correction=3.0), {"prefill_done_s": NOW_S + 1.5}  # 55 of 50 ms; 1.6 of 2 s
+    assert not chosen(slow).feasible
     assert chosen(later).feasible
-    assert chosen(soon_but_slow, later, asked=ask(waited_s=1.8)).index == 0
+    assert chosen(slow, later, asked=ask(waited_s=0.5)).index == 1  # 0.1 s late
+    assert chosen(slow, later, asked=ask(waited_s=1.8)).index == 0  # 1.4 s late instead of 0.5 s
 
 
 def replace_index(choice: Choice, index: int) -> Choice:
