@@ -180,12 +180,11 @@ class _Twin:
         )
 
     def _steer(self, now_s: float, decision: Decision) -> None:
-        """What shrinks gives its GPUs to what grows."""
-        moves = [(tier.size, tier.steer, decision.tiers[tier.name].replicas) for tier in self.tiers]
+        """In any order: what grows waits for what shrinks."""
+        for tier in self.tiers:
+            tier.steer(now_s, decision.tiers[tier.name].replicas)
         if self.video is not None and decision.video is not None:
-            moves.append((self.video.size, self.video.steer, decision.video.replicas))
-        for _, steer, target in sorted(moves, key=lambda move: move[2] - move[0]):
-            steer(now_s, target)
+            self.video.steer(now_s, decision.video.replicas)
 
     def _sample(self, now_s: float) -> None:
         arrived = [tier.counters.arrived_requests for tier in self.tiers]

@@ -142,7 +142,7 @@ class Observed:
         return event
 
 
-laws = settings(max_examples=80, deadline=None)
+laws = settings(max_examples=50, deadline=None)
 
 
 @laws

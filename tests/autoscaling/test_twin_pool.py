@@ -123,6 +123,15 @@ def test_those_ordered_last_are_cancelled_first() -> None:
     assert line.cancel(3.0, 2) == 2
 
 
+def test_of_those_that_start_the_last_ordered_is_cancelled() -> None:
+    on = nodes(budget=2)
+    line, _, _ = orders(on)
+    line.order(0.0, 1)
+    line.order(1.0, 1)
+    line.cancel(2.0, 1)
+    assert ([lease.since_s for lease in line.starting.values()], on.gpu_s) == ([0.0], {"pro": 1.0})
+
+
 def test_starts_on_a_dead_node_are_lost() -> None:
     on = nodes(budget=None, size=1)
     line, _, _ = orders(on)
