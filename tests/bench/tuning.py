@@ -109,7 +109,8 @@ class _Search:
             self.best, self.missed, self.gpu_hours = setting, missed, figures.gpu_hours
 
 
-def tuned(name: PeerName, world: World, serving: Serving, *, coarse: bool, goal: float = GOAL) -> Setting:
+def tuned(name: PeerName, world: World, serving: Serving, *, coarse: bool, goal: float) -> tuple[Setting, bool]:
+    """And whether it attains the goal here."""
     search = _Search(world, serving, goal)
     for setting in grid(name, world, coarse):
         search.tried(setting)
@@ -117,7 +118,7 @@ def tuned(name: PeerName, world: World, serving: Serving, *, coarse: bool, goal:
     if best is not None and best.share is not None and not coarse:
         for factor in FINER:
             search.tried(_with_share(best, best.share * factor, world))
-    return search.best or STOCK[name]
+    return search.best or STOCK[name], search.missed <= 1 - goal
 
 
 def least_static(world: World, serving: Serving, guess: int, goal: float = GOAL) -> int:

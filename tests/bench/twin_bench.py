@@ -67,7 +67,9 @@ ROUTERS: dict[str, Router] = {
     "kv": peer_routing.KvCost(),
     "prefix": peer_routing.PrefixAffinity(),
 }
-ATTAINED = (0.96, 0.99)  # of the router compared with; its replicas are the fewest that attain this
+# Of the router compared with; its replicas are the fewest that attain this. Mooncake's longest prompts take longer than
+# the promise even alone, so that at 99 % nothing but those is left to compare.
+ATTAINED, ATTAINED_MOONCAKE = (0.96, 0.99), (0.9, 0.96)
 
 Row = dict[str, Any]
 
@@ -218,15 +220,11 @@ def _peer(job: Job, name: PeerName, form: str) -> Iterator[Row]:
     row = {"of": name, "form": form}
     if form == "own":
         yield from _tested(job, STOCK[name].scaler, serving, {**row, "tuned": "stock"})
-    before = None
     for goal in (GOAL, STRICTER):
-        setting = tuned(name, job.world(TUNING_SEED), serving, coarse=job.quick, goal=goal)
-        if setting == before:
-            return
-        before = setting
+        setting, attained = tuned(name, job.world(TUNING_SEED), serving, coarse=job.quick, goal=goal)
         rows = list(_tested(job, setting.scaler, serving, _row_of(row, setting, goal)))
         yield from rows
-        if statistics.mean(one["attainment"] for one in rows) >= GOAL:
+        if not attained or statistics.mean(one["attainment"] for one in rows) >= GOAL:
             return
 
 
@@ -258,7 +256,7 @@ def _clairvoyant(job: Job) -> Iterator[Row]:
 
 def _routing(job: Job) -> Iterator[Row]:
     """Moray's router and another on as many replicas as let the other one attain what is asked."""
-    for goal in ATTAINED:
+    for goal in ATTAINED_MOONCAKE if job.trace.name in MOONCAKE else ATTAINED:
         others = Serving(router=ROUTERS[job.of], admission=False)
         drawn = job.world(TUNING_SEED)
         count = least_static(drawn, others, math.ceil(1.1 * drawn.load), goal)
