@@ -12,7 +12,8 @@ class Figures:
 
     `attainment`: share of requests with TTFT and TPOT both kept (NaN without requests, likewise the percentiles).
     `bad_minutes`: share of minutes (by arrival, of those with requests) with over 5 % misses. `gpu_hours` counts from
-    the order of a replica to the end of its drain; `gpu_hours_floor` is the fluid bound, which no policy can reach.
+    the order of a replica, once a node has room for it, to the end of its drain, within the horizon of the twin;
+    `gpu_hours_floor` is the fluid bound, which no policy can reach. `spilled`: completed by another tier than asked.
     """
 
     requests: int
@@ -49,7 +50,11 @@ class Course:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """`tiers`: the figures of each tier alone, by the tier that was asked."""
+    """`tiers`: the figures of each tier alone, by the tier that was asked.
+
+    Requests that no tier may serve (an unknown model, one outside the plan, a prompt too long) and the video jobs count
+    in the whole alone.
+    """
 
     figures: Figures
     course: Course

@@ -57,6 +57,8 @@ class _Twin:
     ) -> None:
         family = scenario.family
         self.scenario, self.workload, self.scaler = scenario, workload, scaler
+        if not scaler.tick_s > 0:
+            raise ConfigurationError(f"tick_s: {scaler.tick_s}; more than 0 is allowed; ask the policy later")
         if jobs is not None and family.video is None:
             raise ConfigurationError(
                 f"jobs: {len(jobs)}; no video in family {family.name}; none are allowed; give None"

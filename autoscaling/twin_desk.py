@@ -60,7 +60,7 @@ class Desk:
         blocks = self.workload.blocks[index] if self.workload.blocks is not None else ()
         request = Request(index, now_s, now_s, self.prompt[index], self.output[index], blocks=blocks)
         # Those who wait could not use what is free now, so a newcomer may; but not before a higher priority.
-        if tier.held.first_priority() > route.priority or (tier.held and not self.admission):
+        if tier.held and (not self.admission or tier.held.first_priority() > route.priority):
             self._hold(request, route, now_s, late=False)
             self.release(tier, now_s)
         else:

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from autoscaling.signals import Decision, Seen, Target
+from autoscaling.signals import Decision, Scaler, Seen, Target
+from autoscaling.twin import Scenario, _Twin
 from cluster.cost import Chunking, Service, service
 from cluster.family import Cell, ColdStart, Family, Price, Replicas, Slo, StepCost, Tier, Video, VideoCost, VideoPrice
 from cluster.family import VideoSlo as VideoPromise
-from cluster.loads import Ask, Choice, Loads
+from cluster.loads import Ask, Choice, Loads, Router
 from cluster.workload import Jobs, Workload
 
 COST: Mapping[str, Any] = {
@@ -136,3 +137,25 @@ def shortest(loads: Loads, ask: Ask, service: Service, now_s: float, packing: bo
         return Choice(None, np.inf, np.inf, False, "none")
     index = int(np.argmin(np.where(loads.open, loads.sequences, np.inf)))
     return Choice(index, 0.0, 0.0, True, "peer")
+
+
+def played(
+    work: Workload,
+    scaler: Scaler,
+    given: Family | None = None,
+    *,
+    router: Router = shortest,
+    jobs: Jobs | None = None,
+    **changed: Any,
+) -> _Twin:
+    twin = _Twin(Scenario(family=given or family(), **changed), work, jobs, scaler, router)
+    twin.run(None)
+    return twin
+
+
+def first_s(twin: _Twin) -> list[float]:
+    """When each request got its first token."""
+    return [float(at_s + ttft_s) for at_s, ttft_s in zip(twin.workload.arrival_s, twin.tally.ttft_s, strict=True)]
+
+
+ONE = workload((0.0, 100, 101))  # the first token after 20 ms, the last after 1.12 s
