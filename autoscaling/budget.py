@@ -1,13 +1,14 @@
 """Who gets the GPUs: one pool for all tiers and video, replica by replica, each by what it is worth per GPU and second.
 
-    language, n-th replica   usd per busy replica-second * P(need > n - 1) / ranks,  P(x) = erfc((x - L)/sqrt(2L))/2
+    language, n-th replica   usd per busy replica-second * (over(n - 1) - over(n)) / ranks
     video, n-th replica      the n-th highest usd per GPU-second among the jobs that can still be in time, then 0; times
                              `protect` for the replicas without which jobs miss their deadlines
     a replica that runs      times 1 + cold start/stay: a new one earns nothing while it starts
 
-L is the need in erlangs; its number of busy replicas is taken as normal, with variance L. Minima go first, then what
-must not be taken away, then the rest; among these the highest value, ties to replicas that run, then to the claim named
-first. A replica takes its GPUs whole or not at all: where one does not fit, the next claim has its turn.
+over(n) = E[max(0, need - n)], so a replica counts for as much of it as is expected to be busy; the need is taken as
+normal, its deviation is the error of the forecast. Minima go first, then what must not be taken away, then the rest;
+among these the highest value, ties to replicas that run, then to the claim named first. A replica takes its GPUs whole
+or not at all: where one does not fit, the next claim has its turn.
 
 Laws: never over the budget; never above wanted (or the minimum, if higher); never below the minima if these fit; with
 equal ranks more GPUs never give any claim fewer; a claim that is worth more, all else equal, never gets fewer. With
@@ -19,10 +20,12 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
+from itertools import pairwise
 
 from autoscaling.parameters import Parameters
 from autoscaling.signals import VideoSeen, VideoSpec
 
+LEAST_ERROR = 1e-3  # replicas; a forecast without any error would divide by zero
 LEAST_GPU_S = 1.0  # what a job that is all but done counts as, so that its value stays finite
 
 
@@ -77,11 +80,18 @@ def _value(claim: Claim, n: int) -> float:
     return value * claim.stay if n <= claim.held else value
 
 
-def language_values(usd_per_busy_s: float, erlangs: float, replicas: int, ranks: int) -> tuple[float, ...]:
-    """In USD per GPU-second. No load at all counts as nearly none: the first replica is needed in half of all cases."""
-    load = max(erlangs, 1e-9)
-    spread = math.sqrt(2 * load)
-    return tuple(usd_per_busy_s / ranks * 0.5 * math.erfc((n - load) / spread) for n in range(replicas))
+def language_values(
+    usd_per_busy_s: float, erlangs: float, error: float, replicas: int, ranks: int
+) -> tuple[float, ...]:
+    """In USD per GPU-second. The need is `erlangs`, one standard deviation is `error`."""
+    over = [_over(replica, erlangs, max(error, LEAST_ERROR)) for replica in range(replicas + 1)]
+    return tuple(usd_per_busy_s / ranks * max(0.0, fewer - more) for fewer, more in pairwise(over))
+
+
+def _over(replicas: int, mean: float, deviation: float) -> float:
+    """E[max(0, need - replicas)] of a normal need."""
+    z = (replicas - mean) / deviation
+    return deviation * (math.exp(-z * z / 2) / math.sqrt(2 * math.pi) - z * math.erfc(z / math.sqrt(2)) / 2)
 
 
 def video_values(

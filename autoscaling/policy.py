@@ -93,12 +93,20 @@ def _language(name: str, needed: Need, last: int, spec: TierSpec, cold_start_s: 
         wanted=wanted,
         keep=last if needed.blind else 0,
         held=last,
-        values_usd_per_gpu_s=language_values(needed.usd_per_busy_s, needed.erlangs, wanted, spec.ranks),
+        values_usd_per_gpu_s=language_values(
+            needed.usd_per_busy_s, needed.erlangs, _error(needed, parameters), wanted, spec.ranks
+        ),
         stay=1 + cold_start_s / parameters.stay_s,
     )
     return _Wish(
         claim=claim, last=last, blind=needed.blind, reason=_blind(last) if needed.blind else _reason(needed, parameters)
     )
+
+
+def _error(needed: Need, parameters: Parameters) -> float:
+    """One standard deviation of the need, in replicas: the margin is z of it, beside the headroom that rho leaves."""
+    headroom = needed.erlangs / parameters.rho - needed.erlangs
+    return (needed.margin - headroom) / needed.z if needed.margin and needed.z else 0.0
 
 
 def _blind(last: int) -> str:

@@ -1,6 +1,7 @@
 """Who gets the GPUs. Values in USD per GPU-second, of the first, second, ... replica."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -79,12 +80,18 @@ def test_a_slightly_better_newcomer_does_not_displace_what_runs() -> None:
     assert allot([replace(new, values_usd_per_gpu_s=(1.3,)), held], 1).replicas == {"new": 1, "held": 0}
 
 
-def test_a_language_replica_is_worth_its_chance_of_being_needed() -> None:
-    values = language_values(8.0, 4.0, 9, 4)
-    assert values[4] == pytest.approx(8 / 4 * 0.5)  # the fifth is needed if more than 4 are, the mean
-    assert values[2] == pytest.approx(2 * 0.8413, rel=1e-3)  # 4 - one standard deviation of 2
-    assert values[8] == pytest.approx(2 * 0.0228, rel=1e-2)  # 4 + two of them
-    assert language_values(8.0, 0.0, 2, 4) == pytest.approx((1.0, 0.0), abs=1e-3)
+def test_a_language_replica_is_worth_as_much_of_it_as_is_expected_to_be_busy() -> None:
+    assert language_values(8.0, 2.5, 0.0, 5, 4) == pytest.approx((2, 2, 1, 0, 0))  # two and a half, and no doubt
+    values = language_values(8.0, 4.0, 1.0, 9, 4)
+    assert values[0] == pytest.approx(2, rel=1e-3)
+    assert values[4] == pytest.approx(2 * 0.3156, rel=1e-3)  # over(4) - over(5) = 0.3989 - 0.0833
+    assert sum(values) == pytest.approx(2 * 4, rel=1e-3)  # all of the need together
+
+
+@given(st.floats(0, 50), st.floats(0, 20), st.integers(0, 80))
+def test_values_never_rise_nor_fall_below_zero(erlangs: float, error: float, replicas: int) -> None:
+    values = language_values(1.0, erlangs, error, replicas, 1)
+    assert all(0 <= later <= earlier + 1e-9 for earlier, later in pairwise(values))
 
 
 def test_video_values_are_those_of_the_best_jobs() -> None:
