@@ -220,8 +220,12 @@ def _peer(job: Job, name: PeerName, form: str) -> Iterator[Row]:
     row = {"of": name, "form": form}
     if form == "own":
         yield from _tested(job, STOCK[name].scaler, serving, {**row, "tuned": "stock"})
+    before: Setting | None = None
     for goal in (GOAL, STRICTER):
         setting, attained = tuned(name, job.world(TUNING_SEED), serving, coarse=job.quick, goal=goal)
+        if setting == before:
+            return
+        before = setting
         rows = list(_tested(job, setting.scaler, serving, _row_of(row, setting, goal)))
         yield from rows
         if not attained or statistics.mean(one["attainment"] for one in rows) >= GOAL:
