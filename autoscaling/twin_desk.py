@@ -19,11 +19,12 @@ from autoscaling.twin_tally import Tally
 from autoscaling.twin_tier import TwinTier
 from cluster.admission import Due, decide
 from cluster.cost import prefill_us, prefill_us_per_token, request_gpu_s
-from cluster.fairness import charged, lifted
+from cluster.fairness import charged, lifted, yielded
 from cluster.loads import Ask, Choice, Router
 from cluster.tiering import spill
 from cluster.workload import Workload
 
+LATE_AGAIN_S = 0.1  # between two looks for a place for those who are late anyhow
 Action = Literal["dispatch", "hold", "postpone", "refuse"]
 
 
@@ -69,7 +70,7 @@ class Desk:
         counters.arrived_requests += 1
         counters.arrived_prompt_tokens += request.prefill_tokens or request.prompt_tokens
 
-    def _choose(self, index: int, request: Request, now_s: float) -> tuple[Choice, Ask]:
+    def _choose(self, index: int, request: Request, route: Route, now_s: float) -> tuple[Choice, Ask]:
         tier = self.tiers[index]
         pool = tier.pool
         ask = Ask(
@@ -77,14 +78,24 @@ class Desk:
             expected_output_tokens=tier.output_tokens,
             us_per_token=self.us[index][request.index],
             draw=self.rng.random(),
-            waited_s=now_s - request.asked_s,
+            waited_s=now_s - request.asked_s + self._yielded_s(tier, route),
             hit_tokens=pool.prefix.hits_tokens(request.blocks, pool.slots) if pool.prefix is not None else None,
         )
         return self.router(pool.loads, ask, pool.service, now_s, tier.packing), ask
 
+    def _yielded_s(self, tier: TwinTier, route: Route) -> float:
+        """Of the promised first token, what is left to a higher priority and to tenants served less."""
+        if not self.fair or not tier.held:
+            return 0.0
+        counters = tier.served_gpu_s
+        waiting = [counters.get(tenant, 0.0) for tenant in tier.held.tenants(route.priority)]
+        if tier.held.above(route.priority):
+            waiting.append(-math.inf)
+        return yielded(counters.get(route.tenant, 0.0), waiting) * tier.pool.service.ttft_s
+
     def _place(self, request: Request, route: Route, now_s: float) -> Action:
         """Dispatch, spill or refuse; "hold" and "postpone" are for the caller to carry out."""
-        choice, ask = self._choose(route.tiers[0], request, now_s)
+        choice, ask = self._choose(route.tiers[0], request, route, now_s)
         if choice.index is not None and (choice.feasible or not self.admission):
             self._dispatch(request, route, route.tiers[0], choice, ask, now_s)
             return "dispatch"
@@ -100,7 +111,7 @@ class Desk:
             self._hold(request, route, now_s, late=action == "postpone")
 
     def _spilled(self, request: Request, route: Route, now_s: float) -> bool:
-        options = [self._choose(index, request, now_s) for index in route.tiers[1:]]
+        options = [self._choose(index, request, route, now_s) for index in route.tiers[1:]]
         found = spill(route.range, [False, *(choice.feasible for choice, _ in options)])
         if found is None:
             return False
@@ -172,10 +183,14 @@ class Desk:
         held = tier.held
         while held:
             late = not held.in_time
+            if late and now_s < tier.late_again_s:
+                return
             head = held.pop(tier.served_gpu_s)
             action = self._place(head.request, head.route, now_s)
             if action in ("hold", "postpone"):
                 held.push(head, late=late or action == "postpone")
+                if late:
+                    tier.late_again_s = now_s + LATE_AGAIN_S
                 if late or action == "hold":
                     return
 

@@ -44,6 +44,10 @@ class HeldQueue:
         """With requests here."""
         return {tenant for at, tenant in (*self.in_time, *self.late) if at == priority}
 
+    def above(self, priority: int) -> bool:
+        """Whether a higher priority has requests here."""
+        return any(at > priority for at, _ in (*self.in_time, *self.late))
+
     def first_priority(self) -> float:
         """The highest among those who wait in time."""
         return max((priority for priority, _ in self.in_time), default=-math.inf)

@@ -49,6 +49,7 @@ class TwinTier:
     counters: Counters = field(default_factory=Counters)
     output_tokens: float = PRIOR_OUTPUT_TOKENS
     packing: bool = False
+    late_again_s: float = 0.0  # when a place for those who are late is looked for again
     awake_s: float = 0.0  # when it had a ready replica again after it had none
 
     def __post_init__(self, schedule: Schedule, draw_s: Callable[[], float]) -> None:

@@ -26,7 +26,7 @@ from cluster.loads import Choice
 
 LEAST_RETRY_S = 1.0
 CALM_SHARE = 0.25  # of the promised first token: work ahead of it for so long still counts as calm
-HURRY = 2.0  # times as far each promise may be exceeded by a request at the end of its patience
+HURRY = 0.5  # times as far each promise may be exceeded by a request at the end of its patience
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ et al., "Fairness in serving large language models" (virtual token counter), OSD
 
 from collections.abc import Iterable
 
+YIELDED_SHARE = 0.5
+
 
 def charged(counter: float, gpu_s: float, share: float) -> float:
     """The counter after `gpu_s` more: the expected cost at dispatch, at the end the difference, which may be < 0."""
@@ -22,3 +24,12 @@ def lifted(counter: float, active_counters: Iterable[float]) -> float:
     `active_counters`: of the others of its priority that have requests waiting; where none has, of the last that had.
     """
     return max(counter, min(active_counters, default=counter))
+
+
+def yielded(counter: float, waiting_counters: Iterable[float]) -> float:
+    """The share of the promised time to first token that a request must do without.
+
+    Where replicas are full, whoever asks next takes the place that has become free, whatever its tenant had before. So
+    a tenant served more than another of its priority that has requests waiting needs a shorter queue: half the promise.
+    """
+    return YIELDED_SHARE if counter > min(waiting_counters, default=counter) else 0.0

@@ -188,6 +188,16 @@ def test_two_tenants_with_shares_of_three_to_one_are_served_so_under_overload() 
     assert done[0] / done[1] == pytest.approx(3, rel=0.1)
 
 
+def test_under_overload_a_lower_priority_leaves_the_queue_to_a_higher_one() -> None:
+    """One replica does about 6 such requests per second; both tenants ask for 8."""
+    plans = {"low": Plan(tiers=("pro",)), "high": Plan(tiers=("pro",), priority=1)}
+    arrival_s = np.arange(960) / 16
+    work = workload(*[(at_s, 1000, 50) for at_s in arrival_s], tenant=np.arange(960) % 2, tenants=("low", "high"))
+    twin = played(work, steady(pro=1), router=choose, plans=plans)
+    done = Counter(int(work.tenant[index]) for index, end in enumerate(twin.tally.end) if end == "completed")
+    assert done[1] > 5 * done[0]
+
+
 def test_those_whose_patience_is_over_are_refused() -> None:
     work = workload(*[(0.0, 5000, 5)] * 40)  # half a second each; the patience is 10 s
     twin = played(work, steady(pro=1), router=choose)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.admission import Head, next_head
-from cluster.fairness import charged, lifted
+from cluster.fairness import YIELDED_SHARE, charged, lifted, yielded
 
 costs = st.lists(st.floats(0.01, 10), min_size=60, max_size=60)
 shares = st.floats(0.1, 10)
@@ -124,3 +124,10 @@ def test_as_long_as_anything_waits_something_is_served_and_all_of_it_in_the_end(
         served += 1
     assert served == len(asks)
     assert sum(queue.served_gpu_s.values()) == pytest.approx(sum(cost for _, cost, _ in asks))
+
+
+@given(st.floats(0, 1e6), st.lists(st.floats(0, 1e6)))
+def test_who_was_served_more_than_a_tenant_that_waits_leaves_it_half_the_queue(
+    mine: float, waiting: list[float]
+) -> None:
+    assert yielded(mine, waiting) == (YIELDED_SHARE if any(mine > other for other in waiting) else 0)
