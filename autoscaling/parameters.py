@@ -27,14 +27,14 @@ class Parameters:
 
     tick_s: float = 2.0
     rho: float = 1.0
-    z: float = 1.5
+    z: float = 2.0
     z_min: float = 0.5
     z_max: float = 4.0
     z_rise_per_min: float = 1.0
     z_fall_per_min: float = 0.05
     miss_target: float = 0.01
     doubt_requests: float = 100.0
-    attain_s: float = 120.0
+    attain_s: float = 30.0
     short_s: float = 30.0
     long_s: float = 90.0
     settle_s: float = 10.0
