@@ -5,8 +5,8 @@
                              `protect` for the replicas without which jobs miss their deadlines
     a replica that runs      times 1 + cold start/stay: a new one earns nothing while it starts
 
-over(n) = E[max(0, need - n)], so a replica counts for as much of it as is expected to be busy; the need is taken as
-normal, its deviation is the error of the forecast. Minima go first, then what must not be taken away, then the rest;
+over(n) = E[max(0, need - n)], so a replica counts for as much of it as is expected to be busy. The need is the load
+that is expected, and half a normal distribution more. Minima go first, then what must not be taken away, then the rest;
 among these the highest value, ties to replicas that run, then to the claim named first. A replica takes its GPUs whole
 or not at all: where one does not fit, the next claim has its turn.
 
@@ -25,7 +25,7 @@ from itertools import pairwise
 from autoscaling.parameters import Parameters
 from autoscaling.signals import VideoSeen, VideoSpec
 
-LEAST_ERROR = 1e-3  # replicas; a forecast without any error would divide by zero
+LEAST_DEVIATION = 1e-3  # replicas; none at all would divide by zero
 LEAST_GPU_S = 1.0  # what a job that is all but done counts as, so that its value stays finite
 
 
@@ -81,17 +81,19 @@ def _value(claim: Claim, n: int) -> float:
 
 
 def language_values(
-    usd_per_busy_s: float, erlangs: float, error: float, replicas: int, ranks: int
+    usd_per_busy_s: float, erlangs: float, deviation: float, replicas: int, ranks: int
 ) -> tuple[float, ...]:
-    """In USD per GPU-second. The need is `erlangs`, one standard deviation is `error`."""
-    over = [_over(replica, erlangs, max(error, LEAST_ERROR)) for replica in range(replicas + 1)]
-    return tuple(usd_per_busy_s / ranks * max(0.0, fewer - more) for fewer, more in pairwise(over))
+    """In USD per GPU-second. The need is `erlangs` and half a normal distribution of that deviation more."""
+    over = [_over(replica, erlangs, max(deviation, LEAST_DEVIATION)) for replica in range(replicas + 1)]
+    return tuple(usd_per_busy_s / ranks * (fewer - more) for fewer, more in pairwise(over))
 
 
-def _over(replicas: int, mean: float, deviation: float) -> float:
-    """E[max(0, need - replicas)] of a normal need."""
-    z = (replicas - mean) / deviation
-    return deviation * (math.exp(-z * z / 2) / math.sqrt(2 * math.pi) - z * math.erfc(z / math.sqrt(2)) / 2)
+def _over(replicas: int, least: float, deviation: float) -> float:
+    """E[max(0, need - replicas)]"""
+    z = (replicas - least) / deviation
+    if z <= 0:
+        return deviation * (math.sqrt(2 / math.pi) - z)
+    return deviation * (math.sqrt(2 / math.pi) * math.exp(-z * z / 2) - z * math.erfc(z / math.sqrt(2)))
 
 
 def video_values(

@@ -14,6 +14,9 @@ from autoscaling.parameters import Parameters
 from autoscaling.signals import Cause, Decision, Seen, Spec, Target, TierSeen, TierSpec, VideoSeen, VideoSpec
 
 VIDEO = "video"  # no tier of a family is called so
+# By so many standard deviations a tier wants more than it expects to need: what promises taught its margin, and what it
+# holds until less has sufficed, count in the budget too.
+WANTED_DEVIATIONS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,7 @@ def _cold_start_s(look: TierSeen | VideoSeen | None, spec: TierSpec | VideoSpec)
 
 def _language(name: str, needed: Need, last: int, spec: TierSpec, cold_start_s: float, parameters: Parameters) -> _Wish:
     wanted = last if needed.blind else needed.replicas
+    deviation = max(0.0, wanted - needed.erlangs) / WANTED_DEVIATIONS
     claim = Claim(
         name=name,
         ranks=spec.ranks,
@@ -93,20 +97,12 @@ def _language(name: str, needed: Need, last: int, spec: TierSpec, cold_start_s: 
         wanted=wanted,
         keep=last if needed.blind else 0,
         held=last,
-        values_usd_per_gpu_s=language_values(
-            needed.usd_per_busy_s, needed.erlangs, _error(needed, parameters), wanted, spec.ranks
-        ),
+        values_usd_per_gpu_s=language_values(needed.usd_per_busy_s, needed.erlangs, deviation, wanted, spec.ranks),
         stay=1 + cold_start_s / parameters.stay_s,
     )
     return _Wish(
         claim=claim, last=last, blind=needed.blind, reason=_blind(last) if needed.blind else _reason(needed, parameters)
     )
-
-
-def _error(needed: Need, parameters: Parameters) -> float:
-    """One standard deviation of the need, in replicas: the margin is z of it, beside the headroom that rho leaves."""
-    headroom = needed.erlangs / parameters.rho - needed.erlangs
-    return (needed.margin - headroom) / needed.z if needed.margin and needed.z else 0.0
 
 
 def _blind(last: int) -> str:

@@ -241,7 +241,7 @@ def moves(parameters: Parameters) -> int:
     targets = []
     for tick in range(100):
         tiers: dict[str, TierSeen | None] = {
-            name: TierSeen(ready=4, held_requests=int(4000 + sign * 500 * math.sin(tick)))
+            name: TierSeen(ready=4, held_requests=int(4500 + sign * 1000 * math.sin(tick)))
             for name, sign in (("a", 1), ("b", -1))
         }
         decision, memory = step(Seen(now_s=2.0 * tick, gpus=32, tiers=tiers), memory, spec, parameters)
