@@ -187,6 +187,11 @@ class _Twin:
             tier.steer(now_s, decision.tiers[tier.name].replicas)
         if self.video is not None and decision.video is not None:
             self.video.steer(now_s, decision.video.replicas)
+        vacate = {tier.name: tier.vacate for tier in self.tiers}
+        if self.video is not None:
+            vacate[VIDEO] = self.video.vacate
+        for lease in self.nodes.in_the_way():
+            vacate[lease.owner](now_s, lease)
 
     def _sample(self, now_s: float) -> None:
         arrived = [tier.counters.arrived_requests for tier in self.tiers]

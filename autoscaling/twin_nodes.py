@@ -3,6 +3,9 @@
 A lease is taken when a replica is ordered and a node has room, and given back when the replica has drained, died or was
 cancelled; it is billed once, from one to the other, within the horizon. What comes back goes at once to the orders that
 wait, in the order in which they were made known.
+
+Small replicas scattered over the nodes can keep a group from starting although enough GPUs are free. Then the node with
+the most to spare is kept for the group, and the few that are in its way there start anew elsewhere.
 """
 
 from collections.abc import Callable
@@ -42,6 +45,7 @@ class Nodes:
         self.gpu_s: dict[str, float] = {}  # by owner
         self.orders: list[Orders] = []
         self._leases: dict[Lease, None] = {}
+        self._leaving: dict[Lease, None] = {}
         self._free: dict[int, int] = {}
         if budget_gpus is not None:
             whole, rest = divmod(budget_gpus, gpus_per_node)
@@ -72,7 +76,12 @@ class Nodes:
     def _fit(self, ranks: int) -> tuple[tuple[int, int], ...]:
         """Empty where no room is."""
         if ranks <= self.size:
-            room = [(free, node) for node, free in self._free.items() if free >= ranks]
+            larger, kept = self._awaited()
+            room = [
+                (free, node)
+                for node, free in self._free.items()
+                if free >= ranks and not (node == kept and ranks < larger)
+            ]
             return ((min(room)[1], ranks),) if room else ()
         whole, rest = divmod(ranks, self.size)
         empty = [node for node, free in self._free.items() if free == self.size]
@@ -84,6 +93,7 @@ class Nodes:
     def give(self, lease: Lease, now_s: float) -> None:
         """GPUs of a node that has failed do not come back."""
         del self._leases[lease]
+        self._leaving.pop(lease, None)
         self._bill(lease, now_s)
         for node, gpus in lease.places:
             self.used_gpus -= gpus
@@ -91,6 +101,48 @@ class Nodes:
                 self._free[node] += gpus
         for orders in self.orders:
             orders.retry(now_s)
+
+    def leave(self, lease: Lease) -> None:
+        """Its replica drains: it will be given back."""
+        self._leaving[lease] = None
+
+    def room_beside(self, lease: Lease) -> int:
+        """GPUs on its nodes that are free or will be; 0 while nobody waits for any."""
+        if not any(orders.pending for orders in self.orders):
+            return 0
+        spare = self._spare()
+        return sum(spare.get(node, 0) for node, _ in lease.places)
+
+    def _spare(self) -> dict[int, int]:
+        """By node, what is free or will be."""
+        spare = dict(self._free)
+        for lease in self._leaving:
+            for node, gpus in lease.places:
+                if node in spare:
+                    spare[node] += gpus
+        return spare
+
+    def _awaited(self) -> tuple[int, int | None]:
+        """Ranks of the largest group that waits, and the node kept for it where the GPUs for it are only scattered."""
+        ranks = max((orders.ranks for orders in self.orders if orders.pending), default=0)
+        if not 1 < ranks <= self.size:
+            return 0, None
+        spare = self._spare()
+        return (ranks, max(spare, key=lambda node: spare[node])) if ranks <= sum(spare.values()) else (0, None)
+
+    def in_the_way(self) -> list[Lease]:
+        """The smallest replicas, as few as possible, whose GPUs the group that waits lacks on the node kept for it."""
+        ranks, node = self._awaited()
+        if node is None:
+            return []
+        lacking = ranks - self._spare()[node]
+        found = []
+        staying = (lease for lease in self._leases if lease.on(node) and lease not in self._leaving)
+        for lease in sorted(staying, key=lambda lease: lease.gpus):
+            if lacking > 0 and lease.gpus < ranks:
+                lacking -= lease.gpus
+                found.append(lease)
+        return found if lacking <= 0 else []
 
     def fail(self, node: int) -> None:
         self._free.pop(node, None)
@@ -160,6 +212,15 @@ class Orders:
             self._count += 1
             self.starting[self._count] = lease
             self.schedule(now_s + self.cold_start_s(), self._ready, self._count)
+
+    def restart(self, now_s: float, lease: Lease) -> bool:
+        """Elsewhere, if it is one that starts."""
+        number = next((number for number, held in self.starting.items() if held is lease), None)
+        if number is None:
+            return False
+        self.pending += 1
+        self.nodes.give(self.starting.pop(number), now_s)
+        return True
 
     def _ready(self, now_s: float, number: int) -> None:
         lease = self.starting.pop(number, None)

@@ -1,6 +1,6 @@
 """The replicas of one tier in the twin, as the columns that routing reads."""
 
-from heapq import heappop, heappush, nsmallest
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -88,8 +88,3 @@ class Pool:
         heappush(self._free_slots, slot)
         if self.prefix is not None:
             self.prefix.drop(slot)
-
-    def emptiest(self, replicas: int) -> list[Replica]:
-        """Of those that do not drain yet, so many with the fewest sequences."""
-        ready = [replica for replica in self.replicas.values() if not replica.draining]
-        return nsmallest(replicas, ready, key=lambda replica: (replica.sequences, replica.slot))

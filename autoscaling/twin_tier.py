@@ -69,10 +69,27 @@ class TwinTier:
             self.orders.order(now_s, -surplus)
             return
         surplus = self.orders.cancel(now_s, surplus)
-        for replica in self.pool.emptiest(surplus):
-            self.pool.close(replica)
-            if replica.sequences == 0:
-                self.leave(replica, now_s)
+        for _ in range(surplus):
+            self._drain(self._dispensable(), now_s)
+
+    def _dispensable(self) -> Replica:
+        """The emptiest, but while somebody waits for room rather where most of a node is to spare."""
+        ready = [replica for replica in self.pool.replicas.values() if not replica.draining]
+        beside = {replica.slot: self.nodes.room_beside(self.leases[replica.slot]) for replica in ready}
+        return min(ready, key=lambda replica: (-beside[replica.slot], replica.sequences, replica.slot))
+
+    def _drain(self, replica: Replica, now_s: float) -> None:
+        self.pool.close(replica)
+        self.nodes.leave(self.leases[replica.slot])
+        if replica.sequences == 0:
+            self.leave(replica, now_s)
+
+    def vacate(self, now_s: float, lease: Lease) -> None:
+        """One starts elsewhere in its place."""
+        if not self.orders.restart(now_s, lease):
+            slot = next(slot for slot, held in self.leases.items() if held is lease)
+            self.orders.order(now_s, 1)
+            self._drain(self.pool.replicas[slot], now_s)
 
     def open(self, now_s: float, lease: Lease) -> None:
         if not self.pool.ready:

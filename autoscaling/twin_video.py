@@ -110,6 +110,7 @@ class VideoPool:
     def _take_back(self, now_s: float, number: int) -> None:
         replica = self.replicas[number]
         replica.leaving = True
+        self.nodes.leave(replica.lease)
         if replica.job is None:
             self._leave(now_s, number)
             return
@@ -128,6 +129,12 @@ class VideoPool:
         self._wait(replica.job)
         self._leave(now_s, number)
         self._begin_idle(now_s)
+
+    def vacate(self, now_s: float, lease: Lease) -> None:
+        """One starts elsewhere in its place."""
+        if not self.orders.restart(now_s, lease):
+            self.orders.order(now_s, 1)
+            self._take_back(now_s, next(number for number, held in self.replicas.items() if held.lease is lease))
 
     def lose(self, now_s: float, node: int) -> None:
         """Everything on the node is gone; jobs go on elsewhere from their last finished step."""
