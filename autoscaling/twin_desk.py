@@ -24,6 +24,7 @@ from cluster.loads import Ask, Choice, Router
 from cluster.tiering import spill
 from cluster.workload import Workload
 
+SPILLED_PACE = 0.8  # of the pace asked for that a step of the other tier may take, chunks of prompts left out
 LATE_AGAIN_S = 0.1  # between two looks for a place for those who are late anyhow
 Action = Literal["dispatch", "hold", "postpone", "refuse"]
 
@@ -112,7 +113,13 @@ class Desk:
 
     def _spilled(self, request: Request, route: Route, now_s: float) -> bool:
         options = [self._choose(index, request, route, now_s) for index in route.tiers[1:]]
-        found = spill(route.range, [False, *(choice.feasible for choice, _ in options)])
+        asked = self.tiers[route.tiers[0]].pool.service
+        left_s = asked.ttft_s - (now_s - request.asked_s)
+        keeps = [
+            choice.feasible and choice.ttft_s <= left_s and choice.tpot_ms <= SPILLED_PACE * asked.tpot_ms
+            for choice, _ in options
+        ]
+        found = spill(route.range, [False, *keeps])
         if found is None:
             return False
         choice, ask = options[found[0] - 1]

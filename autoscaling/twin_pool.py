@@ -66,7 +66,9 @@ class Pool:
         """Write the replica's state, which is that of its last event, into its columns."""
         loads, slot = self.loads, replica.slot
         loads.sequences[slot] = loads.ongoing[slot] = replica.sequences
-        loads.kv_tokens[slot] = replica.kv_tokens + replica.waiting_prompt_tokens
+        # An engine in which a prompt waits for cache is full, however little of it those that run have filled so far.
+        held = replica.kv_tokens + replica.waiting_prompt_tokens
+        loads.kv_tokens[slot] = max(held, self.service.kv_tokens) if replica.blocked else held
         loads.prefill_tokens[slot] = replica.waiting_tokens
         loads.prefill_done_s[slot] = replica.prefill_done_s
         if replica.imbalance != 1.0:

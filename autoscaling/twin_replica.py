@@ -96,6 +96,11 @@ class Replica:
         return since_s + self.prefill_ms * self.inflate / 1000
 
     @property
+    def blocked(self) -> bool:
+        """The first in the queue waits for a place in the cache or in the batch."""
+        return bool(self.queue) and not self._burst
+
+    @property
     def correction(self) -> float:
         """True over modelled step, of the batch that is here or of a first sequence."""
         service, decoding = self.service, max(1, self.decoding)
