@@ -80,6 +80,7 @@ class Desk:
             us_per_token=self.us[index][request.index],
             draw=self.rng.random(),
             waited_s=now_s - request.asked_s + self._yielded_s(tier, route),
+            left_tokens=tier.output_tokens2 / (2 * tier.output_tokens),
             hit_tokens=pool.prefix.hits_tokens(request.blocks, pool.slots) if pool.prefix is not None else None,
         )
         return self.router(pool.loads, ask, pool.service, now_s, tier.packing), ask

@@ -48,6 +48,7 @@ class TwinTier:
     served_gpu_s: dict[str, float] = field(default_factory=dict)  # by tenant, shares applied
     counters: Counters = field(default_factory=Counters)
     output_tokens: float = PRIOR_OUTPUT_TOKENS
+    output_tokens2: float = PRIOR_OUTPUT_TOKENS**2  # the mean of their squares
     packing: bool = False
     late_again_s: float = 0.0  # when a place for those who are late is looked for again
     awake_s: float = 0.0  # when it had a ready replica again after it had none
@@ -130,6 +131,7 @@ class TwinTier:
         self.counters.finished_context_token_steps += output_tokens * (prompt_tokens + output_tokens // 2)
         share = max(OUTPUT_SHARE, 1 / self.counters.finished_requests)
         self.output_tokens += share * (output_tokens - self.output_tokens)
+        self.output_tokens2 += share * (output_tokens * output_tokens - self.output_tokens2)
 
     def seen(self) -> TierSeen:
         pool, counters, loads = self.pool, self.counters, self.pool.loads

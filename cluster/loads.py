@@ -43,7 +43,8 @@ class Ask:
 
     `us_per_token`: prefill cost at its length. `hit_tokens`: of its prefix, cached on each replica; None where unknown.
     `draw`: uniform in [0, 1), all the chance that the decision may use. `waited_s`: since it arrived; the promised
-    first token is due so much sooner.
+    first token is due so much sooner. `left_tokens`: what a sequence that is met running has yet to answer on average,
+    E[o^2]/(2 E[o]), which is far more than half of the mean answer where answers vary; None: that half.
     """
 
     prompt_tokens: int
@@ -51,6 +52,7 @@ class Ask:
     us_per_token: float
     draw: float
     waited_s: float = 0.0
+    left_tokens: float | None = None
     hit_tokens: Floats | None = None
 
 

@@ -63,7 +63,7 @@ def predict(loads: Loads, ask: Ask, service: Service, now_s: float, us: Floats |
     ttft = np.maximum(loads.prefill_done_s - now_s, 0.0) * 1000.0
     ttft += own
     ttft += step
-    ends = kv + sequences * (out / 2)
+    ends = kv + sequences * (out / 2 if ask.left_tokens is None else ask.left_tokens)
     fits = ends <= loads.kv_capacity_tokens
     if not (fits & (sequences <= most)).all():
         short = np.maximum((ends - loads.kv_capacity_tokens) * sequences / ends, 0.0)

@@ -134,6 +134,7 @@ def test_the_first_answers_replace_the_prior_length_and_later_ones_move_it_slowl
     for output in (10, 30):
         tier.finished(100, output)
     assert tier.output_tokens == pytest.approx(20)
+    assert tier.output_tokens2 == pytest.approx((100 + 900) / 2)
     for _ in range(98):
         tier.finished(100, 20)
     tier.finished(100, 120)

@@ -114,6 +114,12 @@ def test_where_kv_is_short_a_request_waits_for_it_and_the_promise_counts_as_brok
     assert chosen(short, room).index == 1
 
 
+def test_where_answers_vary_those_that_run_are_taken_to_go_on_for_longer() -> None:
+    varied = replace(ask(), left_tokens=500.0)
+    assert chosen(busy(20, kv_capacity_tokens=31_600), asked=varied).feasible  # 20 * 1000 + 1100 + 21 * 500
+    assert not chosen(busy(20, kv_capacity_tokens=31_599), asked=varied).feasible
+
+
 @pytest.mark.parametrize(
     "broken",
     [
