@@ -61,22 +61,22 @@ class World:
 
 HOURS: Mapping[str, Mapping[str, Part]] = {
     "ultra falls, pro rises": {
-        "ultra": Part(trace="deepseek-r1", window=73, fraction=0.22),
-        "pro": Part(trace="m-large", window=146, fraction=0.20),
-        "turbo": Part(trace="m-large", window=588, fraction=0.30),
-        "mini": Part(trace="m-large", window=164, fraction=0.18),
+        "ultra": Part(trace="deepseek-r1", window=73, fraction=0.27),
+        "pro": Part(trace="m-large", window=146, fraction=0.25),
+        "turbo": Part(trace="m-large", window=588, fraction=0.40),
+        "mini": Part(trace="m-large", window=164, fraction=0.25),
     },
     "ultra rises, pro falls": {
-        "ultra": Part(trace="deepseek-r1", window=66, fraction=0.15),
-        "pro": Part(trace="m-large", window=120, fraction=0.20),
-        "turbo": Part(trace="m-large", window=840, fraction=0.30),
-        "mini": Part(trace="m-large", window=936, fraction=0.18),
+        "ultra": Part(trace="deepseek-r1", window=66, fraction=0.19),
+        "pro": Part(trace="m-large", window=120, fraction=0.25),
+        "turbo": Part(trace="m-large", window=840, fraction=0.40),
+        "mini": Part(trace="m-large", window=936, fraction=0.25),
     },
     "all jump": {
-        "ultra": Part(trace="deepseek-r1", window=128, fraction=0.20),
-        "pro": Part(trace="m-large", window=132, fraction=0.20),
-        "turbo": Part(trace="m-large", window=144, fraction=0.30),
-        "mini": Part(trace="m-large", window=828, fraction=0.18),
+        "ultra": Part(trace="deepseek-r1", window=128, fraction=0.25),
+        "pro": Part(trace="m-large", window=132, fraction=0.25),
+        "turbo": Part(trace="m-large", window=144, fraction=0.40),
+        "mini": Part(trace="m-large", window=828, fraction=0.25),
     },
 }
 
