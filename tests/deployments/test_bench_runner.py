@@ -1,5 +1,7 @@
 import importlib.util
 import json
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +20,11 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    (tmp_path / "fake_bench.py").write_text(FAKE, encoding="utf-8")
-    monkeypatch.setattr(module, "HERE", tmp_path)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "fake_bench.py").write_text(FAKE, encoding="utf-8")
+    monkeypatch.setattr(module, "HERE", tmp_path / "bench")
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "bench.fake_bench", raising=False)
     return module
 
 
@@ -57,11 +62,23 @@ def test_an_unknown_benchmark_is_answered_with_those_there_are(
     assert "fake" in capsys.readouterr().err
 
 
+def test_an_option_that_a_benchmark_does_not_have_is_refused(
+    runner: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        ran(runner, monkeypatch, "fake", "--seeds", "3")
+    assert "fake has no option seeds" in capsys.readouterr().err
+
+
 def test_every_benchmark_that_ships_says_what_it_aims_at() -> None:
     shipped = list(RUNNER.parent.glob("*_bench.py"))
     assert shipped
     for file in shipped:
         text = file.read_text(encoding="utf-8")
-        assert "def run() -> dict[str, Any]:" in text, file.name
-        assert '"aim"' in text, file.name
-        assert '"met"' in text, file.name
+        assert re.search(r"^def run\(", text, re.MULTILINE), file.name
+        parts = [text, *(_text(name) for name in re.findall(r"^from bench\.(\w+) import", text, re.MULTILINE))]
+        assert any('"aim"' in part and '"met"' in part for part in parts), file.name
+
+
+def _text(module: str) -> str:
+    return (RUNNER.parent / f"{module}.py").read_text(encoding="utf-8")
