@@ -52,7 +52,7 @@ class Parameters:
     prompt_prior_tokens: float = 1000.0
     output_prior_tokens: float = 200.0
     prior_requests: float = 50.0
-    stay_s: float = 60.0
+    stay_s: float = 120.0
     protect: float = 3.0
     deadline_margin: float = 1.1
     trend: bool = True

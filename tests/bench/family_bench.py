@@ -39,7 +39,7 @@ from cluster.workload import taken
 SEEDS = 5
 FIRST_SEED = 11
 TUNING_SEED = 1
-QUICK_S = 1200.0
+QUICK_S = 2400.0
 AIM = 1.25
 SHARES = (0.5, 0.65, 0.8, 1.0)  # of the batch that a tier's promise allows: meant to be on each replica
 KPA_WAYS = (replace(peers_kpa.KNATIVE, down_choice="max"), peers_kpa.KpaParameters(down_choice="max"))
