@@ -108,7 +108,7 @@ def need(
         look = Look(at_s=now_s, load=found.load_short, trend=found.trend, mean=0.0)
         outlook = learnt(after.outlook, look, lead_s, parameters)
     after = replace(after, outlook=outlook)
-    awake = after.active_s is not None and now_s - after.active_s < parameters.idle_s
+    awake = after.active_s is not None and now_s - after.active_s < spec.idle_s
     least = max(spec.min, int(awake))
     if least == 0:
         found = replace(found, replicas=0, wanted=0, awake=False)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 POSITIVE = (
-    *("tick_s", "short_s", "settle_s", "learn_s", "learnt_s", "backlog_least_s", "fall_every_s", "idle_s"),
+    *("tick_s", "short_s", "settle_s", "learn_s", "learnt_s", "backlog_least_s", "fall_every_s"),
     *("attain_s", "lengths_s", "prompt_prior_tokens", "output_prior_tokens", "prior_requests", "stay_s"),
 )
 NOT_NEGATIVE = ("z_min", "z_rise_per_min", "z_fall_per_min", "doubt_requests", "doubt_share", "trend_most_s", "start_s")
@@ -16,13 +16,13 @@ class Parameters:
     `settle_s`: a load is the work of at least so much time, though less was seen. `trend_most_s`: as far ahead as a
     trend is followed. `learn_s`: between two lessons from past forecasts, which fade with `learnt_s`. `doubt_share`:
     of the load; a forecast is taken to err by so much until lessons have shown by how much. `start_s`: what is there at
-    first is kept for so long, and for calm_s at least. `idle_s`: a tier that may sleep does so after this time without
-    a request. `miss_target`: share of broken promises that is meant; above it z rises by up to `z_rise_per_min`,
-    without any it falls by `z_fall_per_min`, as if `doubt_requests` more had been kept. `attain_s`, `lengths_s`: time
-    constants of that share and of the mean lengths. `*_prior_tokens`: mean lengths until requests have shown theirs,
-    with the weight of `prior_requests`. `stay_s`: how long a replica is expected to stay, to spread its cold start
-    over. `protect`: a video whose deadline needs the GPU counts so many times. `deadline_margin`: videos are planned as
-    if they took so many times as long. The flags are the ideas, to be taken out one by one.
+    first is kept for so long, and for calm_s at least. `miss_target`: share of broken promises that is meant; above
+    it z rises by up to `z_rise_per_min`, without any it falls by `z_fall_per_min`, as if `doubt_requests` more had
+    been kept. `attain_s`, `lengths_s`: time constants of that share and of the mean lengths. `*_prior_tokens`: mean
+    lengths until requests have shown theirs, with the weight of `prior_requests`. `stay_s`: how long a replica is
+    expected to stay, to spread its cold start over. `protect`: a video whose deadline needs the GPU counts so many
+    times. `deadline_margin`: videos are planned as if they took so many times as long. The flags are the ideas, to
+    be taken out one by one.
     """
 
     tick_s: float = 2.0
@@ -47,7 +47,6 @@ class Parameters:
     calm_s: float = 60.0
     fall_share: float = 0.1
     fall_every_s: float = 30.0
-    idle_s: float = 300.0
     lengths_s: float = 900.0
     prompt_prior_tokens: float = 1000.0
     output_prior_tokens: float = 200.0

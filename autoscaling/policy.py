@@ -101,7 +101,10 @@ def _language(name: str, needed: Need, last: int, spec: TierSpec, cold_start_s: 
         stay=1 + cold_start_s / parameters.stay_s,
     )
     return _Wish(
-        claim=claim, last=last, blind=needed.blind, reason=_blind(last) if needed.blind else _reason(needed, parameters)
+        claim=claim,
+        last=last,
+        blind=needed.blind,
+        reason=_blind(last) if needed.blind else _reason(needed, spec, parameters),
     )
 
 
@@ -109,9 +112,9 @@ def _blind(last: int) -> str:
     return f"no signals: the last target {last} holds"
 
 
-def _reason(needed: Need, parameters: Parameters) -> str:
+def _reason(needed: Need, spec: TierSpec, parameters: Parameters) -> str:
     if not needed.awake:
-        return f"no request for {parameters.idle_s:g} s: asleep"
+        return f"no request for {spec.idle_s:g} s: asleep"
     held = f", {needed.replicas} until less has sufficed" if needed.replicas > needed.wanted else ""
     return (
         f"load {needed.load_short:.2f} ({parameters.short_s:g} s) {needed.load_long:.2f} ({parameters.long_s:g} s), "

@@ -93,7 +93,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierSpec:
-    """What a scaling policy knows of a tier beforehand. `cold_start_s`: expected until one has been measured."""
+    """What a scaling policy knows of a tier beforehand. `cold_start_s`: expected until one has been measured.
+
+    `idle_s`: a tier that may sleep does so after this time without a request.
+    """
 
     ranks: int
     min: int
@@ -104,6 +107,7 @@ class TierSpec:
     max_running: int
     kv_tokens: int
     cold_start_s: float
+    idle_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +140,7 @@ def spec_of(family: Family) -> Spec:
             max_running=tier.max_running,
             kv_tokens=tier.kv_tokens,
             cold_start_s=tier.cold_start.p50_s,
+            idle_s=tier.replicas.idle_s,
         )
         for name, tier in family.tiers.items()
     }

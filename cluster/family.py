@@ -161,7 +161,7 @@ class Video(Closed):
 
     names: tuple[Name, ...] = Field(min_length=1)
     checkpoint: str
-    engine: Literal["diffusers"] = "diffusers"
+    engine: Literal["diffusers", "simulated"] = "diffusers"
     gpus: PositiveInt = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     sizes: tuple[Annotated[str, Field(pattern=r"^[1-9][0-9]*x[1-9][0-9]*$")], ...] = Field(min_length=1)
@@ -205,6 +205,17 @@ class Gateway(Closed):
     tokens: Literal["pushed", "streamed"] = "pushed"
     coalesce_ms: NonNegativeFloat = 20.0
     coalesce_above_streams: int = Field(default=8, ge=0)
+
+
+class Control(Closed):
+    """The control loop. Without `prometheus_url` it scrapes the replicas itself.
+
+    Every decision is a line of `decisions.jsonl` in the state folder; beyond `record_mib` the file is moved to
+    `decisions.1.jsonl`, whose older lines are lost.
+    """
+
+    prometheus_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    record_mib: PositiveFloat = 64.0
 
 
 class Plan(Closed):
@@ -258,6 +269,7 @@ class Family(Closed):
     gpu_usd_per_hour: NonNegativeFloat = 0.0
     state_folder: str = ".moray"
     gateway: Gateway = Gateway()
+    control: Control = Control()
     cells: tuple[Cell, ...] = Field(min_length=1)
     tiers: dict[Name, Tier] = Field(min_length=1)
     video: Video | None = None

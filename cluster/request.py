@@ -31,8 +31,27 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Who serves a request, for its headers and its usage. `queued_s`: held by the gateway, from arrival to dispatch.
+
+    `spilled`: why another tier than the one asked serves it. `resumed`: how often it went on elsewhere, since the
+    replica that served it was lost.
+    """
+
+    tier: str
+    replica: str
+    queued_s: float
+    spilled: str | None = None
+    resumed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """A parsed and validated chat completion. `model` is the name that the caller sent and gets back."""
+    """A parsed and validated chat completion. `model` is the name that the caller sent and gets back.
+
+    `served` is the gateway's choice, None before it was made. `given`: tokens of the answer that the client already
+    has from a lost replica; the answer goes on behind them, and counts them.
+    """
 
     request_id: str
     model: str
@@ -41,15 +60,22 @@ class Chat:
     stream: bool = False
     include_usage: bool = False
     created_s: int = 0
+    served: Served | None = None
+    given: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What an engine is asked: prompt tokens in, at most `sampling.max_tokens` out."""
+    """What an engine is asked: prompt tokens in, at most `sampling.max_tokens` out, the `given` ones included.
+
+    `given`: the first tokens of the answer, generated elsewhere. They are computed as a prompt is and emit nothing;
+    what follows is the same as if this engine had generated them: text, penalties, draws, limit and usage.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
     sampling: Sampling
+    given: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +99,13 @@ class Usage:
 class Piece:
     """What one step adds to one stream. The last piece has a finish reason and the usage, or an error.
 
+    `ids`: the tokens of this step, as many as `tokens`; with them another replica can go on behind this piece.
     `text` may be empty: bytes of an unfinished character, or text held back because it may begin a stop string.
     `queued_s` comes with the first piece: from submission to the first step that had a place for the request.
     """
 
     tokens: int = 0
+    ids: tuple[int, ...] = ()
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None

@@ -12,7 +12,13 @@ Kind = Literal["counter", "gauge", "histogram"]
 LABELS = {
     "tier": "the tiers of the family file, video, and none where no tier was reached",
     "code": "ok, client_gone, or the codes of the error tree",
-    "method": "the routing methods: predicted, two_choices, mixed, none",
+    "method": "the routing methods: predicted, two_choices, none",
+    "outcome": "kept or missed",
+    "action": "what admission did: dispatch, hold, postpone, spill, refuse",
+    "state": "ready, starting or draining",
+    "cause": "the causes of scaling decisions: rise, fall, hold, blind, budget",
+    "fault": "what is wrong with signals: unreachable, stale, missing, contradictory, skewed",
+    "part": "the parts of a control tick: look, step, apply, lend, record",
     "status": "the states of a video job: queued, in_progress, completed, failed",
     "layer": "the mixture-of-experts layers of the tier's checkpoint",
     "expert": "the routed experts of a layer",
@@ -58,9 +64,30 @@ GATEWAY = (
     _counter("moray_prompt_tokens_total", "Prompt tokens of answered requests.", "tier"),
     _counter("moray_completion_tokens_total", "Output tokens of answered requests.", "tier"),
     _gauge("moray_streams", "Responses being streamed now.", "tier"),
-    _counter("moray_routing_decisions_total", "Rankings of replicas, by method.", "tier", "method"),
-    _counter("moray_routing_errors_total", "Rankings that raised and were replaced by Serve's own order.", "tier"),
+    _counter("moray_routing_decisions_total", "Choices of a replica, by method.", "tier", "method"),
+    _counter("moray_routing_errors_total", "Calls whose replicas were left in Serve's own order.", "tier"),
     _gauge("moray_replicas_running", "Replicas that this gateway may send to.", "tier"),
+    _counter("moray_arrivals_total", "Requests that asked for the tier, refused and held ones included.", "tier"),
+    _counter("moray_arrived_prompt_tokens_total", "Prompt tokens of arrivals, estimated.", "tier"),
+    _counter("moray_admissions_total", "Decisions of admission, by the tier asked.", "tier", "action"),
+    _counter("moray_spilled_total", "Requests that asked for the tier and were served by another one.", "tier"),
+    _counter(
+        "moray_promises_total", "Ended requests, by whether the promises of the tier asked held.", "tier", "outcome"
+    ),
+    _counter("moray_finished_total", "Answers that the tier completed.", "tier"),
+    _counter(
+        "moray_context_token_steps_total",
+        "Over completed answers, output tokens times the context at the middle of the answer.",
+        "tier",
+    ),
+    _histogram("moray_hold_seconds", "From the request's arrival until it was sent to a replica.", WAIT_S, "tier"),
+    _gauge("moray_held_requests", "Requests that wait in this gateway for a replica.", "tier"),
+    _gauge("moray_held_prompt_tokens", "Prompt tokens of held requests, estimated.", "tier"),
+    _gauge("moray_ongoing_requests", "Requests of this gateway on replicas.", "tier"),
+    _counter("moray_resumed_total", "Requests that went on elsewhere after their replica was lost.", "tier"),
+    _counter("moray_retries_refused_total", "Requests that did not go on: the retry budget was spent.", "tier"),
+    _gauge("moray_breakers_open", "Replicas that get no new requests since they failed.", "tier"),
+    _histogram("moray_pause_seconds", "From the loss of a stream's replica to its next bytes.", WAIT_S, "tier"),
 )
 
 # The links that push tokens from replicas to this gateway.
@@ -84,6 +111,7 @@ REPLICA = (
     _gauge("moray_step_seconds", "Engine step time, smoothed by the engine.", "tier"),
     _gauge("moray_prefill_seconds_per_token", "Prefill time per token, smoothed by the engine.", "tier"),
     _counter("moray_steps_total", "Engine steps.", "tier"),
+    _gauge("moray_start_seconds", "From the replica's process to its first request: what its start took.", "tier"),
     _counter(
         "moray_expert_tokens_total",
         "Token rows routed to an expert, and the rank that computed them.",
@@ -96,6 +124,23 @@ VIDEO = (
     _counter("moray_video_jobs_finished_total", "Video jobs that reached an end, by outcome.", "code"),
     _counter("moray_video_steps_total", "Denoising steps done."),
     _histogram("moray_video_step_seconds", "Time of one denoising step of a batch.", STEP_S),
+    _counter("moray_video_preemptions_total", "Jobs that went back to the queue because their GPU was lent."),
 )
 
-CATALOGUE = (*GATEWAY, *LINK, *REPLICA, *VIDEO)
+# What the control loop sees and decides. `tier` is also video.
+CONTROL = (
+    _gauge("moray_target_replicas", "Replicas that should exist.", "tier"),
+    _gauge("moray_wanted_replicas", "Replicas that would exist without the GPU budget.", "tier"),
+    _gauge("moray_replicas", "Replicas that exist, by state.", "tier", "state"),
+    _counter("moray_decisions_total", "Scaling decisions, by cause.", "tier", "cause"),
+    _gauge("moray_gpus", "GPUs that the family may hold now."),
+    _gauge("moray_gpus_held", "GPUs that replicas hold.", "tier"),
+    _counter("moray_gpu_seconds_total", "GPU-seconds held, by replicas that start or drain too.", "tier"),
+    _gauge("moray_control_tick_timestamp_seconds", "Unix time of the last decision."),
+    _histogram("moray_control_tick_seconds", "Duration of a control tick.", WAIT_S),
+    _gauge("moray_signal_age_seconds", "Age of the oldest signal that the last decision rests on.", "tier"),
+    _counter("moray_signal_faults_total", "Looks at a tier that could not be believed.", "tier", "fault"),
+    _counter("moray_control_errors_total", "Parts of control ticks that failed.", "part"),
+)
+
+CATALOGUE = (*GATEWAY, *LINK, *REPLICA, *VIDEO, *CONTROL)

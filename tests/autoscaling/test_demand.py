@@ -39,14 +39,13 @@ P = Parameters(
     calm_s=60.0,
     fall_share=0.1,
     fall_every_s=30.0,
-    idle_s=300.0,
     lengths_s=900.0,
     prompt_prior_tokens=1000.0,
     output_prior_tokens=200.0,
     prior_requests=50.0,
 )
 UNTAUGHT = replace(P, learn_s=1e9)  # a forecast is the load, and errs by the doubted share of it
-PRO = replace(spec_of(load("h200")).tiers["pro"], min=1, max=100, cold_start_s=60.0)
+PRO = replace(spec_of(load("h200")).tiers["pro"], min=1, max=100, cold_start_s=60.0, idle_s=300.0)
 SLEEPY = replace(PRO, min=0)
 
 

@@ -26,7 +26,6 @@ P = Parameters(
     start_s=0.0,
     calm_s=60.0,
     fall_every_s=30.0,
-    idle_s=300.0,
     stay_s=600.0,
 )
 
@@ -34,7 +33,7 @@ P = Parameters(
 def family(ranks: int = 4, video_max: int = 20, least: int = 1) -> Spec:
     """A pro tier and video replicas of one GPU."""
     assert H200.video is not None
-    pro = replace(H200.tiers["pro"], ranks=ranks, min=least, max=50, cold_start_s=60.0)
+    pro = replace(H200.tiers["pro"], ranks=ranks, min=least, max=50, cold_start_s=60.0, idle_s=300.0)
     return Spec(tiers={"pro": pro}, video=replace(H200.video, min=0, max=video_max))
 
 

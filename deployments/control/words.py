@@ -1,0 +1,46 @@
+"""What gateways and the control loop tell each other, and under which names actors are found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autoscaling.signals import JobSeen
+from cluster.family import Family
+
+NAMESPACE = "moray"
+CONTROL = "moray-control"  # the one control loop that is followed has this name
+WORKER = "moray-video-"  # and the worker's id: the actor of a video replica, and its placement group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """What a gateway says about once a second. `metrics`: addresses (host:port) of all expositions that it knows, its
+
+    own first; `replica_of` names the replica behind an address of one. `jobs`: its unfinished video jobs, most urgent
+    first; None where it keeps none.
+    """
+
+    gateway_id: str
+    metrics: tuple[str, ...]
+    replica_of: Mapping[str, str]
+    jobs: tuple[JobSeen, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A video replica that is ready for jobs. `actor`: Ray's handle."""
+
+    worker_id: str
+    node_id: str
+    actor: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """The answer. `version` grows with every change of the family while it is served."""
+
+    version: int
+    family: Family
+    workers: tuple[Worker, ...]
+    metrics_address: str
+    targets: Mapping[str, int]
