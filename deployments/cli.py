@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(commands.add_parser("simulate", help="replay a workload on this cluster without GPUs"))
     keys = commands.add_parser("keys", help="API keys")
     verbs = keys.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("create", help="make a key; it is shown this once").add_argument("name", help="who will use it")
+    create = verbs.add_parser("create", help="make a key; it is shown this once")
+    create.add_argument("name", help="who will use it")
+    create.add_argument("--plan", help="of the family file; a key without one may use every tier and is never spilled")
     verbs.add_parser("list", help="all keys, without their secrets")
     verbs.add_parser("revoke", help="refuse a key from now on").add_argument("key", help="its id, or its beginning")
     for each in verbs.choices.values():
@@ -101,7 +103,7 @@ def _keys(family: Family, arguments: argparse.Namespace, console: Console) -> No
     records: tuple[KeyRecord, ...]
     match arguments.verb:
         case "create":
-            secret["key"], record = store.create(arguments.name, time.time())
+            secret["key"], record = store.create(arguments.name, time.time(), _known_plan(family, arguments.plan))
             records = (record,)
         case "revoke":
             records = (store.revoke(arguments.key, time.time()),)
@@ -111,12 +113,19 @@ def _keys(family: Family, arguments: argparse.Namespace, console: Console) -> No
     if arguments.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
-    table = Table("id", "name", "created", "revoked")
+    table = Table("id", "name", "plan", "created", "revoked")
     for row in rows:
-        table.add_row(row["id"], Text(row["name"]), _when(row["created_s"]), _when(row["revoked_s"]))
+        table.add_row(row["id"], Text(row["name"]), row["plan"] or "", _when(row["created_s"]), _when(row["revoked_s"]))
     console.print(table)
     if secret:
         console.print(f"the key, shown this once: {secret['key']}", soft_wrap=True)
+
+
+def _known_plan(family: Family, plan: str | None) -> str | None:
+    if plan is not None and plan not in family.plans:
+        known = ", ".join(family.plans) or "none"
+        raise ConfigurationError(f"--plan: {plan!r}; plans of the family are {known}; choose one, or leave it out")
+    return plan
 
 
 def _when(seconds: float | None) -> str:

@@ -20,22 +20,27 @@ from cluster.errors import ConfigurationError, InvalidRequest, NotFound
 KEYS_FILE = "keys.sqlite"  # in the state folder
 PREFIX = "sk-moray-"
 _BUSY_TIMEOUT_S = 5.0
-_COLUMNS = "id, name, created_s, revoked_s"
+_COLUMNS = "id, name, plan, created_s, revoked_s"
+_FIRST_COLUMNS = "sha256, id, name, created_s, revoked_s"  # of files that know no plans yet
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (
     sha256 BLOB PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     name TEXT NOT NULL,
     created_s REAL NOT NULL,
-    revoked_s REAL
+    revoked_s REAL,
+    plan TEXT
 ) STRICT, WITHOUT ROWID
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:
+    """`plan`: of the family file, None for a key that may use every tier."""
+
     id: str
     name: str
+    plan: str | None
     created_s: float
     revoked_s: float | None
 
@@ -53,15 +58,15 @@ class KeyStore:
                 self._path.chmod(0o600)  # SQLite gives its side files the same mode
             self._db = _open(self._path)
 
-    def create(self, name: str, now_s: float) -> tuple[str, KeyRecord]:
+    def create(self, name: str, now_s: float, plan: str | None = None) -> tuple[str, KeyRecord]:
         """A new key, shown this once, and its record."""
         if not name.isprintable() or not name.strip():
             raise InvalidRequest(f"name: given {name!r}; printable text is allowed; say who uses the key", param="name")
         key = PREFIX + secrets.token_urlsafe(30)
-        record = KeyRecord(id=f"key_{secrets.token_hex(6)}", name=name, created_s=now_s, revoked_s=None)
+        record = KeyRecord(id=f"key_{secrets.token_hex(6)}", name=name, plan=plan, created_s=now_s, revoked_s=None)
         with self._readable():
-            row = (_sha256(key), record.id, record.name, record.created_s)
-            self._db.execute("INSERT INTO keys (sha256, id, name, created_s) VALUES (?, ?, ?, ?)", row)
+            row = (_sha256(key), record.id, record.name, record.plan, record.created_s)
+            self._db.execute("INSERT INTO keys (sha256, id, name, plan, created_s) VALUES (?, ?, ?, ?, ?)", row)
         return key, record
 
     def list(self) -> tuple[KeyRecord, ...]:
@@ -132,7 +137,9 @@ def _open(path: Path) -> sqlite3.Connection:
     # The write lock proves at start, not at the first key, that the file can be written.
     db.execute("BEGIN IMMEDIATE")
     db.execute(_SCHEMA)
-    db.execute(f"SELECT sha256, {_COLUMNS} FROM keys LIMIT 1")
+    db.execute(f"SELECT {_FIRST_COLUMNS} FROM keys LIMIT 1")
+    if "plan" not in {row[1] for row in db.execute("PRAGMA table_info(keys)")}:
+        db.execute("ALTER TABLE keys ADD COLUMN plan TEXT")
     db.execute("COMMIT")
     return db
 
@@ -141,5 +148,5 @@ def _sha256(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
-def _record(row: tuple[str, str, float, float | None]) -> KeyRecord:
-    return KeyRecord(id=row[0], name=row[1], created_s=row[2], revoked_s=row[3])
+def _record(row: tuple[str, str, str | None, float, float | None]) -> KeyRecord:
+    return KeyRecord(id=row[0], name=row[1], plan=row[2], created_s=row[3], revoked_s=row[4])

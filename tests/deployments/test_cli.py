@@ -60,6 +60,15 @@ def test_a_new_key_is_shown_whole_and_once(capsys: pytest.CaptureFixture[str]) -
     assert secret not in capsys.readouterr().out
 
 
+def test_a_key_is_made_for_a_plan_of_the_family_or_none(capsys: pytest.CaptureFixture[str]) -> None:
+    (created,) = keys(capsys, "create", "alice", "--plan", "professional")
+    assert created["plan"] == "professional"
+    assert keys(capsys, "create", "bob")[0]["plan"] is None
+    assert main(["keys", "create", "carol", "--plan", "gold"]) == 1
+    assert "'gold'; plans of the family are developer, professional" in capsys.readouterr().err
+    assert len(keys(capsys, "list")) == 2
+
+
 @pytest.mark.parametrize("name", ["[/]", "[red]alice[/red]", ":smile:"])
 def test_names_of_keys_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main(["keys", "create", name]) == 0

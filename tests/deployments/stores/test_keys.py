@@ -26,6 +26,28 @@ def test_a_key_is_found_and_another_is_not(store: KeyStore) -> None:
     assert store.find(record.id) is None
 
 
+def test_a_key_keeps_its_plan(store: KeyStore) -> None:
+    key, record = store.create("a", now_s=1.0, plan="professional")
+    assert store.find(key) == record
+    assert [each.plan for each in store.list()] == ["professional"]
+
+
+def test_a_file_from_before_plans_is_migrated_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    store = KeyStore(path)
+    key, record = store.create("a", now_s=1.0)
+    store.close()
+    before = sqlite3.connect(path)
+    before.execute("ALTER TABLE keys DROP COLUMN plan")
+    before.close()
+    for _ in range(2):
+        store = KeyStore(path)
+        assert store.find(key) == record
+        store.close()
+    again = KeyStore(path)
+    assert again.create("b", now_s=2.0, plan="team")[1] == again.list()[1]
+
+
 @pytest.mark.parametrize("secret", ["", "sk-moray-", "\ud800", "x" * 100_000, "' OR 1=1 --", "\0"])
 def test_no_string_is_more_than_unknown(store: KeyStore, secret: str) -> None:
     store.create("a", now_s=1.0)
