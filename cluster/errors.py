@@ -1,5 +1,7 @@
 """One tree of errors. Each has a stable code, an HTTP status, and says where, what, what is allowed, and the mend.
 
+Those marked `elsewhere` are of one replica alone: another may do better.
+
 MorayError
 ├── ConfigurationError        a file is wrong; nothing was started
 ├── PlacementError            the family does not fit on the cells
@@ -13,9 +15,9 @@ MorayError
 │   ├── BodyTooLarge          413 body_too_large
 │   └── Overloaded            429 overloaded, with retry_after_s
 └── ServiceError              the caller cannot mend it (5xx)
-    ├── ReplicaLost           503 replica_lost
+    ├── ReplicaLost           503 replica_lost, elsewhere
     ├── StartTimeout          503 start_timeout
-    └── EngineFailed          500 engine_failed
+    └── EngineFailed          500 engine_failed, elsewhere
 """
 
 from typing import Any
@@ -27,6 +29,7 @@ class MorayError(Exception):
     status = 500
     code = "internal_error"
     type = "server_error"
+    elsewhere: bool = False  # another replica may do better
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -108,6 +111,7 @@ class ServiceError(MorayError):
 
 class ReplicaLost(ServiceError):
     code = "replica_lost"
+    elsewhere = True
 
 
 class StartTimeout(ServiceError):
@@ -117,3 +121,4 @@ class StartTimeout(ServiceError):
 class EngineFailed(ServiceError):
     status = 500
     code = "engine_failed"
+    elsewhere = True

@@ -46,6 +46,7 @@ class Engine(Protocol):
     def submit(self, generation: Generation, emit: Emit) -> None:
         """Queue it. `emit` is called on the event loop, at most once per step, and once with `last`.
 
+        Where the given tokens are already the whole answer, the last piece comes within this call.
         Raises ContextTooLong or InvalidRequest where it could never fit, EngineFailed where the engine is dead.
         """
 

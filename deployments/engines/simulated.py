@@ -5,7 +5,7 @@
 Steps lie on an absolute schedule of the event loop, one timer for all streams, so that late wake-ups do not add up. A
 sequence runs once a place and KV room for its prompt and whole output are free, first come first served; a long prompt
 waits its turn, nobody overtakes. The text follows from seed and position alone, so a token that is lost, doubled or
-out of order shows. An answer has exactly `max_tokens` tokens; where none are given, 32 to 543, drawn from the seed.
+out of order shows; a token's id is its position. An answer has exactly `max_tokens` tokens; where none are given, 32 to 543, drawn from the seed.
 """
 
 import asyncio
@@ -46,18 +46,21 @@ def natural_tokens(seed: int) -> int:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Sequence:
+    """`given` tokens of the answer are read as the prompt is; `generated` counts them."""
+
     generation: Generation
     emit: Emit
     prompt_tokens: int
+    given: int
     output_tokens: int
     finish_reason: FinishReason
     prefill_us: float
     submitted_s: float
     text: TextStream
+    generated: int
     queued_s: float = 0.0
     prefilled: int = 0
     chunk_tokens: int = 0
-    generated: int = 0
     ended: bool = False
 
     @property
@@ -66,7 +69,7 @@ class _Sequence:
 
     @property
     def unread_tokens(self) -> int:
-        return self.prompt_tokens - self.prefilled
+        return self.prompt_tokens + self.given - self.prefilled
 
 
 class SimulatedEngine:
@@ -104,22 +107,31 @@ class SimulatedEngine:
     def submit(self, generation: Generation, emit: Emit) -> None:
         self.check()
         self._refuse(generation)
-        prompt_tokens, asked = len(generation.prompt), generation.sampling.max_tokens
-        room = self.context_tokens - prompt_tokens
-        natural = natural_tokens(generation.sampling.seed)
-        self._waiting[generation.request_id] = _Sequence(
-            generation=generation,
-            emit=emit,
-            prompt_tokens=prompt_tokens,
-            output_tokens=asked or min(natural, room),
-            finish_reason="stop" if asked is None and natural <= room else "length",
-            prefill_us=prefill_us_per_token(self._tier.cost, prompt_tokens),
-            submitted_s=self._loop.time(),
-            text=TextStream(generation.sampling.stop),
-        )
+        one = self._sequence(generation, emit)
+        if (over := _over(one)) is not None:
+            emit(over)
+            return
+        self._waiting[generation.request_id] = one
         if self._timer is None:
             # Not at once: what arrives in the same turn of the loop shares the first step.
             self._timer = self._loop.call_soon(self._turn, None)
+
+    def _sequence(self, generation: Generation, emit: Emit) -> _Sequence:
+        prompt_tokens, given = len(generation.prompt), len(generation.given)
+        asked, natural = generation.sampling.max_tokens, natural_tokens(generation.sampling.seed)
+        room = self.context_tokens - prompt_tokens
+        return _Sequence(
+            generation=generation,
+            emit=emit,
+            prompt_tokens=prompt_tokens,
+            given=given,
+            output_tokens=asked or min(natural, room),
+            finish_reason="stop" if asked is None and natural <= room else "length",
+            prefill_us=prefill_us_per_token(self._tier.cost, prompt_tokens + given),
+            submitted_s=self._loop.time(),
+            text=TextStream(generation.sampling.stop),
+            generated=given,
+        )
 
     def _refuse(self, generation: Generation) -> None:
         prompt_tokens, least = len(generation.prompt), generation.sampling.max_tokens or 1
@@ -187,8 +199,8 @@ class SimulatedEngine:
                 budget -= one.chunk_tokens
                 prefill_us += one.chunk_tokens * one.prefill_us
                 self._prefill_us = one.prefill_us
-        decoding = sum(one.generated > 0 for one in self._batch)
-        held = sum(one.prefilled + one.generated for one in self._batch)
+        decoding = sum(one.generated > one.given for one in self._batch)
+        held = sum(one.prefilled + one.generated - one.given for one in self._batch)
         self._step_ms = step_ms(self._tier.cost, decoding, held)
         due_s = now_s + self._step_ms / 1e3 + prefill_us / 1e6
         self._timer = self._loop.call_at(due_s, self._turn, due_s)
@@ -232,9 +244,19 @@ class SimulatedEngine:
                 one.emit(Piece(error=failure))
 
 
+def _over(one: _Sequence) -> Piece | None:
+    """Reads the given tokens into the text. The last piece, where they are the whole answer."""
+    seed = one.generation.sampling.seed
+    _, stopped = one.text.push("".join(word(seed, position) for position in range(one.given)).encode())
+    if not stopped and one.given < one.output_tokens:
+        return None
+    usage = Usage(prompt_tokens=one.prompt_tokens, completion_tokens=one.given)
+    return Piece(finish_reason="stop" if stopped else one.finish_reason, usage=usage)
+
+
 def _next_piece(one: _Sequence) -> Piece:
-    sampling = one.generation.sampling
-    text = token = word(sampling.seed, one.generated)
+    sampling, position = one.generation.sampling, one.generated
+    text = token = word(sampling.seed, position)
     one.generated += 1
     finish = one.finish_reason if one.generated == one.output_tokens else None
     if sampling.stop:
@@ -245,11 +267,12 @@ def _next_piece(one: _Sequence) -> Piece:
             text += one.text.flush()[0]
     return Piece(
         tokens=1,
+        ids=(position,),
         text=text,
         logprobs=() if sampling.top_logprobs is None else (_certain(token, sampling.top_logprobs),),
         finish_reason=finish,
         usage=Usage(prompt_tokens=one.prompt_tokens, completion_tokens=one.generated) if finish else None,
-        queued_s=one.queued_s if one.generated == 1 else None,
+        queued_s=one.queued_s if position == one.given else None,
     )
 
 

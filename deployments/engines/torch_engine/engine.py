@@ -72,6 +72,9 @@ class TorchEngine:
             submitted_s=time.perf_counter(),
         )
         key = generation.request_id
+        if (over := stream.resume(self._vocabulary)) is not None:
+            emit(over)
+            return
         with self._wake:
             self.check()
             if key in self._streams:
@@ -85,7 +88,8 @@ class TorchEngine:
                     retry_after_s=min(60.0, max(1.0, self._meter.stream_s / max(1, self._scheduler.running))),
                 )
             self._streams[key] = stream
-            self._scheduler.submit(key, len(generation.prompt), stream.max_tokens)
+            given = len(generation.given)
+            self._scheduler.submit(key, len(generation.prompt) + given, stream.max_tokens - given)
             self._wake.notify()
 
     def cancel(self, request_id: str) -> None:
@@ -123,13 +127,14 @@ class TorchEngine:
             await asyncio.to_thread(self._thread.join)
 
     def _max_tokens(self, generation: Generation) -> int:
-        """What the request may generate at most, or why it can never run."""
+        """What the request may generate at most, given tokens included, or why it can never run."""
         prompt, s = generation.prompt, generation.sampling
         if not prompt:
             raise InvalidRequest("prompt: no tokens; at least one is allowed; send a message", param="messages")
         vocab = self._leader.config.vocab
-        if min(prompt) < 0 or max(prompt) >= vocab:
-            raise InvalidRequest(f"prompt: token {max(prompt)}; 0..{vocab - 1} are allowed; use this model's tokenizer")
+        known = (*prompt, *generation.given)
+        if min(known) < 0 or max(known) >= vocab:
+            raise InvalidRequest(f"prompt: token {max(known)}; 0..{vocab - 1} are allowed; use this model's tokenizer")
         if s.top_logprobs is not None and not 0 <= s.top_logprobs <= MOST_LOGPROBS:
             raise InvalidRequest(
                 f"top_logprobs: {s.top_logprobs}; 0..{MOST_LOGPROBS} are allowed; choose one of them",
@@ -219,8 +224,7 @@ class TorchEngine:
         for admission, stream in zip(plan.admissions, arrivals, strict=True):
             self._at[admission.place] = stream
             stream.began_s = began_s
-        prompts = tuple(Arrival(prompt=s.generation.prompt, sampling=s.generation.sampling) for s in arrivals)
-        rows = self._leader.step(Order(plan=plan, arrivals=prompts))
+        rows = self._leader.step(Order(plan=plan, arrivals=tuple(_arrival(stream.generation) for stream in arrivals)))
         now_s = time.perf_counter()
         self._meter.step(plan, now_s - began_s)
         pieces = [(s, s.take(row, self._vocabulary)) for place, row in rows if (s := self._at[place]).open]
@@ -270,6 +274,10 @@ class TorchEngine:
     def _call(self, function: Callable[[T], None], argument: T) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
             self._loop.call_soon_threadsafe(function, argument)
+
+
+def _arrival(generation: Generation) -> Arrival:
+    return Arrival(prompt=generation.prompt, given=generation.given, sampling=generation.sampling)
 
 
 def _ignore(piece: Piece) -> None:

@@ -37,10 +37,11 @@ from deployments.engines.torch_engine.weights import ExpertSplit, load
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """The prompt and settings of a newly admitted sequence."""
+    """The prompt and settings of a newly admitted sequence. Given tokens follow the prompt, and penalties count them."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
+    given: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +108,14 @@ class Rank:
         if admission.rank != self._rank:
             return
         self._held[place] = self._stored[place] = 0
-        self._prompts[place] = np.array(arrival.prompt, np.int64)
+        self._prompts[place] = np.array(arrival.prompt + arrival.given, np.int64)
         self._seed[place] = s.seed % 2**64
         self._settings[:, place] = s.temperature, s.top_p, s.presence_penalty, s.frequency_penalty
         if self._counts is not None:
             self._counts[place] = 0
+        if arrival.given and (s.presence_penalty or s.frequency_penalty):
+            given = torch.tensor(arrival.given, device=self._device)
+            self._counted()[place] = given.bincount(minlength=self.model.config.vocab)
 
     def _batch(self, plan: Plan) -> Batch:
         decodes = np.array(plan.decodes, np.int64)
@@ -165,7 +169,7 @@ class Rank:
         return packed
 
     def _counted(self) -> Tensor:
-        """Kept from the first request with a penalty on, whose place has no generated token yet."""
+        """Kept from the first request with a penalty on, whose place has generated no token yet."""
         if self._counts is None:
             shape = (len(self._owner), self.model.config.vocab)
             self._counts = torch.zeros(shape, dtype=torch.int32, device=self._device)

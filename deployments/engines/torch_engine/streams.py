@@ -22,6 +22,8 @@ class Vocabulary:
 class Stream:
     """One generation. `max_tokens` is resolved: never more than the context leaves. A closed stream emits nothing.
 
+    `tokens` of the answer are there, the given ones included.
+
     Times are those of one monotonic clock: `began_s` is the start of the first step that had a place for it.
     """
 
@@ -37,25 +39,37 @@ class Stream:
     def __post_init__(self) -> None:
         self.text = TextStream(self.generation.sampling.stop)
 
+    def resume(self, vocabulary: Vocabulary) -> Piece | None:
+        """Begins behind the given tokens, once. The last piece, where they are the whole answer."""
+        if not self.generation.given:
+            return None
+        _, reason = self._advance(self.generation.given, vocabulary)
+        return Piece(finish_reason=reason, usage=self._usage()) if reason else None
+
     def take(self, row: Sequence[float], vocabulary: Vocabulary) -> Piece:
         """The piece that one sampled row makes: the token, then its log-probability and the best, where wanted."""
         token = int(row[0])
-        self.tokens += 1
-        ended = token in vocabulary.end_tokens
+        text, reason = self._advance((token,), vocabulary)
+        return Piece(
+            tokens=1,
+            ids=(token,),
+            text=text,
+            logprobs=() if token in vocabulary.end_tokens else self._logprobs(row, vocabulary),
+            finish_reason=reason,
+            usage=self._usage() if reason else None,
+            queued_s=self.began_s - self.submitted_s if self.tokens == len(self.generation.given) + 1 else None,
+        )
+
+    def _advance(self, tokens: Sequence[int], vocabulary: Vocabulary) -> tuple[str, FinishReason | None]:
+        """The text that the tokens add, and why the answer ends with the last of them, if it does."""
+        self.tokens += len(tokens)
+        ended = tokens[-1] in vocabulary.end_tokens
         full = self.tokens >= self.max_tokens
-        text, stopped = ("", False) if ended else self.text.push(vocabulary.data(token))
+        text, stopped = self.text.push(b"".join(map(vocabulary.data, tokens[:-1] if ended else tokens)))
         if (ended or full) and not stopped:
             rest, stopped = self.text.flush()
             text += rest
-        reason: FinishReason | None = "stop" if ended or stopped else "length" if full else None
-        return Piece(
-            tokens=1,
-            text=text,
-            logprobs=() if ended else self._logprobs(row, vocabulary),
-            finish_reason=reason,
-            usage=self._usage() if reason else None,
-            queued_s=self.began_s - self.submitted_s if self.tokens == 1 else None,
-        )
+        return text, "stop" if ended or stopped else "length" if full else None
 
     def _usage(self) -> Usage:
         return Usage(prompt_tokens=len(self.generation.prompt), completion_tokens=self.tokens)

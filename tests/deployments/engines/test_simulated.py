@@ -37,10 +37,11 @@ class Stage:
         self.engine = SimulatedEngine(tier(**spec))
         self.pieces: dict[str, list[tuple[float, Piece]]] = {}
 
-    def submit(self, name: str, *, prompt_tokens: int = 1, **sampling: Any) -> str:
+    def submit(self, name: str, *, prompt_tokens: int = 1, given: tuple[int, ...] = (), **sampling: Any) -> str:
         received = self.pieces.setdefault(name, [])
         loop = asyncio.get_running_loop()
-        generation = Generation(request_id=name, prompt=(7,) * prompt_tokens, sampling=Sampling(**sampling))
+        prompt, settings = (7,) * prompt_tokens, Sampling(**sampling)
+        generation = Generation(request_id=name, prompt=prompt, sampling=settings, given=given)
         self.engine.submit(generation, lambda piece: received.append((loop.time(), piece)))
         return name
 
@@ -187,6 +188,46 @@ def test_log_probabilities_are_those_of_certainty() -> None:
     (logprob,) = stage.last("a").logprobs
     data = word(0, 0).encode()
     assert (logprob.token_bytes, logprob.logprob, logprob.top) == (data, 0.0, ((word(0, 0), data, 0.0),))
+
+
+@settings(deadline=None)
+@given(
+    limit=st.integers(1, 12),
+    cut=st.integers(1, 12),
+    stop=st.sampled_from([(), (word(3, 4),), (word(3, 4)[-3:] + word(3, 5)[:4],), (word(3, 11) + "more",)]),
+    top_logprobs=st.sampled_from([None, 1]),
+)
+def test_an_answer_cut_anywhere_goes_on_elsewhere_as_if_it_had_not_been(
+    limit: int, cut: int, stop: tuple[str, ...], top_logprobs: int | None
+) -> None:
+    asked: dict[str, Any] = {"prompt_tokens": 9, "max_tokens": limit, "seed": 3, "stop": stop}
+    asked |= {"top_logprobs": top_logprobs}
+    whole, rest = Stage(), Stage()
+    whole.play(before=lambda: whole.submit("a", **asked))
+    begun = [piece for _, piece in whole.pieces["a"]][:cut]
+    ids = tuple(id for piece in begun for id in piece.ids)
+    rest.play(before=lambda: rest.submit("a", given=ids, **asked))
+    joined = [*begun, *(piece for _, piece in rest.pieces["a"])]
+    assert "".join(piece.text for piece in joined) == whole.text("a")
+    assert [one for piece in joined for one in piece.logprobs] == [
+        one for _, piece in whole.pieces["a"] for one in piece.logprobs
+    ]
+    assert (joined[-1].finish_reason, joined[-1].usage) == (whole.last("a").finish_reason, whole.last("a").usage)
+    assert [piece.queued_s for _, piece in rest.pieces["a"]][:1] == [None if begun[-1].last else 0.0]
+    assert rest.engine.report().running == 0
+
+
+def test_given_tokens_are_read_as_a_prompt_and_take_their_room_once() -> None:
+    stage, reports = Stage(cost=COST), list[EngineReport]()
+    stage.play(
+        before=lambda: stage.submit("a", prompt_tokens=60, max_tokens=50, given=tuple(range(40))),
+        during={0.001: lambda: reports.append(stage.engine.report())},
+    )
+    (begun,) = reports
+    assert (begun.waiting_prefill_tokens, begun.kv_used_tokens) == (100, 110)
+    first = step_ms(COST, 0, 0) + 100 * prefill_us_per_token(COST, 100) / 1000
+    assert stage.times_ms("a")[:2] == pytest.approx([first, first + step_ms(COST, 1, 101)])
+    assert [piece.ids for _, piece in stage.pieces["a"]] == [(position,) for position in range(40, 50)]
 
 
 def test_places_are_given_first_come_first_served() -> None:

@@ -43,6 +43,14 @@ async def engine(spec: EngineSpec) -> AsyncIterator[TorchEngine]:
     await engine.stop()
 
 
+@pytest.fixture
+async def elsewhere(spec: EngineSpec) -> AsyncIterator[TorchEngine]:
+    engine = TorchEngine(spec)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
 @dataclass
 class Receiver:
     """Collects the pieces of one stream."""
@@ -69,9 +77,15 @@ def prompt(tokens: int, first: int = 0) -> tuple[int, ...]:
     return tuple((7 * i + first) % 300 + 3 for i in range(tokens))
 
 
-def ask(engine: TorchEngine, key: str, tokens: tuple[int, ...] = prompt(20), sampling: Sampling = GREEDY) -> Receiver:
+def ask(
+    engine: TorchEngine,
+    key: str,
+    tokens: tuple[int, ...] = prompt(20),
+    sampling: Sampling = GREEDY,
+    given: tuple[int, ...] = (),
+) -> Receiver:
     receiver = Receiver()
-    engine.submit(Generation(request_id=key, prompt=tokens, sampling=sampling), receiver)
+    engine.submit(Generation(request_id=key, prompt=tokens, sampling=sampling, given=given), receiver)
     return receiver
 
 
@@ -170,6 +184,47 @@ async def test_a_frequency_penalty_forbids_repetition(engine: TorchEngine) -> No
         tokens = [piece.logprobs[0].token_bytes for piece in receiver.pieces]
         counts[b"free" if not penalised.frequency_penalty else b"penalised"] = len(set(tokens))
     assert counts[b"penalised"] > counts[b"free"]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        replace(GREEDY, top_logprobs=2),
+        Sampling(temperature=0.9, top_p=0.8, seed=5, max_tokens=12),
+        Sampling(temperature=0, max_tokens=12, frequency_penalty=2.0, presence_penalty=2.0),
+        Sampling(temperature=1.1, seed=6, max_tokens=12, frequency_penalty=0.5, top_logprobs=0),
+    ],
+)
+@pytest.mark.parametrize("stops", [False, True])
+async def test_an_answer_cut_anywhere_goes_on_elsewhere_as_if_it_had_not_been(
+    engine: TorchEngine, elsewhere: TorchEngine, sampling: Sampling, stops: bool
+) -> None:
+    if stops:  # two strings: one is begun and not ended, one ends the answer across tokens
+        text = await answer(engine, "free", prompt(20), sampling)
+        sampling = replace(sampling, stop=(text[2:5] + "no", text[6:9]))
+    whole = ask(engine, "whole", sampling=sampling)
+    last = await whole.last()
+    # Two by two, so that places are used again.
+    for cuts in zip(*[iter(range(1, len(whole.pieces) + 1))] * 2, strict=False):
+        begun = [whole.pieces[:cut] for cut in cuts]
+        given = [tuple(id for piece in pieces for id in piece.ids) for pieces in begun]
+        rest = [ask(elsewhere, f"{len(ids)}", sampling=sampling, given=ids) for ids in given]
+        for pieces, receiver in zip(begun, rest, strict=True):
+            end = await receiver.last()
+            assert (end.finish_reason, end.usage) == (last.finish_reason, last.usage)
+            assert "".join(piece.text for piece in pieces) + receiver.text == whole.text
+            assert [piece.ids for piece in (*pieces, *receiver.pieces) if piece.ids] == [p.ids for p in whole.pieces]
+            same_logprobs([*pieces, *receiver.pieces], whole.pieces)
+            assert receiver.pieces[0].queued_s is not None or pieces[-1].last
+
+
+def same_logprobs(got: list[Piece], expected: list[Piece]) -> None:
+    """Up to what a sum in another order changes."""
+    one, other = ([logprob for piece in pieces for logprob in piece.logprobs] for pieces in (got, expected))
+    assert [(a.token_bytes, [best[1] for best in a.top]) for a in one] == [
+        (b.token_bytes, [best[1] for best in b.top]) for b in other
+    ]
+    assert [a.logprob for a in one] == pytest.approx([b.logprob for b in other], abs=1e-4)
 
 
 async def test_the_first_piece_says_how_long_it_queued(engine: TorchEngine) -> None:

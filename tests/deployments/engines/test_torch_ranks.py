@@ -74,7 +74,9 @@ def _nobody() -> Iterator[list[BaseProcess]]:
     yield []
 
 
-async def pieces(engine: TorchEngine, key: str, sampling: Sampling, tokens: int = 40) -> list[Piece]:
+async def pieces(
+    engine: TorchEngine, key: str, sampling: Sampling, tokens: int = 40, given: tuple[int, ...] = ()
+) -> list[Piece]:
     got: list[Piece] = []
     ended = asyncio.Event()
 
@@ -84,7 +86,7 @@ async def pieces(engine: TorchEngine, key: str, sampling: Sampling, tokens: int 
             ended.set()
 
     prompt = tuple((7 * i + tokens) % 300 + 3 for i in range(tokens))
-    engine.submit(Generation(request_id=key, prompt=prompt, sampling=sampling), emit)
+    engine.submit(Generation(request_id=key, prompt=prompt, sampling=sampling, given=given), emit)
     await asyncio.wait_for(ended.wait(), 60)
     return got
 
@@ -106,6 +108,19 @@ async def test_one_two_and_four_ranks_give_the_same_tokens(spec: EngineSpec) -> 
             routed.append(report.expert_tokens)
     assert outcomes[0] == outcomes[1] == outcomes[2]
     assert len(set(outcomes[0])) == 9
+
+
+async def test_an_answer_cut_on_one_rank_goes_on_upon_two_as_if_it_had_not_been(spec: EngineSpec) -> None:
+    async with running(spec) as (engine, _):
+        wholes = [await pieces(engine, "whole", sampling) for sampling in SAMPLINGS]
+    async with running(replace(spec, ranks=2)) as (engine, _):
+        for whole, sampling in zip(wholes, SAMPLINGS, strict=True):
+            for cut in (1, 7, 23):
+                ids = tuple(id for piece in whole[:cut] for id in piece.ids)
+                rest = await pieces(engine, "rest", sampling, given=ids)
+                joined = [*whole[:cut], *rest]
+                assert [(piece.text, piece.ids) for piece in joined] == [(piece.text, piece.ids) for piece in whole]
+                assert (rest[-1].finish_reason, rest[-1].usage) == (whole[-1].finish_reason, whole[-1].usage)
 
 
 async def test_any_placement_of_experts_gives_the_same_tokens(spec: EngineSpec) -> None:

@@ -1,14 +1,18 @@
 """One sampled row becomes one piece."""
 
+import pytest
+
 from cluster.request import Generation, Sampling
 from deployments.engines.torch_engine.streams import Stream, Vocabulary
 
 VOCABULARY = Vocabulary(bytes_of=[b"", b"a", "é".encode()[:1], "é".encode()[1:], b"END"], end_tokens=frozenset({0}))
 
 
-def stream(max_tokens: int = 10, stop: tuple[str, ...] = (), top_logprobs: int | None = None) -> Stream:
+def stream(
+    max_tokens: int = 10, stop: tuple[str, ...] = (), top_logprobs: int | None = None, given: tuple[int, ...] = ()
+) -> Stream:
     sampling = Sampling(stop=stop, top_logprobs=top_logprobs)
-    generation = Generation(request_id="s", prompt=(1, 1), sampling=sampling)
+    generation = Generation(request_id="s", prompt=(1, 1), sampling=sampling, given=given)
     return Stream(generation=generation, max_tokens=max_tokens, emit=lambda _: None, submitted_s=1.0, began_s=1.5)
 
 
@@ -53,3 +57,30 @@ def test_each_stream_takes_as_many_alternatives_as_it_asked_for() -> None:
 def test_the_first_piece_alone_says_how_long_it_queued() -> None:
     s = stream()
     assert [s.take([1], VOCABULARY).queued_s for _ in range(2)] == [0.5, None]
+
+
+def test_a_character_cut_between_replicas_comes_with_its_last_byte() -> None:
+    s = stream(given=(1, 2))
+    assert s.resume(VOCABULARY) is None
+    piece = s.take([3], VOCABULARY)
+    assert (piece.text, piece.ids, piece.queued_s) == ("é", (3,), 0.5)
+
+
+def test_a_stop_string_cut_between_replicas_ends_the_stream() -> None:
+    s = stream(stop=("aaEND",), given=(1, 1))
+    assert s.resume(VOCABULARY) is None
+    last = s.take([4], VOCABULARY)
+    assert (last.text, last.finish_reason) == ("", "stop")
+    assert last.usage is not None
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"), [((1, 0), "stop"), ((2, 1, 4), "stop"), ((1, 1, 1), "length"), ((1, 1), None)]
+)
+def test_given_tokens_that_are_the_whole_answer_end_it(given: tuple[int, ...], reason: str | None) -> None:
+    last = stream(max_tokens=3, stop=("END",), given=given).resume(VOCABULARY)
+    assert (last and last.finish_reason) == reason
+    if last:
+        assert last.usage is not None
+        assert (last.text, last.usage.completion_tokens) == ("", len(given))
