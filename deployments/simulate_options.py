@@ -6,7 +6,7 @@ Light imports only: every `moray` command builds this parser.
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -36,18 +36,24 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """`model`: what requests ask where their trace does not say. `gpus` None: as many as the policy asks for."""
+class Work:
+    """What arrives. `model`: what requests ask where their trace does not say."""
 
     traces: tuple[Trace, ...]
     model: str
-    video_jobs_per_hour: float
-    contenders: tuple[Contender, ...]
     scale: float
     start_s: float
     duration_s: float | None
-    cold_start_s: float | None
     seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(Work):
+    """`gpus` None: as many as the policy asks for."""
+
+    video_jobs_per_hour: float
+    contenders: tuple[Contender, ...]
+    cold_start_s: float | None
     gpus: int | Literal["family"] | None
     initial: int | None
     as_json: bool
@@ -58,7 +64,13 @@ class Options:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    _work_arguments(parser.add_argument_group("the work"))
+    work = parser.add_argument_group("the work")
+    work_arguments(work)
+    work.add_argument(
+        "--tier",
+        help="what requests ask for where their trace does not say: a tier, a model name, or auto; default: pro if "
+        "the family has it, else its first tier",
+    )
     _cluster_arguments(parser.add_argument_group("the cluster"))
     policies = parser.add_argument_group("the policies")
     one_or_many = policies.add_mutually_exclusive_group()
@@ -94,7 +106,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _work_arguments(group: argparse._ArgumentGroup) -> None:
+def work_arguments(group: argparse._ArgumentGroup) -> None:
+    """Of every command that replays traces."""
     group.add_argument(
         "--trace",
         metavar="[TIER=]FORMAT:PATH",
@@ -102,16 +115,11 @@ def _work_arguments(group: argparse._ArgumentGroup) -> None:
         default=[],
         help="requests; may be repeated, each for its own tier; see below",
     )
+    group.add_argument("--video", metavar="JOBS_PER_HOUR", type=at_least(0.0), default=0.0, help="video jobs, Poisson")
+    group.add_argument("--scale", type=above(0.0), default=1.0, help="times as many requests per second")
+    group.add_argument("--start-s", type=at_least(0.0), default=0.0, help="skip so much of each trace")
     group.add_argument(
-        "--tier",
-        help="what requests ask for where their trace does not say: a tier, a model name, or auto; default: pro if "
-        "the family has it, else its first tier",
-    )
-    group.add_argument("--video", metavar="JOBS_PER_HOUR", type=_at_least(0.0), default=0.0, help="video jobs, Poisson")
-    group.add_argument("--scale", type=_above(0.0), default=1.0, help="times as many requests per second")
-    group.add_argument("--start-s", type=_at_least(0.0), default=0.0, help="skip so much of each trace")
-    group.add_argument(
-        "--duration-s", type=_above(0.0), help="then take so much; default: all, of servegen traces one hour"
+        "--duration-s", type=above(0.0), help="then take so much; default: all, of servegen traces one hour"
     )
     group.add_argument("--seed", type=_whole(0), default=0, help="of all chance; the same seed gives the same report")
 
@@ -125,7 +133,7 @@ def _cluster_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--cold-start-s",
-        type=_above(0.0),
+        type=above(0.0),
         help="median time to start a replica, for all tiers; default: as the family file says for each",
     )
     group.add_argument(
@@ -148,7 +156,7 @@ def options(arguments: argparse.Namespace, family: Family) -> Options:
     if arguments.log and len(contenders) > 1:
         raise ConfigurationError("--log: given with --compare; one policy is allowed; log each policy in its own run")
     return Options(
-        traces=tuple(_trace(given, family) for given in arguments.trace),
+        traces=tuple(_named(trace(given), family) for given in arguments.trace),
         model=_model(
             arguments.tier or ("pro" if "pro" in family.tiers else next(iter(family.tiers))), family, "--tier"
         ),
@@ -162,12 +170,13 @@ def options(arguments: argparse.Namespace, family: Family) -> Options:
         gpus=arguments.gpus,
         initial=arguments.initial,
         as_json=arguments.json,
-        plot=_writable(arguments.plot, "--plot", ".png"),
-        log=_writable(arguments.log, "--log", ".jsonl"),
+        plot=writable(arguments.plot, "--plot", ".png"),
+        log=writable(arguments.log, "--log", ".jsonl"),
     )
 
 
-def _trace(given: str, family: Family) -> Trace:
+def trace(given: str) -> Trace:
+    """[TIER=]FORMAT:PATH, its tier as given. Raises ConfigurationError."""
     head, colon, path = given.partition(":")
     model, equals, kind = head.rpartition("=")
     if not colon or not path or kind not in get_args(Format) or (equals and not model):
@@ -175,7 +184,11 @@ def _trace(given: str, family: Family) -> Trace:
             f"--trace: {given!r}; [TIER=]FORMAT:PATH with a format of {', '.join(get_args(Format))} is allowed; "
             "write for example azure:requests.csv"
         )
-    return Trace(format=cast(Format, kind), path=path, model=_model(model, family, "--trace") if model else None)
+    return Trace(format=cast(Format, kind), path=path, model=model or None)
+
+
+def _named(trace: Trace, family: Family) -> Trace:
+    return replace(trace, model=_model(trace.model, family, "--trace")) if trace.model else trace
 
 
 def _model(name: str, family: Family, where: str) -> str:
@@ -199,7 +212,7 @@ def _contenders(arguments: argparse.Namespace) -> tuple[Contender, ...]:
     return contenders(arguments.compare, arguments.router, "--compare")
 
 
-def _writable(file: Path | None, where: str, suffix: str) -> Path | None:
+def writable(file: Path | None, where: str, suffix: str) -> Path | None:
     """Checked before a run of minutes, not after it."""
     if file is None:
         return None
@@ -212,11 +225,11 @@ def _writable(file: Path | None, where: str, suffix: str) -> Path | None:
     return file
 
 
-def _at_least(least: float) -> Callable[[str], float]:
+def at_least(least: float) -> Callable[[str], float]:
     return _number(lambda value: value >= least, f"a number of at least {least:g}")
 
 
-def _above(bound: float) -> Callable[[str], float]:
+def above(bound: float) -> Callable[[str], float]:
     return _number(lambda value: value > bound, f"a number above {bound:g}")
 
 

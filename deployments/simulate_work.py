@@ -14,13 +14,13 @@ from cluster.family import Family
 from cluster.synthetic import video_jobs
 from cluster.traces import parse_azure, parse_mooncake
 from cluster.workload import Ints, Jobs, Workload, merge, scale, window
-from deployments.simulate_options import Options, Trace
+from deployments.simulate_options import Options, Trace, Work
 from deployments.trace_files import fitted, lines
 
 DRAWN_S = 3600.0  # of a process without an end, where --duration-s does not say
 
 
-def workload(asked: Options) -> Workload:
+def workload(asked: Work) -> Workload:
     """Raises ConfigurationError where a trace is missing, wrong or has nothing in the stretch that was asked."""
     if not asked.traces:
         none: Ints = np.zeros(0, dtype=np.int64)
@@ -35,7 +35,7 @@ def workload(asked: Options) -> Workload:
     return merge(*(_traced(trace, asked, asked.seed + number) for number, trace in enumerate(asked.traces)))
 
 
-def _traced(trace: Trace, asked: Options, seed: int) -> Workload:
+def _traced(trace: Trace, asked: Work, seed: int) -> Workload:
     model = trace.model or asked.model
     if trace.format == "servegen":
         return _sampled(trace, asked, seed, model)
@@ -46,7 +46,7 @@ def _traced(trace: Trace, asked: Options, seed: int) -> Workload:
     return _some(window(whole, asked.start_s, asked.duration_s or math.inf), trace, asked)
 
 
-def _sampled(trace: Trace, asked: Options, seed: int, model: str) -> Workload:
+def _sampled(trace: Trace, asked: Work, seed: int, model: str) -> Workload:
     fit = fitted(trace.path)
     end_s = fit.clients.span_s
     _require_within(trace, asked, end_s)
@@ -57,14 +57,14 @@ def _sampled(trace: Trace, asked: Options, seed: int, model: str) -> Workload:
     return _some(drawn, trace, asked)
 
 
-def _require_within(trace: Trace, asked: Options, end_s: float) -> None:
+def _require_within(trace: Trace, asked: Work, end_s: float) -> None:
     if asked.start_s >= end_s:
         raise ConfigurationError(
             f"--start-s: {asked.start_s:g}; {trace.path} ends at {end_s:,.0f} s; start before that"
         )
 
 
-def _some(part: Workload, trace: Trace, asked: Options) -> Workload:
+def _some(part: Workload, trace: Trace, asked: Work) -> Workload:
     if not len(part):
         raise ConfigurationError(
             f"{trace.path}: no request in the stretch from --start-s {asked.start_s:g} at --scale {asked.scale:g}; at "
@@ -73,7 +73,7 @@ def _some(part: Workload, trace: Trace, asked: Options) -> Workload:
     return part
 
 
-def span_s(asked: Options, requests: Workload) -> float:
+def span_s(asked: Work, requests: Workload) -> float:
     """How long work arrives."""
     last_s = float(requests.arrival_s[-1]) if len(requests) else DRAWN_S
     return asked.duration_s or last_s
