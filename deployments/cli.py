@@ -16,6 +16,7 @@ from rich.text import Text
 from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family, load
 from cluster.placement import as_dict, declared_cells, plan
+from deployments.load import options as load_options
 from deployments.plan_table import tables
 from deployments.simulate_options import add_arguments
 from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
@@ -23,24 +24,8 @@ from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    console = Console(highlight=False)
     try:
-        family = _family(arguments)
-        match arguments.command:
-            case "up":
-                from deployments.up import up
-
-                up(family, console)
-            case "plan":
-                return _plan(family, arguments.json, console)
-            case "simulate":
-                from deployments.simulate import replay, simulate
-
-                if arguments.replay is not None:
-                    return replay(arguments, console)
-                return simulate(family, arguments, console)
-            case "keys":
-                _keys(family, arguments, console)
+        return _run(arguments, Console(highlight=False))
     except MorayError as error:
         Console(stderr=True, highlight=False).print(
             f"moray: {error.message}", style="red", markup=False, soft_wrap=True
@@ -48,6 +33,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    family = _family(arguments)
+    match arguments.command:
+        case "up":
+            from deployments.up import up
+
+            up(family, console)
+        case "plan":
+            return _plan(family, arguments.json, console)
+        case "simulate":
+            from deployments.simulate import replay, simulate
+
+            if arguments.replay is not None:
+                return replay(arguments, console)
+            return simulate(family, arguments, console)
+        case "load":
+            from deployments.load.command import load as send
+
+            return send(arguments, console)
+        case "keys":
+            _keys(family, arguments, console)
     return 0
 
 
@@ -60,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = commands.add_parser("plan", help="which cell holds which expert group and video replica")
     shown.add_argument("--json", action="store_true")
     add_arguments(commands.add_parser("simulate", help="replay a workload on this cluster without GPUs"))
+    load_options.add_arguments(commands.add_parser("load", help="send a workload to a live server and measure"))
     keys = commands.add_parser("keys", help="API keys")
     verbs = keys.add_subparsers(dest="verb", required=True)
     create = verbs.add_parser("create", help="make a key; it is shown this once")

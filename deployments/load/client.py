@@ -1,0 +1,123 @@
+"""An open loop: every request at its time, whatever became of the others, and never twice.
+
+`play` keeps the times and knows no network; `Wire` asks one server by aiohttp and reads as little as it can.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from deployments.load.answer import Answer, Reader, error_code
+from deployments.load.plan import Request, Words
+
+MOST_ERROR_BYTES = 65_536
+CONNECT_S = 30.0
+KEEPALIVE_S = 2.0  # shorter than that of any server, so that no request meets a connection that is just being closed
+Ask = Callable[[Request, Answer], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Course:
+    """A run under way."""
+
+    answers: list[Answer] = field(default_factory=list)
+    ended: int = 0
+
+
+async def play(planned: Iterable[Request], ask: Ask, begun_s: float, course: Course) -> None:
+    """Until the last answer has ended. `begun_s`: the time of the loop at which the run's time is 0."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as asking:
+        for request in planned:
+            wait_s = begun_s + request.at_s - loop.time()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            asking.create_task(_one(request, ask, begun_s, course))
+
+
+async def _one(request: Request, ask: Ask, begun_s: float, course: Course) -> None:
+    loop = asyncio.get_running_loop()
+    answer = Answer(model=request.model, due_s=request.at_s, sent_s=loop.time() - begun_s)
+    course.answers.append(answer)
+    await ask(request, answer)
+    answer.ended_s = loop.time() - begun_s
+    course.ended += 1
+
+
+class Wire:
+    """One server, asked over as many connections as there are requests under way."""
+
+    def __init__(self, session: aiohttp.ClientSession, words: Words, begun_s: float) -> None:
+        self._session = session
+        self._words = words
+        self._begun_s = begun_s
+        self._loop = asyncio.get_running_loop()
+
+    async def __call__(self, request: Request, answer: Answer) -> None:
+        try:
+            async with self._session.post("/v1/chat/completions", data=self._body(request)) as response:
+                answer.status = response.status
+                answer.tier = response.headers.get("moray-tier")
+                answer.replica = response.headers.get("moray-replica")
+                answer.spilled = response.headers.get("moray-spilled")
+                if response.status == 200:
+                    await self._stream(response, answer)
+                else:
+                    await _refused(response, answer)
+        except TimeoutError:
+            answer.failure, answer.fault = "silent", "nothing came for too long"
+        except (aiohttp.ClientError, OSError) as error:
+            # What had begun broke off, however the connection told; otherwise there was no answer at all.
+            answer.failure = "cut off" if answer.status else "connection"
+            answer.fault = type(error).__name__
+
+    async def _stream(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
+        reader = Reader(answer)
+        async for data in response.content.iter_any():
+            reader.read(data, self._loop.time() - self._begun_s)
+        reader.end()
+
+    def _body(self, request: Request) -> bytes:
+        return json.dumps(
+            {
+                "model": request.model,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                "max_tokens": request.output_tokens,
+                "messages": [{"role": "user", "content": self._words.prompt(request)}],
+            }
+        ).encode()
+
+
+async def _refused(response: aiohttp.ClientResponse, answer: Answer) -> None:
+    body = await response.content.read(MOST_ERROR_BYTES)
+    try:
+        answer.refused = error_code(json.loads(body))
+    except ValueError:
+        answer.refused = f"http_{response.status}"
+    try:
+        answer.retry_after_s = float(response.headers["Retry-After"])
+    except (KeyError, ValueError):
+        answer.retry_after_s = None
+
+
+def session(url: str, key: str, silence_s: float) -> aiohttp.ClientSession:
+    """Without limits on connections, and without retries: aiohttp repeats no POST."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    return aiohttp.ClientSession(
+        url,
+        headers=headers,
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s),
+    )
+
+
+async def models(session: aiohttp.ClientSession) -> tuple[dict[str, Any], ...]:
+    """What the server says of its models. Raises aiohttp.ClientError where it does not answer or refuses."""
+    async with session.get("/v1/models") as response:
+        response.raise_for_status()
+        return tuple((await response.json(content_type=None))["data"])
