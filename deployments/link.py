@@ -1,10 +1,13 @@
 """The pushed token path: a replica sends tokens to a gateway over one TCP connection, beside Serve's handle call.
 
-Serve's unary call is the request's life (routing, queueing, scaling, draining, cancellation); only bytes travel here.
-    replica -> gateway: token (32 bytes), then frames: length u32 | stream u32 | flags u8 | bytes.
-A dead process closes its socket and is noticed at once. A lost node sends nothing: the replica pings each PING_S, the
-gateway drops a link that was silent for SILENT_S, and the kernel drops one that is not acknowledged for SILENT_S.
-The link is shared, so it is never paused: a stream whose client does not read is cut at SINK_LIMIT_BYTES.
+Serve's unary call is the request's life (routing, queueing, scaling, draining, cancellation); only tokens travel here.
+    replica -> gateway: token (32 bytes), then frames: length u32 | stream u32 | ids u32 | flags u8 | id u32 ... | bytes
+`ids` counts the ids of the tokens behind the bytes, with which another replica can go on; `length` covers both.
+A dead process closes its socket and is noticed at once. A lost node or a frozen process sends nothing: the replica
+pings each PING_S, the gateway drops a link that was silent for SILENT_S, and the kernel drops one that is not
+acknowledged for SILENT_S. Its streams go on elsewhere, so that is how long their clients wait; an event loop that lives
+is never late by so much.
+The link is shared, so it is never paused: a stream whose client does not read is cut.
 """
 
 import asyncio
@@ -12,18 +15,19 @@ import hmac
 import secrets
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from cluster.errors import Overloaded, ReplicaLost
+from cluster.errors import ReplicaLost
+from deployments.sink import Sink
 
-PING_S = 5.0
-SILENT_S = 15.0
-SINK_LIMIT_BYTES = 1 << 20
+PING_S = 1.0
+SILENT_S = 5.0
 FRAME_LIMIT_BYTES = 16 << 20
 TOKEN_BYTES = 32
-_HEAD = struct.Struct("!IIB")
+_HEAD = struct.Struct("!IIIB")
+_ID_BYTES = 4
 _DATA, _LAST, _PING = 0, 1, 2
 
 
@@ -44,73 +48,6 @@ class LinkCounts:
     frames: int = 0
     bytes: int = 0
     failures: int = 0
-
-
-class Sink:
-    """The gateway's end of one stream: bytes pushed in by a link, read out by the response, ended exactly once."""
-
-    __slots__ = ("_chunks", "_ended", "_error", "_size_bytes", "_waiter", "link", "on_overflow")
-
-    def __init__(self, on_overflow: Callable[[], None]) -> None:
-        self._chunks: list[bytes] = []
-        self._size_bytes = 0
-        self._ended = False
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self.link: asyncio.Transport | None = None
-        self.on_overflow = on_overflow
-
-    @property
-    def ended(self) -> bool:
-        return self._ended
-
-    def push(self, data: bytes, last: bool) -> None:
-        if self._ended:
-            return
-        if data:
-            self._chunks.append(data)
-            self._size_bytes += len(data)
-        if self._size_bytes > SINK_LIMIT_BYTES:
-            self.fail(
-                Overloaded(
-                    f"stream: {self._size_bytes} bytes lie unread; {SINK_LIMIT_BYTES} are kept; read faster",
-                    retry_after_s=1.0,
-                )
-            )
-            self.on_overflow()
-            return
-        self._ended = last
-        self._wake()
-
-    def fail(self, error: Exception) -> None:
-        """End the stream with an error, after what has already arrived. Later calls change nothing."""
-        if not self._ended:
-            self._ended, self._error = True, error
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def next(self, timeout_s: float | None = None) -> bytes | None:
-        """All bytes that wait, b"" when timeout_s passed without any, None at the end. Raises the stream's error."""
-        while not self._chunks:
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                return None
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._waiter
-            except TimeoutError:
-                return b""
-            finally:
-                self._waiter = None
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._size_bytes = 0
-        return data
 
 
 class Listener:
@@ -156,13 +93,13 @@ class Listener:
         self.counts.links = len(self._inbound)
         return True
 
-    def frame(self, link: asyncio.Transport, stream: int, data: bytes, last: bool) -> None:
+    def frame(self, link: asyncio.Transport, stream: int, data: bytes, ids: Sequence[int], last: bool) -> None:
         self.counts.frames += 1
-        self.counts.bytes += _HEAD.size + len(data)
+        self.counts.bytes += _HEAD.size + _ID_BYTES * len(ids) + len(data)
         sink = self._sinks.get(stream)
         if sink is not None:
             sink.link = link
-            sink.push(data, last)
+            sink.push(data, ids, last)
 
     def lost(self, inbound: "_Inbound", link: asyncio.Transport) -> None:
         self._inbound.discard(inbound)
@@ -182,20 +119,19 @@ class _Inbound(asyncio.Protocol):
         self._trusted = False
         self._transport: asyncio.Transport | None = None
         self._watchdog: asyncio.TimerHandle | None = None
-        self._heard_s = 0.0
+        self._silent_looks = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self._heard_s = asyncio.get_running_loop().time()
         self._watch()
 
     def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        silent_s = loop.time() - self._heard_s
-        if silent_s >= SILENT_S:
+        """Looks are counted, not seconds: a gateway that itself stood still must not take every link for dead."""
+        if self._silent_looks * PING_S >= SILENT_S:
             self.close()
         else:
-            self._watchdog = loop.call_later(SILENT_S - silent_s, self._watch)
+            self._silent_looks += 1
+            self._watchdog = asyncio.get_running_loop().call_later(PING_S, self._watch)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -208,7 +144,7 @@ class _Inbound(asyncio.Protocol):
             self._listener.lost(self, self._transport)
 
     def data_received(self, data: bytes) -> None:
-        self._heard_s = asyncio.get_running_loop().time()
+        self._silent_looks = 0
         self._buffer += data
         if not self._trusted:
             if len(self._buffer) < TOKEN_BYTES:
@@ -224,16 +160,18 @@ class _Inbound(asyncio.Protocol):
         assert self._transport is not None
         buffer, at, end = self._buffer, 0, len(self._buffer)
         while end - at >= _HEAD.size:
-            length, stream, flags = _HEAD.unpack_from(buffer, at)
-            if length > FRAME_LIMIT_BYTES:
+            length, stream, count, flags = _HEAD.unpack_from(buffer, at)
+            if length > FRAME_LIMIT_BYTES or count * _ID_BYTES > length:
                 self.close()
                 return
             if end - at - _HEAD.size < length:
                 break
-            at += _HEAD.size
+            begin = at + _HEAD.size
+            at = begin + length
             if flags != _PING:
-                self._listener.frame(self._transport, stream, bytes(buffer[at : at + length]), flags == _LAST)
-            at += length
+                ids = struct.unpack_from(f"!{count}I", buffer, begin)
+                data = bytes(buffer[begin + count * _ID_BYTES : at])
+                self._listener.frame(self._transport, stream, data, ids, flags == _LAST)
         del buffer[:at]
 
 
@@ -259,7 +197,7 @@ class Link(asyncio.Protocol):
 
     def _beat(self) -> None:
         assert self._transport is not None
-        self._transport.write(_HEAD.pack(0, 0, _PING))
+        self._transport.write(_HEAD.pack(0, 0, 0, _PING))
         self._ping = asyncio.get_running_loop().call_later(PING_S, self._beat)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -268,11 +206,12 @@ class Link(asyncio.Protocol):
             self._ping.cancel()
         self._on_lost()
 
-    def send(self, stream: int, data: bytes, last: bool) -> None:
+    def send(self, stream: int, data: bytes, ids: Sequence[int], last: bool) -> None:
         if not self._out:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._out.append(_HEAD.pack(len(data), stream, _LAST if last else _DATA))
-        self._out.append(data)
+        packed = struct.pack(f"!{len(ids)}I", *ids)
+        head = _HEAD.pack(len(packed) + len(data), stream, len(ids), _LAST if last else _DATA)
+        self._out += (head, packed, data)
 
     def _flush(self) -> None:
         if self._transport is not None and not self.lost:

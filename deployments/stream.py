@@ -6,14 +6,16 @@ a replica in one sweep, so that a token costs a share of a write instead of a wr
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cluster.errors import EngineFailed, MorayError
 from cluster.request import Chat, Piece, TokenLogprob, Usage
 from deployments.gateway.wire import ChatStream, completion
 
-Write = Callable[[bytes, bool], None]
+Write = Callable[
+    [bytes, Sequence[int], bool], None
+]  # bytes, the ids of the tokens behind them, whether they are the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +77,11 @@ class Answer:
         self._sweeper = sweeper
         self._write = write
         self._render = ChatStream(chat, label)
+        self._ids: list[int] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._tokens = 0
-        self._begun = False
+        self._begun = False  # whether anything was written
         self._accepted_s = self._first_s = asyncio.get_running_loop().time()
 
     def emit(self, piece: Piece) -> None:
@@ -86,6 +89,7 @@ class Answer:
             return
         if self._tokens == 0:
             self._first_s = asyncio.get_running_loop().time()
+        self._ids += piece.ids
         self._texts.append(piece.text)
         self._logprobs.extend(piece.logprobs)
         self._tokens += piece.tokens
@@ -112,7 +116,12 @@ class Answer:
         if self._write is not None and not self.outcome.done():
             data = self._take()
             if data:
-                self._write(data, False)
+                self._write(data, self._taken(), False)
+
+    def _taken(self) -> list[int]:
+        """All ids so far, though text of the last may be held back yet: who goes on behind them holds it back, too."""
+        ids, self._ids = self._ids, []
+        return ids
 
     def _finish(self, piece: Piece) -> None:
         if piece.error is not None:
@@ -126,7 +135,7 @@ class Answer:
             body = completion(self._chat, text, self._logprobs, piece.finish_reason, piece.usage, self._label)
         else:
             data = self._take() or (b"" if self._begun else self._render.role())
-            self._write(data + self._render.end(piece.finish_reason, piece.usage), True)
+            self._write(data + self._render.end(piece.finish_reason, piece.usage), self._taken(), True)
         self.outcome.set_result(
             Outcome(
                 body=body,

@@ -7,10 +7,11 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal
 
 from cluster.errors import EngineFailed, MorayError, ReplicaLost
-from cluster.family import Family
+from cluster.family import Tier
 from cluster.fleet import DEAD, report_to_stats
 from cluster.placement import bundles
 from cluster.request import Chat, Generation
@@ -20,29 +21,41 @@ from deployments.measure import ReplicaMetrics
 from deployments.ranks import ExpertGroup, node_address
 from deployments.stream import Answer, Outcome, Sweeper
 
+Item = tuple[bytes, Sequence[int]]  # of a stream: bytes, and the ids of the tokens behind them
+
 log = logging.getLogger("ray.serve")
-CHECK_S = 1.0  # between looks at the followers while rank 0 loads
+CHECK_S = 1.0  # between looks at the engine and its followers
+HANG_S = 10.0  # with requests and without a step, of which the longest takes about a second
 LAST_WORDS_S = 1.0  # for the errors of a dead engine to reach its clients
 
 
 class TierReplica:
     """Serves one tier. Every public coroutine lives as long as its request; cancelling it frees the request's place."""
 
-    async def __init__(self, family: Family, tier: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        spec = family.tiers[tier]
-        self._group = ExpertGroup(bundles(spec, family.accelerator)[0])
-        self._engine = build(family, tier, self._group)
-        gateway = family.gateway
-        self._sweeper = Sweeper(gateway.coalesce_ms / 1000, gateway.coalesce_above_streams)
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        key: str,
+        tier: Tier,
+        accelerator: Literal["cpu", "cuda"],
+        coalesce_ms: float,
+        coalesce_above_streams: int,
+    ) -> None:
+        """Takes of the family only what it needs: what changes elsewhere in the file must not replace this replica."""
+        self._group = ExpertGroup(bundles(tier, accelerator)[0])
+        self._engine = build(tier, accelerator, self._group)
+        self._sweeper = Sweeper(coalesce_ms / 1000, coalesce_above_streams)
         self._links = Links()
         self._numbers = itertools.count()
-        self._tier = tier
+        self._answers: set[Answer] = set()
+        self._tier = key
+        self._still_looks = 0
         try:
             await self._start()
         except MorayError as error:
-            log.error("tier %s: %s", tier, error)
+            log.error("tier %s: %s", key, error)
             raise
-        self._metrics = ReplicaMetrics(tier, self._engine, node_address())
+        self._metrics = ReplicaMetrics(key, self._engine, node_address())
+        self._watching = asyncio.ensure_future(self._watch())
 
     async def _start(self) -> None:
         """Serve asks for no health before the constructor has ended, and rank 0 waits minutes for a lost follower."""
@@ -53,6 +66,17 @@ class TierReplica:
             await starting
         finally:
             starting.cancel()
+
+    async def _watch(self) -> None:
+        """Looks are counted, not seconds: a process that itself stood still must not take its engine for hung."""
+        steps = -1
+        while True:
+            await asyncio.sleep(CHECK_S)
+            report = self._engine.report()
+            still = report.running + report.waiting > 0 and report.steps == steps
+            self._still_looks = self._still_looks + 1 if still else 0
+            steps = report.steps
+            await self._end_if_dead()
 
     async def greet(self) -> None:
         """Nothing: a first call by which a gateway's router meets its replicas."""
@@ -69,24 +93,25 @@ class TierReplica:
             link = await self._links.join(reply_to, stream, call.cancel)
         except OSError as error:  # raised, not returned: no last frame will tell the gateway that the stream has ended
             raise ReplicaLost(f"{self._tier}: no way back to {reply_to.host}:{reply_to.port}: {error}") from error
+        link.send(stream, b"", (), False)  # from now on a lost link is this stream's loss, even before its first token
         write = functools.partial(link.send, stream)
         try:
             outcome = await self._run(chat, Answer(chat, self._engine.label, self._sweeper, write))
             if outcome.error is not None:
-                link.send(stream, b"", True)  # every stream ends with a last frame, so that nothing sent is cut off
+                link.send(stream, b"", (), True)  # every stream ends with a last frame, so that nothing sent is cut off
             return outcome
         finally:
             self._links.leave(reply_to, stream)
 
-    async def stream(self, chat: Chat) -> AsyncIterator[bytes | Outcome]:
+    async def stream(self, chat: Chat) -> AsyncIterator[Item | Outcome]:
         """Path A2: bytes as items of Serve's own stream, what has gathered as one item; the outcome comes last."""
-        ready: asyncio.Queue[bytes] = asyncio.Queue()
-        answer = Answer(chat, self._engine.label, self._sweeper, lambda data, last: ready.put_nowait(data))
+        ready: asyncio.Queue[Item | None] = asyncio.Queue()
+        answer = Answer(chat, self._engine.label, self._sweeper, lambda data, ids, _: ready.put_nowait((data, ids)))
         running = asyncio.ensure_future(self._run(chat, answer))
-        running.add_done_callback(lambda _: ready.put_nowait(b""))  # an answer never writes nothing
+        running.add_done_callback(lambda _: ready.put_nowait(None))
         try:
-            while data := await ready.get():
-                yield data
+            while item := await ready.get():
+                yield item
             yield await running
         finally:
             running.cancel()
@@ -95,14 +120,16 @@ class TierReplica:
         key = f"{chat.request_id}/{next(self._numbers)}"  # callers may send one request id many times
         try:
             prompt = self._engine.encode(chat.messages)
-            generation = Generation(request_id=key, prompt=prompt, sampling=chat.sampling)
+            generation = Generation(request_id=key, prompt=prompt, sampling=chat.sampling, given=chat.given)
             self._engine.submit(generation, self._metrics.watch(answer.emit))
         except MorayError as error:
             return Outcome(error=error)
+        self._answers.add(answer)
         try:
             with self._sweeper.open():
                 return await answer.outcome
         finally:
+            self._answers.discard(answer)
             self._engine.cancel(key)
 
     def record_routing_stats(self) -> dict[str, float]:
@@ -121,19 +148,37 @@ class TierReplica:
 
         One that raises here is replaced only after three checks.
         """
+        if self._watching.done():
+            self._watching.result()
+        await self._end_if_dead()
+
+    async def _end_if_dead(self) -> None:
         try:
             self._check()
         except EngineFailed as error:
             log.error("tier %s: %s; this replica ends", self._tier, error)
+            for answer in tuple(self._answers):  # a hung engine does not tell them itself
+                answer.fail(error)
             await asyncio.sleep(LAST_WORDS_S)
-            self._group.stop()
-            os._exit(1)
+            self._exit()
+
+    def _exit(self) -> None:
+        self._group.stop()
+        os._exit(1)
 
     def _check(self) -> None:
         self._group.check()
         self._engine.check()
+        if self._still_looks * CHECK_S >= HANG_S:
+            report = self._engine.report()
+            raise EngineFailed(
+                f"engine: {report.running + report.waiting} requests and no step for {HANG_S:g} s; "
+                "steps take far less; its replica is being replaced; send the request again"
+            )
 
     async def __del__(self) -> None:
         with contextlib.suppress(Exception):  # half-built replicas are torn down too
+            self._watching.cancel()
+        with contextlib.suppress(Exception):
             await self._engine.stop()
             self._group.stop()

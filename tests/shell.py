@@ -62,13 +62,27 @@ def chat(request_id: str = "req", *, stream: bool = True, **sampling: Any) -> Ch
 
 
 class Replica(TierReplica):
-    """Serve awaits the constructor and the finalizer; Python's collector would only forget the latter."""
+    """Serve awaits the constructor and the finalizer; Python's collector would only forget the latter.
+
+    One that ends itself must not end the tests: it only says so.
+    """
+
+    exited = False
+
+    def _exit(self) -> None:
+        self.exited = True
 
     @classmethod
     async def started(cls, family: Family, tier: str = "mini") -> "Replica":
         replica = object.__new__(cls)
         with patch("deployments.measure.start_http_server", return_value=(Mock(server_port=1), None)):
-            await replica.__init__(family, tier)  # type: ignore[misc]
+            await replica.__init__(  # type: ignore[misc]
+                tier,
+                family.tiers[tier],
+                family.accelerator,
+                family.gateway.coalesce_ms,
+                family.gateway.coalesce_above_streams,
+            )
         return replica
 
     def __del__(self) -> None:  # type: ignore[override]

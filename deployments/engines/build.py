@@ -1,15 +1,14 @@
 """Which engine a tier's line in the family file means."""
 
-from typing import assert_never
+from typing import Literal, assert_never
 
-from cluster.family import Family
+from cluster.family import Tier
 from deployments.engines.engine import Engine
 from deployments.ranks import ExpertGroup
 
 
-def build(family: Family, key: str, group: ExpertGroup) -> Engine:
+def build(tier: Tier, accelerator: Literal["cpu", "cuda"], group: ExpertGroup) -> Engine:
     """The engine, not started; followers of its expert group are. Imports only what it needs: torch is slow."""
-    tier = family.tiers[key]
     match tier.engine:
         case "simulated":
             from deployments.engines.simulated import SimulatedEngine
@@ -27,7 +26,7 @@ def build(family: Family, key: str, group: ExpertGroup) -> Engine:
                 max_waiting=tier.max_waiting,
                 prefill_chunk_tokens=tier.prefill_chunk_tokens,
                 dtype=tier.dtype,
-                device=family.accelerator,
+                device=accelerator,
                 ranks=tier.ranks,
                 specialists=tier.specialists,
             )

@@ -5,7 +5,8 @@
 Steps lie on an absolute schedule of the event loop, one timer for all streams, so that late wake-ups do not add up. A
 sequence runs once a place and KV room for its prompt and whole output are free, first come first served; a long prompt
 waits its turn, nobody overtakes. The text follows from seed and position alone, so a token that is lost, doubled or
-out of order shows; a token's id is its position. An answer has exactly `max_tokens` tokens; where none are given, 32 to 543, drawn from the seed.
+out of order shows; a token's id is its position. An answer has exactly `max_tokens` tokens; where none are given, 32 to
+543, drawn from the seed.
 """
 
 import asyncio

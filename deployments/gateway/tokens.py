@@ -1,6 +1,7 @@
 """How tokens reach the gateway: pushed over a link, or as items of Serve's stream. Same bytes from both.
 
 Both are one interface: bytes out of a sink, then how the request ended. Serve's call is the request's life in either.
+With the bytes come the ids of their tokens, so that a stream that broke can go on at another replica.
 """
 
 import asyncio
@@ -12,7 +13,8 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.errors import MorayError, ReplicaLost, StartTimeout
 from cluster.request import Chat
-from deployments.link import Listener, Sink
+from deployments.link import Listener
+from deployments.sink import Sink
 from deployments.stream import Outcome
 
 LAST_FRAME_S = 5.0  # a call may return before its last frame, which travels on another connection
@@ -24,6 +26,11 @@ class Answering:
     def __init__(self, sink: Sink, call: Coroutine[Any, Any, Outcome]) -> None:
         self._sink = sink
         self.call = asyncio.ensure_future(call)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of the tokens behind all bytes that `next` has given out: with them another replica can go on."""
+        return tuple(self._sink.ids)
 
     async def next(self, timeout_s: float) -> bytes | None:
         """Bytes of the stream; b"" after a silence of timeout_s; None at its end. Raises MorayError where it broke."""
@@ -103,11 +110,12 @@ class Streamed:
                 if isinstance(item, Outcome):
                     outcome = item
                 else:
-                    sink.push(item, False)
+                    data, ids = item
+                    sink.push(data, ids, False)
         except asyncio.CancelledError:
             response.cancel()
             raise
         except Exception as error:  # whatever Serve raises, the stream must end
             outcome = Outcome(error=lost(error))
-        sink.push(b"", True)
+        sink.push(b"", (), True)
         return outcome

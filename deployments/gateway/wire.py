@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.errors import MorayError, NotFound, Overloaded
 from cluster.family import Family, Tier, Video
-from cluster.request import Chat, FinishReason, Piece, TokenLogprob, Usage
+from cluster.request import Chat, FinishReason, Piece, Served, TokenLogprob, Usage
 from deployments.gateway.chat_request import parse_chat
 
 __all__ = [
@@ -38,7 +38,10 @@ def served_name(model: str, label: str) -> str:
 
 
 class ChatStream:
-    """The server-sent events of one streamed answer: role, pieces, end; or an error event at any time."""
+    """The server-sent events of one streamed answer: role, pieces, end; or an error event at any time.
+
+    One that goes on behind given tokens has no role again: its client has it.
+    """
 
     def __init__(self, chat: Chat, label: str = "") -> None:
         head = {
@@ -49,12 +52,12 @@ class ChatStream:
         }
         self._head = f"data: {_dumps(head)[:-1]},"
         self._content = f'{self._head}"choices":[{{"index":0,"delta":{{"content":'
-        self._include_usage = chat.include_usage
+        self._chat = chat
         self._usage = ',"usage":null' if chat.include_usage else ""
         self._tail = f'}},"logprobs":null,"finish_reason":null}}]{self._usage}}}\n\n'
 
     def role(self) -> bytes:
-        return self._chunk('{"role":"assistant","content":"","refusal":null}', "null")
+        return b"" if self._chat.given else self._chunk('{"role":"assistant","content":"","refusal":null}', "null")
 
     def piece(self, piece: Piece) -> bytes:
         """Nothing where the piece adds neither text nor log-probabilities. Its finish reason belongs to `end`."""
@@ -66,8 +69,9 @@ class ChatStream:
 
     def end(self, finish_reason: FinishReason, usage: Usage) -> bytes:
         events = [self._chunk("{}", quoted(finish_reason))]
-        if self._include_usage:
-            events.append(f'{self._head}"choices":[],"usage":{_dumps(_usage(usage))}}}\n\n'.encode("ascii"))
+        if self._chat.include_usage:
+            told = _dumps(_usage(usage, self._chat.served))
+            events.append(f'{self._head}"choices":[],"usage":{told}}}\n\n'.encode("ascii"))
         return b"".join([*events, DONE])
 
     def _chunk(self, delta: str, finish_reason: str, logprobs: str = "null") -> bytes:
@@ -96,7 +100,7 @@ def completion(
         "created": chat.created_s,
         "model": served_name(chat.model, label),
         "choices": [choice],
-        "usage": _usage(usage),
+        "usage": _usage(usage, chat.served),
     }
     return _dumps(body).encode("ascii")
 
@@ -161,13 +165,24 @@ def _video_facts(video: Video) -> dict[str, Any]:
     }
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
-    return {
+def _usage(usage: Usage, served: Served | None) -> dict[str, Any]:
+    """As in the API, and beside it who served the answer."""
+    told = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    return told if served is None else told | {"moray": _served(served)}
+
+
+def _served(served: Served) -> dict[str, Any]:
+    told = {"tier": served.tier, "replica": served.replica, "queued_ms": round(served.queued_s * 1e3, 1)}
+    if served.spilled is not None:
+        told["spilled"] = served.spilled
+    if served.resumed:
+        told["resumed"] = served.resumed
+    return told
 
 
 def _logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:

@@ -3,29 +3,28 @@
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from virtual_time import run
+from virtual_time import VirtualLoop, run
 
 from cluster.errors import Overloaded, ReplicaLost
 from deployments.link import (
     FRAME_LIMIT_BYTES,
     PING_S,
     SILENT_S,
-    SINK_LIMIT_BYTES,
     TOKEN_BYTES,
     Link,
     Links,
     Listener,
     ReplyTo,
-    Sink,
     _Inbound,
 )
+from deployments.sink import SINK_LIMIT_BYTES, Sink
 
 DATA, LAST, PING = 0, 1, 2
 TOKEN = b"t" * TOKEN_BYTES
@@ -34,8 +33,9 @@ TOKEN = b"t" * TOKEN_BYTES
 def nothing() -> None: ...
 
 
-def frame(stream: int, data: bytes, flags: int = DATA) -> bytes:
-    return struct.pack("!IIB", len(data), stream, flags) + data
+def frame(stream: int, data: bytes, flags: int = DATA, ids: Sequence[int] = ()) -> bytes:
+    head = struct.pack("!IIIB", 4 * len(ids) + len(data), stream, len(ids), flags)
+    return head + struct.pack(f"!{len(ids)}I", *ids) + data
 
 
 class Wire(asyncio.Transport):
@@ -99,8 +99,8 @@ async def listening() -> tuple[Listener, ReplyTo]:
 def test_a_sink_gives_all_bytes_at_once_then_none() -> None:
     async def scenario() -> None:
         sink = Sink(nothing)
-        sink.push(b"a", False)
-        sink.push(b"b", True)
+        sink.push(b"a", (), False)
+        sink.push(b"b", (), True)
         assert await sink.next() == b"ab"
         assert await sink.next() is None
         assert await sink.next() is None
@@ -111,9 +111,9 @@ def test_a_sink_gives_all_bytes_at_once_then_none() -> None:
 def test_an_error_comes_after_the_bytes_that_arrived_before_it_and_each_time_again() -> None:
     async def scenario() -> None:
         sink = Sink(nothing)
-        sink.push(b"a", False)
+        sink.push(b"a", (), False)
         sink.fail(ReplicaLost("gone"))
-        sink.push(b"too late", True)
+        sink.push(b"too late", (), True)
         assert await sink.next() == b"a"
         for _ in range(2):
             with pytest.raises(ReplicaLost, match="gone"):
@@ -122,17 +122,36 @@ def test_an_error_comes_after_the_bytes_that_arrived_before_it_and_each_time_aga
     run(scenario())
 
 
+def test_ids_are_those_behind_the_bytes_that_were_given_out() -> None:
+    async def scenario() -> None:
+        sink = Sink(nothing)
+        sink.push(b"a", (7, 8), False)
+        assert sink.ids == []
+        assert await sink.next() == b"a"
+        assert sink.ids == [7, 8]
+        sink.push(b"b", (9,), False)
+        sink.fail(ReplicaLost("gone"))
+        sink.push(b"c", (10,), False)
+        assert sink.ids == [7, 8]
+        assert await sink.next() == b"b"
+        with pytest.raises(ReplicaLost):
+            await sink.next()
+        assert sink.ids == [7, 8, 9]
+
+    run(scenario())
+
+
 def test_an_error_after_the_end_changes_nothing() -> None:
     async def scenario() -> None:
         sink = Sink(nothing)
-        sink.push(b"", True)
+        sink.push(b"", (), True)
         sink.fail(ReplicaLost("gone"))
         assert await sink.next() is None
 
     run(scenario())
 
 
-@pytest.mark.parametrize("wake", [lambda sink: sink.push(b"a", False), lambda sink: sink.fail(ReplicaLost("gone"))])
+@pytest.mark.parametrize("wake", [lambda sink: sink.push(b"a", (), False), lambda sink: sink.fail(ReplicaLost("gone"))])
 def test_who_waits_is_woken_at_once(wake: Callable[[Sink], None]) -> None:
     async def scenario() -> None:
         sink, loop = Sink(nothing), asyncio.get_running_loop()
@@ -148,7 +167,7 @@ def test_a_silence_gives_empty_bytes_and_loses_nothing() -> None:
         sink, loop = Sink(nothing), asyncio.get_running_loop()
         assert await sink.next(2.0) == b""
         assert loop.time() == 2.0
-        sink.push(b"a", True)
+        sink.push(b"a", (), True)
         assert await everything(sink) == b"a"
 
     run(scenario())
@@ -181,21 +200,29 @@ def test_who_does_not_read_is_cut_at_the_limit_and_its_call_ended_while_others_g
 
 
 @settings(deadline=None)
-@given(data=st.data(), texts=st.lists(st.tuples(st.integers(1, 3), st.binary(max_size=40)), max_size=12))
+@given(
+    data=st.data(),
+    texts=st.lists(
+        st.tuples(st.integers(1, 3), st.binary(min_size=1, max_size=40), st.lists(st.integers(0, 2**32 - 1))),
+        max_size=12,
+    ),
+)
 def test_frames_arrive_whole_and_in_order_however_the_bytes_are_cut(
-    data: st.DataObject, texts: list[tuple[int, bytes]]
+    data: st.DataObject, texts: list[tuple[int, bytes, list[int]]]
 ) -> None:
-    sent = {stream: b"".join(text for to, text in texts if to == stream) for stream in (1, 2, 3)}
+    sent = {stream: b"".join(text for to, text, _ in texts if to == stream) for stream in (1, 2, 3)}
+    ids = {stream: [id for to, _, some in texts if to == stream for id in some] for stream in (1, 2, 3)}
 
     async def scenario() -> None:
         link = Incoming()
         sinks = dict(link.listener.open(nothing) for _ in sent)
-        pieces = [frame(stream, text) + frame(0, b"", PING) for stream, text in texts]
+        pieces = [frame(stream, text, ids=some) + frame(0, b"", PING) for stream, text, some in texts]
         whole = b"".join([link.listener._token, *pieces, *(frame(stream, b"", LAST) for stream in sent)])
         cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=30)))
         for begin, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
             link.receive(whole[begin:end])
         assert {stream: await everything(sink) for stream, sink in sinks.items()} == sent
+        assert {stream: sink.ids for stream, sink in sinks.items()} == ids
 
     run(scenario())
 
@@ -225,14 +252,17 @@ def test_a_link_with_a_wrong_token_is_closed_and_pushes_nothing() -> None:
     run(scenario())
 
 
-def test_a_link_that_announces_too_large_a_frame_is_closed() -> None:
+def test_a_link_that_announces_an_impossible_frame_is_closed() -> None:
     async def scenario() -> None:
         link = Incoming().trusted()
-        link.receive(struct.pack("!IIB", FRAME_LIMIT_BYTES, 1, DATA))
+        link.receive(struct.pack("!IIIB", FRAME_LIMIT_BYTES, 1, 0, DATA))
         assert not link.wire.closed
         other = Incoming().trusted()
-        other.receive(struct.pack("!IIB", FRAME_LIMIT_BYTES + 1, 1, DATA))
+        other.receive(struct.pack("!IIIB", FRAME_LIMIT_BYTES + 1, 1, 0, DATA))
         assert other.wire.closed
+        third = Incoming().trusted()
+        third.receive(struct.pack("!IIIB", 7, 1, 2, DATA))  # two ids in seven bytes
+        assert third.wire.closed
 
     run(scenario())
 
@@ -252,13 +282,16 @@ def test_a_lost_link_fails_exactly_its_own_streams() -> None:
     async def scenario() -> None:
         listener = Listener()
         (mine, my_sink), (theirs, their_sink), (_, silent_sink) = [listener.open(nothing) for _ in range(3)]
+        begun, begun_sink = listener.open(nothing)
         lost, kept = Incoming(listener).trusted(), Incoming(listener).trusted()
-        lost.receive(frame(mine, b"so far"))
+        lost.receive(frame(mine, b"so far") + frame(begun, b""))
         kept.receive(frame(theirs, b"all "))
         lost.wire.abort()
         assert await my_sink.next() == b"so far"
         with pytest.raises(ReplicaLost):
             await my_sink.next()
+        with pytest.raises(ReplicaLost):
+            await begun_sink.next()
         kept.receive(frame(theirs, b"of it", LAST))
         assert await everything(their_sink) == b"all of it"
         assert await silent_sink.next(1.0) == b""
@@ -275,8 +308,20 @@ def test_a_silent_link_is_dropped_and_one_that_pings_is_kept() -> None:
         assert (silent.wire.closed, alive.wire.closed, stranger.wire.closed) == (True, False, True)
         await asyncio.sleep(SILENT_S - SILENT_S / 3 - 0.1)
         assert not alive.wire.closed
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(PING_S + 0.2)
         assert alive.wire.closed
+
+    run(scenario())
+
+
+def test_a_gateway_that_stood_still_drops_no_link_for_it() -> None:
+    async def scenario() -> None:
+        link, loop = Incoming().trusted(), asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        await asyncio.sleep(PING_S / 2)
+        loop.clock.now_s += 10 * SILENT_S
+        await asyncio.sleep(PING_S)
+        assert not link.wire.closed
 
     run(scenario())
 
@@ -304,11 +349,11 @@ def test_what_one_turn_of_the_loop_sends_leaves_in_one_write() -> None:
         wire = Wire(link)
         before = len(wire.writes)
         for stream in range(1, 50):
-            link.send(stream, b"token", False)
+            link.send(stream, b"token", (), False)
         assert len(wire.writes) == before
         await asyncio.sleep(0)
         assert wire.writes[before:] == [b"".join(frame(stream, b"token") for stream in range(1, 50))]
-        link.send(1, b"", True)
+        link.send(1, b"", (), True)
         await asyncio.sleep(0)
         assert wire.writes[before + 1 :] == [frame(1, b"", LAST)]
         link.close()
@@ -325,7 +370,7 @@ def test_a_link_shows_its_token_first_and_pings_until_it_is_lost() -> None:
         await asyncio.sleep(3.5 * PING_S)
         assert b"".join(wire.writes) == TOKEN + 4 * frame(0, b"", PING)
         wire.abort()
-        link.send(1, b"nobody hears it", False)
+        link.send(1, b"nobody hears it", (), False)
         await asyncio.sleep(10 * PING_S)
         assert lost == [3.5 * PING_S]
         assert link.lost
@@ -344,7 +389,7 @@ async def test_all_streams_of_a_replica_share_one_link_to_a_gateway() -> None:
     joined = await asyncio.gather(*(links.join(reply_to, stream, nothing) for stream, _ in opened))
     assert len({id(link) for link in joined}) == 1
     for stream, _ in opened:
-        joined[0].send(stream, b"%d" % stream, True)
+        joined[0].send(stream, b"%d" % stream, (), True)
     assert [await everything(sink) for _, sink in opened] == [b"%d" % stream for stream, _ in opened]
     joined[0].close()
     await listener.stop()
@@ -356,11 +401,11 @@ async def test_a_gateway_that_goes_ends_the_calls_of_its_streams_and_of_no_other
     (lost_stream, lost_sink), (stream, sink) = gone.open(nothing), kept.open(nothing)
     lost_link = await links.join(gone_address, lost_stream, ended.set)
     link = await links.join(kept_address, stream, lambda: pytest.fail("the other gateway is there"))
-    lost_link.send(lost_stream, b"a", False)
+    lost_link.send(lost_stream, b"a", (), False)
     assert await lost_sink.next() == b"a"
     await gone.stop()
     await asyncio.wait_for(ended.wait(), 10)
-    link.send(stream, b"b", True)
+    link.send(stream, b"b", (), True)
     assert await everything(sink) == b"b"
     link.close()
     await kept.stop()
@@ -387,7 +432,7 @@ async def test_a_lost_link_is_opened_anew_by_the_next_stream() -> None:
     await asyncio.wait_for(ended.wait(), 10)
     stream, sink = listener.open(nothing)
     second = await links.join(reply_to, stream, nothing)
-    second.send(stream, b"again", True)
+    second.send(stream, b"again", (), True)
     assert await everything(sink) == b"again"
     second.close()
     await listener.stop()

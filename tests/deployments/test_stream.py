@@ -1,5 +1,6 @@
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +22,14 @@ INTERVAL_S = 0.02
 class Reader:
     """What an answer wrote, with the time of each write."""
 
-    def __init__(self, sweeper: Sweeper | None = None, **sampling: Any) -> None:
+    def __init__(self, sweeper: Sweeper | None = None, given: tuple[int, ...] = (), **sampling: Any) -> None:
         self.writes: list[tuple[float, bytes, bool]] = []
-        self.answer = Answer(chat(**sampling), "", sweeper or Sweeper(INTERVAL_S), self._write)
+        self.ids: list[list[int]] = []
+        self.answer = Answer(replace(chat(**sampling), given=given), "", sweeper or Sweeper(INTERVAL_S), self._write)
 
-    def _write(self, data: bytes, last: bool) -> None:
+    def _write(self, data: bytes, ids: Sequence[int], last: bool) -> None:
         assert data or last
+        self.ids.append(list(ids))
         self.writes.append((asyncio.get_running_loop().time(), data, last))
 
     def times_ms(self) -> list[float]:
@@ -142,6 +145,47 @@ def test_pieces_without_text_write_nothing_until_there_is_some() -> None:
         assert reader.writes == []
         await emit(reader.answer, Piece(tokens=1, text="at last"))
         assert reader.times_ms() == [2000]
+
+    run(scenario())
+
+
+def test_ids_leave_with_the_next_bytes_and_none_without() -> None:
+    async def scenario() -> None:
+        sweeper = Sweeper(INTERVAL_S)
+        reader = Reader(sweeper)
+        said = [Piece(tokens=1, ids=(id,), text=text) for id, text in enumerate(["", "a", "b", "", ""])]
+        with sweeper.open():
+            await emit(reader.answer, *said, every_s=0.005)
+            await asyncio.sleep(1.0)
+            assert reader.ids == [[0, 1], [2, 3, 4]]  # of text held back, too: it is held back where they go on
+            await emit(reader.answer, Piece(tokens=1, ids=(5,)))
+            reader.answer.fail(EngineFailed("gone"))
+        assert reader.ids == [[0, 1], [2, 3, 4]]
+
+    run(scenario())
+
+
+def test_the_last_bytes_have_the_last_ids() -> None:
+    async def scenario() -> None:
+        reader = Reader()
+        await emit(
+            reader.answer, Piece(tokens=1, ids=(4,), text="a"), Piece(tokens=1, ids=(5,)), replace(END, ids=(6,))
+        )
+        assert reader.ids == [[4], [5, 6]]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("text", ["on", ""])
+def test_an_answer_that_goes_on_has_no_role_again_and_begins_at_once(text: str) -> None:
+    async def scenario() -> None:
+        sweeper = Sweeper(INTERVAL_S)
+        reader = Reader(sweeper, given=(1, 2))
+        with sweeper.open():
+            await emit(reader.answer, Piece(tokens=1, text=text), END)
+        assert reader.times_ms() == ([0, 10] if text else [10])
+        assert reader.text() == text + "end"
+        assert not any("role" in choice["delta"] for event in reader.events() for choice in event["choices"])
 
     run(scenario())
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from shell import TIER, Replica, chat, family
-from virtual_time import run
+from virtual_time import VirtualLoop, run
 
 from cluster.errors import ContextTooLong, EngineFailed, Overloaded, ReplicaLost
 from cluster.fleet import DEAD, report_from_stats
@@ -12,7 +12,7 @@ from deployments.engines.simulated import SimulatedEngine
 from deployments.link import Listener, ReplyTo
 from deployments.ranks import ExpertGroup
 from deployments.stream import Outcome
-from deployments.tier import CHECK_S, LAST_WORDS_S
+from deployments.tier import CHECK_S, HANG_S, LAST_WORDS_S
 
 
 def test_a_whole_answer_has_its_tokens_and_its_usage(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_cancelled_call_frees_its_place(tmp_path: Path) -> None:
         replica = await Replica.started(family(tmp_path))
         whole = asyncio.ensure_future(replica.complete(chat(max_tokens=1000)))
         items = replica.stream(chat(max_tokens=1000))
-        assert isinstance(await anext(items), bytes)
+        assert await anext(items)
         assert replica._engine.report().running == 2
         whole.cancel()
         await items.aclose()  # type: ignore[attr-defined]
@@ -100,9 +100,11 @@ def test_the_last_item_of_a_stream_is_its_outcome(tmp_path: Path) -> None:
     async def scenario() -> None:
         replica = await Replica.started(family(tmp_path))
         items = [item async for item in replica.stream(chat(max_tokens=3))]
-        assert [type(item) for item in items] == [bytes, bytes, bytes, Outcome]
-        assert isinstance(items[0], bytes)
-        assert items[0].startswith(b"data: ")
+        assert [type(item) for item in items] == [tuple, tuple, tuple, Outcome]
+        assert isinstance(items[0], tuple)
+        data, ids = items[0]
+        assert data.startswith(b"data: ")
+        assert list(ids) == [0]
 
     run(scenario())
 
@@ -123,17 +125,7 @@ def test_routers_get_the_engines_report_and_a_new_one_each_time(tmp_path: Path) 
     run(scenario())
 
 
-def test_a_replica_whose_engine_has_ended_tells_its_routers_and_then_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Ended(BaseException):
-        pass
-
-    def end(code: int) -> None:
-        raise Ended(code)
-
-    monkeypatch.setattr("deployments.tier.os._exit", end)
-
+def test_a_replica_whose_engine_has_ended_tells_its_routers_and_then_ends(tmp_path: Path) -> None:
     async def scenario() -> None:
         replica = await Replica.started(family(tmp_path))
         await replica.check_health()
@@ -142,12 +134,88 @@ def test_a_replica_whose_engine_has_ended_tells_its_routers_and_then_ends(
         await replica._engine.stop()
         assert replica.record_routing_stats() == DEAD
         began_s = asyncio.get_running_loop().time()
-        with pytest.raises(Ended, match="1"):
-            await replica.check_health()
+        assert not replica.exited
+        await replica.check_health()
+        assert replica.exited
         assert asyncio.get_running_loop().time() - began_s == pytest.approx(LAST_WORDS_S)
         assert isinstance((await call).error, EngineFailed)
 
     run(scenario())
+
+
+def test_a_replica_whose_engine_has_ended_ends_though_nobody_asks(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        replica = await Replica.started(family(tmp_path))
+        await replica._engine.stop()
+        await asyncio.sleep(CHECK_S + LAST_WORDS_S + 0.1)
+        assert replica.exited
+
+    run(scenario())
+
+
+def test_an_engine_that_hangs_ends_its_streams_and_its_replica(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        replica = await Replica.started(family(tmp_path))
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(100)  # idle is not hung
+        items = replica.stream(chat(max_tokens=1500))
+        assert await anext(items)
+        assert replica._engine._timer is not None  # type: ignore[attr-defined]
+        replica._engine._timer.cancel()  # type: ignore[attr-defined]
+        began_s = loop.time()
+        last = [item async for item in items][-1]
+        assert isinstance(last, Outcome)
+        assert isinstance(last.error, EngineFailed)
+        assert "1 requests and no step for 10 s" in last.error.message
+        assert HANG_S <= loop.time() - began_s <= HANG_S + 2 * CHECK_S
+        assert replica.record_routing_stats() == DEAD
+        assert not replica.exited
+        await asyncio.sleep(LAST_WORDS_S + 0.1)
+        assert replica.exited
+
+    run(scenario())
+
+
+def test_a_replica_that_works_or_stood_still_is_not_taken_for_hung(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        replica = await Replica.started(family(tmp_path))
+        call = asyncio.ensure_future(replica.complete(chat(max_tokens=2000)))
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        await asyncio.sleep(5)
+        loop.clock.now_s += 10 * HANG_S  # as of a process that was frozen
+        await asyncio.sleep(3)
+        assert not replica.exited
+        assert (await call).error is None
+
+    run(scenario())
+
+
+def test_a_replica_whose_watch_has_failed_is_unhealthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        replica = await Replica.started(family(tmp_path))
+        monkeypatch.setattr(replica._engine, "report", lambda: 1 / 0)
+        await asyncio.sleep(CHECK_S + 0.1)
+        with pytest.raises(ZeroDivisionError):
+            await replica.check_health()
+
+    run(scenario())
+
+
+async def test_a_stream_is_on_its_link_before_its_first_token(tmp_path: Path) -> None:
+    replica = await Replica.started(family(tmp_path, cost=TIER["cost"] | {"a_ms": 3_600_000}))
+    listener = Listener()
+    reply_to = await listener.start("127.0.0.1")
+    stream, sink = listener.open(lambda: None)
+    call = asyncio.ensure_future(replica.push(chat(max_tokens=5), reply_to, stream))
+    async with asyncio.timeout(10):
+        while sink.link is None:
+            await asyncio.sleep(0)
+    await listener.stop()
+    with pytest.raises(ReplicaLost):
+        await sink.next(10)
+    with pytest.raises(asyncio.CancelledError):
+        await call
 
 
 def test_a_follower_that_ends_while_rank_0_loads_fails_the_start_at_once(

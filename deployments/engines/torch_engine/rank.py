@@ -37,7 +37,7 @@ from deployments.engines.torch_engine.weights import ExpertSplit, load
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """The prompt and settings of a newly admitted sequence. Given tokens follow the prompt, and penalties count them."""
+    """The prompt and settings of a newly admitted sequence. Given tokens follow the prompt; penalties count them."""
 
     prompt: tuple[int, ...]
     sampling: Sampling

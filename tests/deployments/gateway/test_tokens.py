@@ -1,6 +1,8 @@
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ from virtual_time import run
 
 from cluster.errors import ContextTooLong, EngineFailed, Overloaded, ReplicaLost
 from cluster.request import Chat, Usage
+from deployments.engines.simulated import word
 from deployments.gateway.tokens import LAST_FRAME_S, Answering, Pushed, Streamed, TokenPath, lost
-from deployments.link import SINK_LIMIT_BYTES, Listener
+from deployments.link import Listener
+from deployments.sink import SINK_LIMIT_BYTES
 from deployments.stream import Outcome
+from deployments.tier import Item
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=1)
 QUICK = TIER["cost"] | {"a_ms": 0.1}
@@ -28,12 +33,23 @@ CHATS = {
 }
 
 
-async def read(answering: Answering) -> bytes:
-    parts = []
+both = pytest.mark.parametrize("path", ["pushed", "streamed"])
+
+
+async def read(answering: Answering, so_far: list[bytes] | None = None) -> bytes:
+    parts = [] if so_far is None else so_far
     while (data := await answering.next(3600)) is not None:
         assert data, "an hour of silence"
         parts.append(data)
     return b"".join(parts)
+
+
+def text(stream: bytes) -> str:
+    events = [line.removeprefix(b"data: ") for line in stream.split(b"\n\n") if line]
+    assert events.pop() == b"[DONE]"
+    deltas = [choice["delta"] for event in events for choice in json.loads(event)["choices"]]
+    assert sum("role" in delta for delta in deltas) == 1
+    return "".join(delta.get("content") or "" for delta in deltas)
 
 
 @contextlib.asynccontextmanager
@@ -60,19 +76,19 @@ class Scripted:
 
     async def push(self, chat: Chat, reply_to: None, stream: int) -> Outcome:
         loop, link = asyncio.get_running_loop(), asyncio.Transport()
-        loop.call_at(1.0, self._listener.frame, link, stream, b"first ", False)
-        loop.call_at(self._last_s, self._listener.frame, link, stream, b"last", True)
+        loop.call_at(1.0, self._listener.frame, link, stream, b"first ", (1, 2), False)
+        loop.call_at(self._last_s, self._listener.frame, link, stream, b"last", (3,), True)
         await asyncio.sleep(self._returns_s)
         if isinstance(self._outcome, Exception):
             raise self._outcome
         return self._outcome
 
-    async def stream(self, chat: Chat) -> AsyncIterator[bytes | Outcome]:
-        yield b"first "
+    async def stream(self, chat: Chat) -> AsyncIterator[Item | Outcome]:
+        yield b"first ", (1, 2)
         await asyncio.sleep(self._returns_s)
         if isinstance(self._outcome, Exception):
             raise self._outcome
-        yield b"last"
+        yield b"last", (3,)
         if self._last_s < 3600:
             yield self._outcome
 
@@ -83,16 +99,54 @@ def ask(path: str, outcome: Outcome | Exception, *, returns_s: float = 2.0, last
     return unconnected(path, listener).ask(handle, chat())
 
 
-both = pytest.mark.parametrize("path", ["pushed", "streamed"])
-
-
 @pytest.mark.parametrize("asked", CHATS.values(), ids=CHATS)
 async def test_pushed_and_streamed_give_the_same_bytes(tmp_path: Path, asked: Chat) -> None:
     handle: Any = Handle(await Replica.started(family(tmp_path, cost=QUICK)))
     async with way("pushed") as push, way("streamed") as stream:
         pushed, streamed = push.ask(handle, asked), stream.ask(handle, asked)
         assert await read(pushed) == await read(streamed) != b""
-        assert (await pushed.call).usage == (await streamed.call).usage is not None
+        usage = (await pushed.call).usage
+        assert usage == (await streamed.call).usage
+        assert usage is not None
+        assert pushed.ids == streamed.ids == tuple(range(usage.completion_tokens))
+
+
+@both
+@pytest.mark.parametrize("stop", [(), (word(1, 9)[-3:] + "no",)])
+async def test_a_stream_that_breaks_goes_on_at_another_replica(
+    tmp_path: Path, path: str, stop: tuple[str, ...]
+) -> None:
+    first, second = [await Replica.started(family(tmp_path, cost=QUICK)) for _ in range(2)]
+    asked = chat(seed=1, max_tokens=40, stop=stop)
+    handles: list[Any] = [Handle(first), Handle(second)]
+    async with way(path) as tokens:
+        whole = await read(tokens.ask(handles[1], asked))
+        broken = tokens.ask(handles[0], asked)
+        so_far: list[bytes] = []
+        reading = asyncio.ensure_future(read(broken, so_far))
+        async with asyncio.timeout(10):
+            while len(broken.ids) < 10:
+                await asyncio.sleep(0)
+        await first._engine.stop()
+        with pytest.raises(EngineFailed) as failed:
+            await reading
+        assert failed.value.elsewhere
+        resumed = tokens.ask(handles[1], replace(asked, given=broken.ids))
+        assert text(await read(resumed, so_far)) == text(whole)
+        assert broken.ids + resumed.ids == tuple(range(40))
+
+
+@both
+def test_the_ids_are_those_of_the_bytes_given_out(path: str) -> None:
+    async def scenario() -> None:
+        answering = ask(path, EngineFailed("engine: stopped"), last_s=3600)
+        assert not answering.ids
+        assert await answering.next(60) == b"first "
+        with pytest.raises(EngineFailed):
+            await answering.next(60)
+        assert answering.ids == (1, 2)
+
+    run(scenario())
 
 
 @both
@@ -195,12 +249,12 @@ def test_a_client_that_does_not_read_loses_its_call(path: str) -> None:
 
         async def push(self, chat: Chat, reply_to: None, stream: int) -> None:
             while True:
-                self._listener.frame(asyncio.Transport(), stream, b"x" * 1000, False)
+                self._listener.frame(asyncio.Transport(), stream, b"x" * 1000, (), False)
                 await asyncio.sleep(0.001)
 
-        async def stream(self, chat: Chat) -> AsyncIterator[bytes]:
+        async def stream(self, chat: Chat) -> AsyncIterator[Item]:
             while True:
-                yield b"x" * 1000
+                yield b"x" * 1000, ()
                 await asyncio.sleep(0.001)
 
     async def scenario() -> None:

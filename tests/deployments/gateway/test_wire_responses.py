@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -10,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from cluster.errors import EngineFailed, InvalidRequest, NotFound, Overloaded
 from cluster.family import load
-from cluster.request import Chat, Piece, Sampling, TokenLogprob, Usage
+from cluster.request import Chat, Piece, Sampling, Served, TokenLogprob, Usage
 from deployments.gateway.wire import (
     ChatStream,
     completion,
@@ -79,6 +80,36 @@ def test_usage_comes_last_with_no_choice_where_it_was_asked_for() -> None:
     assert (told.usage.prompt_tokens, told.usage.completion_tokens, told.usage.total_tokens) == (5, 2, 7)
     assert told.usage.prompt_tokens_details is not None
     assert told.usage.prompt_tokens_details.cached_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("served", "told"),
+    [
+        (None, None),
+        (
+            Served(tier="mini", replica="r1", queued_s=0.01234),
+            {"tier": "mini", "replica": "r1", "queued_ms": 12.3},
+        ),
+        (
+            Served(tier="mini", replica="r1", queued_s=0.0, spilled="turbo is full", resumed=2),
+            {"tier": "mini", "replica": "r1", "queued_ms": 0.0, "spilled": "turbo is full", "resumed": 2},
+        ),
+    ],
+)
+def test_usage_says_who_served_where_that_is_known(served: Served | None, told: dict[str, Any] | None) -> None:
+    asked = replace(chat(include_usage=True), served=served)
+    whole = json.loads(completion(asked, "hi", (), "stop", USAGE))
+    assert whole["usage"].get("moray") == told
+    assert ("moray" in whole["usage"]) == (told is not None)
+    *_, last, _ = streamed(asked, Piece(tokens=1, text="x"))
+    assert json.loads(last)["usage"] == whole["usage"]
+    usages = (ChatCompletion.model_validate(whole, strict=True).usage, chunk(last).usage)
+    assert all(usage is not None and usage.total_tokens == 7 for usage in usages)
+
+
+def test_an_answer_that_goes_on_has_no_role_again() -> None:
+    stream = ChatStream(replace(chat(), given=(1,)))
+    assert stream.role() == b""
 
 
 def test_a_piece_without_text_sends_nothing() -> None:
