@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 Failure = Literal["connection", "silent", "cut off", "error event"]
 
-TEXT = re.compile(rb'"content":\s?"(?!")')
+TEXT = re.compile(rb'"content":\s?"[^"]')
 TAIL_BYTES = 8192  # holds the last events: usage, end or error
 DONE = b"data: [DONE]"
 

@@ -18,6 +18,7 @@ MOST_ERROR_BYTES = 65_536
 CONNECT_S = 30.0
 KEEPALIVE_S = 2.0  # shorter than that of any server, so that no request meets a connection that is just being closed
 Ask = Callable[[Request, Answer], Awaitable[None]]
+Now = Callable[[], float]  # seconds since the begin of the run
 
 
 @dataclass(slots=True)
@@ -28,34 +29,31 @@ class Course:
     ended: int = 0
 
 
-async def play(planned: Iterable[Request], ask: Ask, begun_s: float, course: Course) -> None:
-    """Until the last answer has ended. `begun_s`: the time of the loop at which the run's time is 0."""
-    loop = asyncio.get_running_loop()
+async def play(planned: Iterable[Request], ask: Ask, now: Now, course: Course) -> None:
+    """Until the last answer has ended."""
     async with asyncio.TaskGroup() as asking:
         for request in planned:
-            wait_s = begun_s + request.at_s - loop.time()
+            wait_s = request.at_s - now()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            asking.create_task(_one(request, ask, begun_s, course))
+            asking.create_task(_one(request, ask, now, course))
 
 
-async def _one(request: Request, ask: Ask, begun_s: float, course: Course) -> None:
-    loop = asyncio.get_running_loop()
-    answer = Answer(model=request.model, due_s=request.at_s, sent_s=loop.time() - begun_s)
+async def _one(request: Request, ask: Ask, now: Now, course: Course) -> None:
+    answer = Answer(model=request.model, due_s=request.at_s, sent_s=now())
     course.answers.append(answer)
     await ask(request, answer)
-    answer.ended_s = loop.time() - begun_s
+    answer.ended_s = now()
     course.ended += 1
 
 
 class Wire:
     """One server, asked over as many connections as there are requests under way."""
 
-    def __init__(self, session: aiohttp.ClientSession, words: Words, begun_s: float) -> None:
+    def __init__(self, session: aiohttp.ClientSession, words: Words, now: Now) -> None:
         self._session = session
         self._words = words
-        self._begun_s = begun_s
-        self._loop = asyncio.get_running_loop()
+        self._now = now
 
     async def __call__(self, request: Request, answer: Answer) -> None:
         try:
@@ -78,7 +76,7 @@ class Wire:
     async def _stream(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
         reader = Reader(answer)
         async for data in response.content.iter_any():
-            reader.read(data, self._loop.time() - self._begun_s)
+            reader.read(data, self._now())
         reader.end()
 
     def _body(self, request: Request) -> bytes:

@@ -7,6 +7,7 @@ import gc
 import json
 import resource
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -61,15 +62,18 @@ async def _loaded(asked: Options, work: Workload) -> tuple[dict[str, Any], Cours
         listed = await _listed(client, asked.url)
         planned = list(requests(_by_name(work, listed), asked.speed, asked.shares or _first(listed), asked.work.seed))
         at_s = _video_times(asked, planned)
-        loop = asyncio.get_running_loop()
         words, course = Words(asked.work.seed), Course()
         gc.freeze()  # what is there stays; a look at it would hold up every stream
-        begun_s = loop.time() + BEGIN_S
+        begun_s = time.monotonic() + BEGIN_S  # not the loop's time, which uvloop rounds to milliseconds
+
+        def now() -> float:
+            return time.monotonic() - begun_s
+
         async with _progress(course, len(planned)):
-            ordering = asyncio.ensure_future(order(at_s, client, begun_s))
-            await play(planned, Wire(client, words, begun_s), begun_s, course)
+            ordering = asyncio.ensure_future(order(at_s, client, now))
+            await play(planned, Wire(client, words, now), now, course)
             videos: Sequence[Video] = await ordering
-        seconds = loop.time() - begun_s
+        seconds = now()
     return report(course.answers, promised(listed, asked.promises), seconds, videos), course
 
 

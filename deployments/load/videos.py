@@ -1,7 +1,7 @@
 """Videos beside the tokens: each ordered at its time, then looked at until it has ended."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -23,18 +23,17 @@ class Video:
     took_s: float | None = None
 
 
-async def order(at_s: Sequence[float], session: aiohttp.ClientSession, begun_s: float) -> list[Video]:
+async def order(at_s: Sequence[float], session: aiohttp.ClientSession, now: Callable[[], float]) -> list[Video]:
     videos = [Video(due_s=due_s) for due_s in at_s]
     async with asyncio.TaskGroup() as asking:
         for video in videos:
-            asking.create_task(_one(video, session, begun_s))
+            asking.create_task(_one(video, session, now))
     return videos
 
 
-async def _one(video: Video, session: aiohttp.ClientSession, begun_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    await asyncio.sleep(max(0.0, begun_s + video.due_s - loop.time()))
-    video.sent_s = loop.time() - begun_s
+async def _one(video: Video, session: aiohttp.ClientSession, now: Callable[[], float]) -> None:
+    await asyncio.sleep(max(0.0, video.due_s - now()))
+    video.sent_s = now()
     try:
         async with session.post("/v1/videos", json={"prompt": "a red ball"}) as response:
             told = await response.json(content_type=None)
@@ -47,6 +46,6 @@ async def _one(video: Video, session: aiohttp.ClientSession, begun_s: float) -> 
                 response.raise_for_status()
                 told = await response.json(content_type=None)
         video.status, video.code = told["status"], (error_code(told) if told.get("error") else None)
-        video.took_s = loop.time() - begun_s - video.due_s
+        video.took_s = now() - video.due_s
     except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
         video.status, video.code = "lost", type(error).__name__
