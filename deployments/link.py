@@ -209,9 +209,10 @@ class Link(asyncio.Protocol):
     def send(self, stream: int, data: bytes, ids: Sequence[int], last: bool) -> None:
         if not self._out:
             asyncio.get_running_loop().call_soon(self._flush)
-        packed = struct.pack(f"!{len(ids)}I", *ids)
-        head = _HEAD.pack(len(packed) + len(data), stream, len(ids), _LAST if last else _DATA)
-        self._out += (head, packed, data)
+        count = len(ids)
+        length = count * _ID_BYTES + len(data)
+        self._out.append(struct.pack(f"!IIIB{count}I", length, stream, count, _LAST if last else _DATA, *ids))
+        self._out.append(data)
 
     def _flush(self) -> None:
         if self._transport is not None and not self.lost:
