@@ -1,10 +1,8 @@
 """What a language replica exports: its engine's report, read when somebody scrapes, on an HTTP port of its own."""
 
 import threading
-import time
 from collections.abc import Iterable, Iterator
 
-import psutil
 from prometheus_client import CollectorRegistry, Metric, start_http_server
 from prometheus_client.registry import Collector
 
@@ -17,10 +15,10 @@ from monitoring.metrics import REPLICA
 class ReplicaMetrics(Collector):
     """Registered ahead of the metrics it refreshes, so that each scrape shows the engine as it is now.
 
-    Made when the engine is ready: until then the start lasts, from the creation of this process.
+    Made when the engine is ready. `start_s`: from the replica's construction until then.
     """
 
-    def __init__(self, tier: str, engine: Engine, host: str) -> None:
+    def __init__(self, tier: str, engine: Engine, host: str, start_s: float) -> None:
         self._tier = tier
         self._engine = engine
         self._steps = 0
@@ -29,7 +27,6 @@ class ReplicaMetrics(Collector):
         registry = CollectorRegistry()
         registry.register(self)
         self._meters = Meters(registry, REPLICA)
-        start_s = time.time() - psutil.Process().create_time()
         self._meters.gauge("moray_start_seconds").labels(tier=tier).set(start_s)
         server, _ = start_http_server(0, addr=host, registry=registry)
         self.address = f"{host}:{server.server_port}"

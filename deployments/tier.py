@@ -41,6 +41,7 @@ class TierReplica:
         coalesce_above_streams: int,
     ) -> None:
         """Takes of the family only what it needs: what changes elsewhere in the file must not replace this replica."""
+        began_s = time.monotonic()  # not the process' creation: Ray keeps processes ready, which may be hours old
         self._group = ExpertGroup(bundles(tier, accelerator)[0])
         self._engine = build(tier, accelerator, self._group)
         self._sweeper = Sweeper(coalesce_ms / 1000, coalesce_above_streams)
@@ -54,7 +55,7 @@ class TierReplica:
         except MorayError as error:
             log.error("tier %s: %s", key, error)
             raise
-        self._metrics = ReplicaMetrics(key, self._engine, node_address())
+        self._metrics = ReplicaMetrics(key, self._engine, node_address(), time.monotonic() - began_s)
         self._watching = asyncio.ensure_future(self._watch())
 
     async def _start(self) -> None:

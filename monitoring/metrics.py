@@ -111,7 +111,7 @@ REPLICA = (
     _gauge("moray_step_seconds", "Engine step time, smoothed by the engine.", "tier"),
     _gauge("moray_prefill_seconds_per_token", "Prefill time per token, smoothed by the engine.", "tier"),
     _counter("moray_steps_total", "Engine steps.", "tier"),
-    _gauge("moray_start_seconds", "From the replica's process to its first request: what its start took.", "tier"),
+    _gauge("moray_start_seconds", "From the replica's construction until it was ready.", "tier"),
     _counter(
         "moray_expert_tokens_total",
         "Token rows routed to an expert, and the rank that computed them.",

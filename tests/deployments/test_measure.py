@@ -55,7 +55,7 @@ def servers() -> Iterator[None]:
 
 def measured(engine: Engine) -> ReplicaMetrics:
     ours: Any = engine
-    return ReplicaMetrics("mini", ours, "127.0.0.1")
+    return ReplicaMetrics("mini", ours, "127.0.0.1", 12.5)
 
 
 def scrape(metrics: ReplicaMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -76,7 +76,7 @@ def test_a_scrape_shows_the_engine_as_it_is_now() -> None:
     assert first["moray_step_seconds", TIER] == 0.008
     assert first["moray_prefill_seconds_per_token", TIER] == pytest.approx(9e-6)
     assert first["moray_steps_total", TIER] == 7
-    assert first["moray_start_seconds", TIER] > 0
+    assert first["moray_start_seconds", TIER] == 12.5
     engine.now = replace(REPORT, running=0, steps=11)
     second = scrape(metrics)
     assert second["moray_running_requests", TIER] == 0
