@@ -1,33 +1,19 @@
-"""From samples of the metric catalogue to signals: the same whether they were scraped or asked of Prometheus."""
+"""From samples of the metric catalogue to signals: the same whether they were scraped or asked of Prometheus.
+
+Gateways count what arrives and what ends, replicas say what waits in their engines, the cluster says which replicas
+exist. What cannot be believed makes its tier blind, with a fault that says why; zero demand is only what a fresh sample
+says.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from autoscaling.policy import VIDEO
+from autoscaling.series import COUNTERS, GAUGES, SKEW_S, STALE_S, Key, Look, Memory, View, taken
+from autoscaling.signals import JobSeen, Seen, Spec, TierSeen, VideoSeen
 
 Fault = Literal["unreachable", "stale", "missing", "contradictory", "skewed"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One value of one series of one exposition (`instance`), taken at `at_s` on the clock of the look."""
-
-    name: str
-    labels: Mapping[str, str]
-    instance: str
-    value: float
-    at_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """Everything that a source knew. `now_s`: on the source's clock, which need not be ours. `fault`: why there is
-
-    nothing, in words.
-    """
-
-    now_s: float
-    samples: tuple[Sample, ...] = ()
-    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,3 +31,113 @@ class Fleet:
 
     counts: Mapping[str, Count] | None
     gpus: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flaw:
+    """What is wrong with the signals of a tier or of video. A skewed clock alone makes nobody blind."""
+
+    tier: str
+    fault: Fault
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """`ages_s`: of the oldest signal that a tier's view rests on, of the tiers that are not blind."""
+
+    seen: Seen
+    memory: Memory | None
+    flaws: tuple[Flaw, ...]
+    ages_s: Mapping[str, float]
+
+
+def read(
+    look: Look, fleet: Fleet, jobs: tuple[JobSeen, ...] | None, memory: Memory | None, spec: Spec, now_s: float
+) -> Reading:
+    """The signals at `now_s`, our clock. `jobs`: unfinished video jobs, None where nobody knows them."""
+    after, wrong = memory, dict[str, str]()
+    if look.fault is None:
+        after, wrong = taken(look, memory)
+    flaws: list[Flaw] = []
+    tiers: dict[str, TierSeen | None] = {}
+    ages_s: dict[str, float] = {}
+    for tier in spec.tiers:
+        count = (fleet.counts or {}).get(tier)
+        view = View(tier, after, look.now_s)
+        flaw = _flaw(view, look, count, wrong.get(tier))
+        tiers[tier] = None
+        if flaw is not None:
+            flaws.append(flaw)
+        elif after is not None and count is not None:
+            tiers[tier] = _tier(view, count, after)
+            ages_s[tier] = view.age_s
+    video = None
+    if spec.video is not None:
+        video, flaw = _video(fleet, jobs, after)
+        flaws += [flaw] if flaw else []
+    seen = Seen(now_s=now_s, gpus=fleet.gpus, tiers=tiers, video=video)
+    return Reading(seen=seen, memory=after, flaws=(*flaws, *_skewed(look, spec, now_s)), ages_s=ages_s)
+
+
+def _flaw(view: View, look: Look, count: Count | None, wrong: str | None) -> Flaw | None:
+    """Why the tier is blind."""
+    if look.fault is not None:
+        return Flaw(tier=view.tier, fault="unreachable", detail=look.fault)
+    if count is None:
+        return Flaw(tier=view.tier, fault="unreachable", detail="the cluster does not say which replicas exist")
+    if wrong is not None:
+        return Flaw(tier=view.tier, fault="contradictory", detail=wrong)
+    if not view.gateways:
+        if count.ready:
+            detail = f"{count.ready} replicas are ready, but no gateway knows the tier"
+            return Flaw(tier=view.tier, fault="contradictory", detail=detail)
+        return Flaw(tier=view.tier, fault="missing", detail="no gateway knows the tier")
+    if not any(view.fresh(last) for last in view.gateways.values()):
+        newest_s = max(last.at_s for last in view.gateways.values())
+        detail = f"the newest sample is {look.now_s - newest_s:.1f} s old; {STALE_S:g} s are allowed"
+        return Flaw(tier=view.tier, fault="stale", detail=detail)
+    missing = view.missing()
+    if missing:
+        return Flaw(tier=view.tier, fault="missing", detail=f"a gateway does not say {', '.join(sorted(set(missing)))}")
+    return None
+
+
+def _tier(view: View, count: Count, memory: Memory) -> TierSeen:
+    figures: dict[str, Any] = {}
+    for name in (*COUNTERS.values(), "kept", "missed"):
+        total = memory.totals.get((view.tier, name), 0.0)
+        figures[name] = total if name.endswith("_sum") else round(total)
+    for metric, name in GAUGES.items():
+        figures[name] = figures.get(name, 0) + round(view.sum(metric))
+    cold_start_s = _mean(memory.starts_s.get(view.tier))
+    return TierSeen(
+        ready=count.ready, starting=count.starting, draining=count.draining, cold_start_s=cold_start_s, **figures
+    )
+
+
+def _mean(starts_s: Mapping[Key, float] | None) -> float | None:
+    return sum(starts_s.values()) / len(starts_s) if starts_s else None
+
+
+def _video(
+    fleet: Fleet, jobs: tuple[JobSeen, ...] | None, memory: Memory | None
+) -> tuple[VideoSeen | None, Flaw | None]:
+    count = (fleet.counts or {}).get(VIDEO)
+    if count is None:
+        return None, Flaw(tier=VIDEO, fault="unreachable", detail="the cluster does not say which replicas exist")
+    if jobs is None:
+        return None, Flaw(tier=VIDEO, fault="missing", detail="no gateway says which jobs there are")
+    cold_start_s = None if memory is None else _mean(memory.starts_s.get(VIDEO))
+    seen = VideoSeen(
+        ready=count.ready, starting=count.starting, draining=count.draining, jobs=jobs, cold_start_s=cold_start_s
+    )
+    return seen, None
+
+
+def _skewed(look: Look, spec: Spec, now_s: float) -> tuple[Flaw, ...]:
+    ahead_s = look.now_s - now_s
+    if look.fault is not None or abs(ahead_s) <= SKEW_S:
+        return ()
+    detail = f"the clock of the source is {ahead_s:+.1f} s from ours"
+    return tuple(Flaw(tier=tier, fault="skewed", detail=detail) for tier in spec.tiers)

@@ -20,6 +20,8 @@ from cluster.admission import Due, Verdict, decide
 from cluster.cost import Service
 from cluster.errors import ConfigurationError, RequestError
 from cluster.family import Family, Plan
+from cluster.lending import Awaiting, Moves, Room, WorkerHeld, lend
+from cluster.lending import Wish as VideoWish
 from cluster.loads import Ask, Choice, Loads
 from cluster.routing import choose
 from cluster.tiering import Range, Wish, tiers_for
@@ -111,7 +113,17 @@ class Tiering:
     outcome: Range | Refused
 
 
-Record = Scaling | Routing | Admission | Tiering
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lending:
+    kind: Literal["lending"] = "lending"
+    rooms: tuple[Room, ...]
+    workers: tuple[WorkerHeld, ...]
+    awaiting: tuple[Awaiting, ...]
+    wish: VideoWish
+    moves: Moves
+
+
+Record = Scaling | Routing | Admission | Tiering | Lending
 _RECORDS: TypeAdapter[Record] = TypeAdapter(
     Annotated[Record, Field(discriminator="kind")],
     config=ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants"),
@@ -148,6 +160,8 @@ def again(record: Record) -> Record:
         case Admission():
             verdict = decide(record.best, record.due)
             return replace(record, verdict=verdict)
+        case Lending():
+            return replace(record, moves=lend(record.rooms, record.workers, record.awaiting, record.wish))
         case _:
             return replace(record, outcome=outcome(record.wish, record.plan, record.family))
 
