@@ -4,29 +4,23 @@ All judgement is the live cluster's: cluster.routing (or a peer), admission, tie
 once, as completed, rejected:<reason> or failed:<reason>.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import Literal
 
-from autoscaling.twin_held import Held
 from autoscaling.twin_nodes import Schedule
 from autoscaling.twin_replica import NEVER_S, Replica, Request
 from autoscaling.twin_scenario import Route, Scenario, routes
 from autoscaling.twin_tally import Tally
 from autoscaling.twin_tier import TwinTier
-from cluster.admission import Due, decide
+from cluster.admission import Due, decide, overdue_s, patience_from_s
 from cluster.cost import prefill_us, prefill_us_per_token, request_gpu_s
-from cluster.fairness import charged, lifted, yielded
+from cluster.fairness import charged
+from cluster.held import Action, Held
 from cluster.loads import Ask, Choice, Router
-from cluster.tiering import spill
+from cluster.tiering import keeps, spill
 from cluster.workload import Workload
-
-SPILLED_PACE = 0.8  # of the pace asked for that a step of the other tier may take, chunks of prompts left out
-LATE_AGAIN_S = 0.1  # between two looks for a place for those who are late anyhow
-Action = Literal["dispatch", "hold", "postpone", "refuse"]
 
 
 class Desk:
@@ -76,24 +70,20 @@ class Desk:
         pool = tier.pool
         ask = Ask(
             prompt_tokens=request.prompt_tokens,
-            expected_output_tokens=tier.output_tokens,
+            expected_output_tokens=tier.lengths.mean,
             us_per_token=self.us[index][request.index],
             draw=self.rng.random(),
             waited_s=now_s - request.asked_s + self._yielded_s(tier, route),
-            left_tokens=tier.output_tokens2 / (2 * tier.output_tokens),
+            left_tokens=tier.lengths.left,
             hit_tokens=pool.prefix.hits_tokens(request.blocks, pool.slots) if pool.prefix is not None else None,
         )
         return self.router(pool.loads, ask, pool.service, now_s, tier.packing), ask
 
     def _yielded_s(self, tier: TwinTier, route: Route) -> float:
         """Of the promised first token, what is left to a higher priority and to tenants served less."""
-        if not self.fair or not tier.held:
+        if not self.fair:
             return 0.0
-        counters = tier.served_gpu_s
-        waiting = [counters.get(tenant, 0.0) for tenant in tier.held.tenants(route.priority)]
-        if tier.held.above(route.priority):
-            waiting.append(-math.inf)
-        return yielded(counters.get(route.tenant, 0.0), waiting) * tier.pool.service.ttft_s
+        return tier.held.yielded((route.priority, route.tenant), tier.served_gpu_s) * tier.pool.service.ttft_s
 
     def _place(self, request: Request, route: Route, now_s: float) -> Action:
         """Dispatch, spill or refuse; "hold" and "postpone" are for the caller to carry out."""
@@ -116,11 +106,7 @@ class Desk:
         options = [self._choose(index, request, route, now_s) for index in route.tiers[1:]]
         asked = self.tiers[route.tiers[0]].pool.service
         left_s = asked.ttft_s - (now_s - request.asked_s)
-        keeps = [
-            choice.feasible and choice.ttft_s <= left_s and choice.tpot_ms <= SPILLED_PACE * asked.tpot_ms
-            for choice, _ in options
-        ]
-        found = spill(route.range, [False, *keeps])
+        found = spill(route.range, [False, *(keeps(choice, left_s, asked.tpot_ms) for choice, _ in options)])
         if found is None:
             return False
         choice, ask = options[found[0] - 1]
@@ -135,7 +121,7 @@ class Desk:
             arrived_s=request.asked_s,
             ttft_s=service.ttft_s,
             tpot_ms=service.tpot_ms,
-            patience_s=_patience_s(tier, request.asked_s),
+            patience_s=patience_from_s(service.patience_s, request.asked_s, _awake_s(tier)),
             wait_s=tier.next_ready_s(now_s),
         )
         verdict = decide(choice, due)
@@ -170,44 +156,25 @@ class Desk:
 
     def _hold(self, request: Request, route: Route, now_s: float, *, late: bool) -> None:
         tier = self.tiers[route.tiers[0]]
-        if not self.admission:  # stock systems know one queue
-            tier.held.push(Held(request, route, (0, ""), math.inf, 0.0))
-            return
-        cost_gpu_s = 0.0
-        if self.fair:
-            cost_gpu_s = request_gpu_s(tier.pool.service, request.prompt_tokens, tier.output_tokens)
-            waiting = tier.held.tenants(route.priority)
-            if route.tenant not in waiting:
-                active = [tier.served_gpu_s.get(tenant, 0.0) for tenant in waiting]
-                tier.served_gpu_s[route.tenant] = lifted(tier.served_gpu_s.get(route.tenant, 0.0), active)
-        deadline_s = request.asked_s + tier.pool.service.ttft_s
-        tier.held.push(Held(request, route, (route.priority, route.tenant), deadline_s, cost_gpu_s), late=late)
+        held = Held((request, route), request.index, (0, ""), request.prompt_tokens)  # stock systems know one queue
+        if self.admission:
+            kind = (route.priority, route.tenant)
+            deadline_s, cost_gpu_s = request.asked_s + tier.pool.service.ttft_s, 0.0
+            if self.fair:
+                cost_gpu_s = request_gpu_s(tier.pool.service, request.prompt_tokens, tier.lengths.mean)
+                tier.held.lift(kind, tier.served_gpu_s)
+            held = replace(held, kind=kind, deadline_s=deadline_s, cost_gpu_s=cost_gpu_s)
+        tier.held.push(held, late=late)
 
     def release(self, tier: TwinTier, now_s: float) -> None:
-        """Held requests go on, in their order, until one of them has to wait longer.
-
-        One to whom no promise can be kept does not hold up those behind it to whom one can.
-        """
-        held = tier.held
-        while held:
-            late = not held.in_time
-            if late and now_s < tier.late_again_s:
-                return
-            head = held.pop(tier.served_gpu_s)
-            action = self._place(head.request, head.route, now_s)
-            if action in ("hold", "postpone"):
-                held.push(head, late=late or action == "postpone")
-                if late:
-                    tier.late_again_s = now_s + LATE_AGAIN_S
-                if late or action == "hold":
-                    return
+        """Held requests go on, in their order, until one of them has to wait longer."""
+        tier.held.release(now_s, tier.served_gpu_s, lambda held: self._place(*held, now_s))
 
     def shed(self, tier: TwinTier, now_s: float) -> None:
         """Refuse those whose patience is over."""
         service = tier.pool.service
-        if now_s - service.patience_s > tier.awake_s:
-            for held in tier.held.expired(now_s - _patience_s(tier, now_s) + service.ttft_s):
-                self._refuse(held.request)
+        for held in tier.held.expired(overdue_s(now_s, service.ttft_s, service.patience_s, _awake_s(tier))):
+            self._refuse(held.item[0])
 
     # --- under way
 
@@ -282,6 +249,5 @@ class Desk:
         self.open -= 1
 
 
-def _patience_s(tier: TwinTier, asked_s: float) -> float:
-    """From then on. A tier that sleeps is not saturated: nobody is shed for its cold start."""
-    return tier.pool.service.patience_s + max(0.0, tier.awake_s - asked_s) if tier.pool.ready else math.inf
+def _awake_s(tier: TwinTier) -> float | None:
+    return tier.awake_s if tier.pool.ready else None

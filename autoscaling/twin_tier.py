@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 
 from autoscaling.signals import TierSeen
-from autoscaling.twin_held import HeldQueue
 from autoscaling.twin_nodes import Lease, Nodes, Orders, Schedule
 from autoscaling.twin_pool import Pool
 from autoscaling.twin_replica import Replica, Request
-
-OUTPUT_SHARE = 0.01  # of a finished answer in the running mean of lengths, once there are a hundred
-PRIOR_OUTPUT_TOKENS = 200.0
+from autoscaling.twin_scenario import Route
+from cluster.held import HeldQueue
+from cluster.loads import Lengths
 
 
 @dataclass(slots=True)
@@ -44,13 +43,11 @@ class TwinTier:
     draw_s: InitVar[Callable[[], float]]
     orders: Orders = field(init=False)
     leases: dict[int, Lease] = field(default_factory=dict)  # by slot
-    held: HeldQueue = field(default_factory=HeldQueue)
+    held: HeldQueue[tuple[Request, Route]] = field(default_factory=HeldQueue)
     served_gpu_s: dict[str, float] = field(default_factory=dict)  # by tenant, shares applied
     counters: Counters = field(default_factory=Counters)
-    output_tokens: float = PRIOR_OUTPUT_TOKENS
-    output_tokens2: float = PRIOR_OUTPUT_TOKENS**2  # the mean of their squares
+    lengths: Lengths = field(default_factory=Lengths)
     packing: bool = False
-    late_again_s: float = 0.0  # when a place for those who are late is looked for again
     awake_s: float = 0.0  # when it had a ready replica again after it had none
 
     def __post_init__(self, schedule: Schedule, draw_s: Callable[[], float]) -> None:
@@ -129,9 +126,7 @@ class TwinTier:
         self.counters.finished_requests += 1
         self.counters.finished_output_tokens += output_tokens
         self.counters.finished_context_token_steps += output_tokens * (prompt_tokens + output_tokens // 2)
-        share = max(OUTPUT_SHARE, 1 / self.counters.finished_requests)
-        self.output_tokens += share * (output_tokens - self.output_tokens)
-        self.output_tokens2 += share * (output_tokens * output_tokens - self.output_tokens2)
+        self.lengths.learn(output_tokens)
 
     def seen(self) -> TierSeen:
         pool, counters, loads = self.pool, self.counters, self.pool.loads

@@ -86,9 +86,33 @@ def _calm(best: Choice, due: Due, waited_s: float) -> bool:
 def _refusal(waited_s: float, first_s: float, patience_s: float) -> Verdict:
     if math.isinf(first_s):
         # Nothing is starting and nothing drains: the patience is the only measure of time there is.
-        return Verdict("refuse", "no replica, and none is starting", max(LEAST_RETRY_S, patience_s))
+        return Verdict("refuse", "no replica, and none is starting", retry_after_s(first_s, patience_s))
     reason = f"first token expected in {first_s:.1f} s after {waited_s:.1f} s of waiting; patience is {patience_s:g} s"
-    return Verdict("refuse", reason, max(LEAST_RETRY_S, first_s - patience_s))
+    return Verdict("refuse", reason, retry_after_s(first_s, patience_s))
+
+
+def retry_after_s(wait_s: float, patience_s: float) -> float:
+    """When a wait so long will have shrunk to the patience: finite, at least 1."""
+    return max(LEAST_RETRY_S, patience_s if math.isinf(wait_s) else wait_s - patience_s)
+
+
+def queue_wait_s(ahead: int, replicas: int, replica_rps: float) -> float:
+    """Until `ahead` others have gone to replicas that each take so many per second; inf where none does."""
+    rps = replicas * replica_rps
+    return ahead / rps if rps > 0 else math.inf
+
+
+def patience_from_s(patience_s: float, asked_s: float, awake_s: float | None) -> float:
+    """Of a request, from `asked_s` on. A tier that sleeps is not saturated: nobody is shed for its cold start.
+
+    `awake_s`: since when the tier has replicas; None: it has none.
+    """
+    return math.inf if awake_s is None else patience_s + max(0.0, awake_s - asked_s)
+
+
+def overdue_s(now_s: float, ttft_s: float, patience_s: float, awake_s: float | None) -> float:
+    """Held requests whose first token was due before that have lost their patience; `awake_s` as above."""
+    return -math.inf if awake_s is None or now_s - patience_s <= awake_s else now_s - patience_s + ttft_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,10 +27,11 @@ class ReplicaReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A replica that may serve a request, with what this router alone knows of it.
+    """A replica that may serve a request, with what this gateway alone knows of it.
 
-    `ongoing_requests`: sent from here and not yet finished. `sent_*`: sent from here since the report, so not in it.
-    `dead`: its engine has ended, and it waits to be replaced.
+    `ongoing_requests`: sent from here and not yet finished. `sent_*`: sent from here since the report, so not in it;
+    `sent_done_s`: when their prompts will be computed. `ended_*`: in the report, and finished since. `open`: takes new
+    requests.
     """
 
     replica_id: str
@@ -38,7 +39,10 @@ class Candidate:
     report: ReplicaReport | None = None
     sent_requests: int = 0
     sent_prefill_tokens: int = 0
-    dead: bool = False
+    sent_done_s: float = -math.inf
+    ended_requests: int = 0
+    ended_kv_tokens: int = 0
+    open: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from cluster.cost import Service
 from cluster.workload import Floats
 
+OUTPUT_SHARE = 0.01  # of a finished answer in the running mean of lengths, once there are a hundred
+PRIOR_OUTPUT_TOKENS = 200.0
 Method = Literal["predicted", "two_choices", "peer", "none"]
 
 
@@ -54,6 +56,26 @@ class Ask:
     waited_s: float = 0.0
     left_tokens: float | None = None
     hit_tokens: Floats | None = None
+
+
+@dataclass(slots=True)
+class Lengths:
+    """Of a tier's answers, in tokens: running means of what has finished, and of its square."""
+
+    mean: float = PRIOR_OUTPUT_TOKENS
+    square: float = PRIOR_OUTPUT_TOKENS**2
+    finished: int = 0
+
+    def learn(self, output_tokens: int) -> None:
+        self.finished += 1
+        share = max(OUTPUT_SHARE, 1 / self.finished)
+        self.mean += share * (output_tokens - self.mean)
+        self.square += share * (output_tokens * output_tokens - self.square)
+
+    @property
+    def left(self) -> float:
+        """What an answer that is met running has yet to bring: long ones are met more often."""
+        return self.square / (2 * self.mean)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,8 @@ makes it raise.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from random import Random
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +35,7 @@ PACE = 0.1
 BROKEN = 10.0  # what a promise broken by its own length adds to a score
 PACKED_SHARE = 0.5  # of each promise is used where replicas are packed; fuller ones jam when answers turn out long
 Bools = NDArray[np.bool_]
+ATTAINED_STEPS = 2.0  # of an idle replica: the pace that is aimed at where the promised one cannot be kept
 NOBODY = Choice(None, math.inf, math.inf, False, "none")
 
 
@@ -152,114 +152,79 @@ def _two_choices(pool: NDArray[np.int64], ongoing: Floats, draw: float) -> int:
     return other if ongoing[other] < ongoing[one] else one
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranking:
-    """Replica ids, best first, and why.
+def reported(candidates: Sequence[Candidate], ask: Ask, service: Service) -> tuple[Loads, Ask]:
+    """What replicas report, with what this gateway sent and saw finish since, as columns; NaN: no report.
 
-    `keep`, `miss`: scores of those predicted to keep the SLO, and to miss it. `blind`: how many have no fresh report.
+    The ask comes back with the measured cost of a prompt token, of the middle replica; without any it stays as it is.
     """
-
-    ids: tuple[str, ...]
-    keep: tuple[float, ...] = ()
-    miss: tuple[float, ...] = ()
-    blind: int = 0
-    dead: int = 0
-
-    @property
-    def method(self) -> Literal["predicted", "two_choices", "mixed", "none"]:
-        if self.keep or self.miss:
-            return "mixed" if self.blind else "predicted"
-        return "two_choices" if self.blind else "none"
-
-    @property
-    def reason(self) -> str:
-        parts = []
-        if self.keep:
-            parts.append(f"{len(self.keep)} predicted to keep the SLO, lowest score {self.keep[0]:.2f} first")
-        if self.blind:
-            parts.append(f"{self.blind} without a report younger than {STALE_S:g} s, by power of two choices")
-        if self.miss:
-            parts.append(f"{len(self.miss)} predicted to miss the SLO, lowest score {self.miss[0]:.2f} first")
-        if self.dead:
-            parts.append(f"{self.dead} dead, last")
-        return "; ".join(parts) or "no replica"
-
-
-def order(replicas: Sequence[Candidate], ask: Ask, service: Service, now_s: float) -> Ranking:
-    """Every candidate exactly once, in the order in which the request should try them; dead ones last."""
-    alive = [candidate for candidate in replicas if not candidate.dead]
-    dead = [candidate.replica_id for candidate in replicas if candidate.dead]
     with np.errstate(all="ignore"):
-        loads, us = _loads(alive, ask, service, now_s)
-        seen = predict(loads, ask, service, now_s, us)
-        excess = _excess(seen, service, ask.waited_s)
-        known = (loads.heard_s >= now_s - STALE_S) & np.isfinite(excess)
-        kept = known & _kept(seen, service, us, ask.waited_s)
-        score = np.where(kept, _score(seen, service), excess)
-    rng = Random(ask.draw)
-    ranked = sorted((not kept[i], float(score[i]), rng.random(), alive[i].replica_id) for i in known.nonzero()[0])
-    keep, miss = [one for one in ranked if not one[0]], [one for one in ranked if one[0]]
-    blind = [alive[i] for i in (~known).nonzero()[0]]
-    return Ranking(
-        ids=(*(one[3] for one in keep), *_tournament(blind, rng), *(one[3] for one in miss), *dead),
-        keep=tuple(one[1] for one in keep),
-        miss=tuple(one[1] for one in miss),
-        blind=len(blind),
-        dead=len(dead),
-    )
-
-
-def _loads(alive: Sequence[Candidate], ask: Ask, service: Service, now_s: float) -> tuple[Loads, Floats]:
-    """The reports, with what this router sent since, as columns; and microseconds per prompt token. NaN: no report."""
-    rows = np.array([_row(candidate) for candidate in alive], dtype=float).reshape(-1, 10)
-    heard_s, running, sequences, queued, kv_held, capacity, measured_ms, us, sent, ongoing = rows.T
-    us = np.where(us > 0.0, us, ask.us_per_token)
-    modelled_ms = service.batch_ms.take(np.minimum(running, service.max_running).astype(np.int64), mode="clip")
-    modelled_ms += service.c_ms_per_token * kv_held
-    # An idle replica measured some earlier batch: taken as is, it would look as slow as it was when full.
-    correction = np.where((running > 0.0) & (measured_ms > 0.0), measured_ms / modelled_ms, 1.0)
-    queued_ms = queued * us / 1000.0
-    queued_ms += _riding_ms(correction * modelled_ms, queued_ms, us, service) * (running > 0.0)
-    loads = Loads(
-        sequences=sequences,
-        kv_tokens=kv_held + queued + sent * (ask.expected_output_tokens / 2),
-        kv_capacity_tokens=capacity,
-        prefill_tokens=queued,
-        prefill_done_s=now_s + queued_ms / 1000.0,
-        correction=correction,
-        heard_s=heard_s,
-        ongoing=ongoing,
-        open=np.ones(len(alive), dtype=bool),
-    )
-    return loads, us
+        rows = np.array([_row(candidate) for candidate in candidates], dtype=float).reshape(-1, 14)
+        heard_s, running, waiting, queued, held, capacity, measured_ms, us = rows.T[:8]
+        ongoing, sent, sent_tokens, sent_done_s, ended, ended_kv = rows.T[8:]
+        measured = us[np.isfinite(us) & (us > 0.0)]
+        us = np.where(us > 0.0, us, ask.us_per_token)
+        modelled_ms = service.batch_ms.take(np.minimum(running, service.max_running).astype(np.int64), mode="clip")
+        modelled_ms += service.c_ms_per_token * held
+        # An idle replica measured some earlier batch: taken as is, it would look as slow as it was when full.
+        correction = np.where((running > 0.0) & (measured_ms > 0.0), measured_ms / modelled_ms, 1.0)
+        queued_ms = queued * us / 1000.0
+        queued_ms += _riding_ms(correction * modelled_ms, queued_ms, us, service) * (running > 0.0)
+        loads = Loads(
+            # A report may have been made before the last requests came: what is ongoing from here is there in any case.
+            sequences=np.maximum(running + waiting + sent - ended, ongoing),
+            kv_tokens=np.maximum(held - ended_kv, 0.0) + queued + sent_tokens + sent * (ask.expected_output_tokens / 2),
+            kv_capacity_tokens=capacity,
+            prefill_tokens=queued + sent_tokens,
+            prefill_done_s=np.maximum(heard_s + queued_ms / 1000.0, sent_done_s),
+            correction=correction,
+            heard_s=heard_s,
+            ongoing=ongoing,
+            open=np.array([candidate.open for candidate in candidates], dtype=bool),
+        )
+    return loads, replace(ask, us_per_token=float(np.median(measured))) if measured.size else ask
 
 
 def _row(candidate: Candidate) -> tuple[float, ...]:
     report = candidate.report
-    if report is None:
-        return (math.nan,) * 10
+    said = (math.nan,) * 8
+    if report is not None:
+        said = (
+            report.at_s,
+            report.running,
+            report.waiting,
+            report.waiting_prefill_tokens,
+            report.kv_used_tokens,
+            report.kv_capacity_tokens,
+            report.step_ms,
+            report.prefill_us_per_token,
+        )
     return (
-        report.at_s,
-        report.running,
-        report.running + report.waiting + candidate.sent_requests,
-        report.waiting_prefill_tokens + candidate.sent_prefill_tokens,
-        report.kv_used_tokens,
-        report.kv_capacity_tokens,
-        report.step_ms,
-        report.prefill_us_per_token,
-        candidate.sent_requests,
+        *said,
         candidate.ongoing_requests,
+        candidate.sent_requests,
+        candidate.sent_prefill_tokens,
+        candidate.sent_done_s,
+        candidate.ended_requests,
+        candidate.ended_kv_tokens,
     )
 
 
-def _tournament(pool: Sequence[Candidate], rng: Random) -> list[str]:
-    """Two drawn at random, the one with fewer requests goes; again among the rest."""
-    left, ids = list(pool), []
-    rng.shuffle(left)
-    while len(left) > 1:
-        # After the shuffle the last two are a random pair; the loser returns to a random place.
-        first, second = left.pop(), left.pop()
-        winner, loser = (first, second) if first.ongoing_requests <= second.ongoing_requests else (second, first)
-        ids.append(winner.replica_id)
-        left.insert(rng.randint(0, len(left)), loser)
-    return ids + [candidate.replica_id for candidate in left]
+def least_correction(loads: Loads) -> float:
+    """Of the open replicas that were heard of; 1 where none was."""
+    known = loads.correction[loads.open & np.isfinite(loads.correction) & np.isfinite(loads.heard_s)]
+    return float(known.min()) if known.size else 1.0
+
+
+def attainable(service: Service, correction: float) -> Service:
+    """The service with a pace that replicas so slow can keep; the same where they keep the promised one.
+
+    Where a step of an idle replica takes as long as the promised pace, or nearly, waiting gains nothing.
+    """
+    pace_ms = ATTAINED_STEPS * correction * float(service.batch_ms[1])
+    return replace(service, tpot_ms=pace_ms) if service.tpot_ms < pace_ms < math.inf else service
+
+
+def idle(loads: Loads) -> Loads | None:
+    """The same with only those open that have nothing to do; None where none has."""
+    free = loads.open & (loads.sequences == 0.0)
+    return replace(loads, open=free) if free.any() else None

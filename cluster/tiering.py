@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 from cluster.errors import ContextTooLong, InvalidRequest, NotFound, NotInPlan
 from cluster.family import Auto, Family, Plan, Specialist
+from cluster.loads import Choice
+
+SPILLED_PACE = 0.8  # of the pace asked for that a step of the other tier may take, chunks of prompts left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,14 @@ def tiers_for(wish: Wish, plan: Plan | None, family: Family) -> Range:
     first, reason = _chosen(wish, auto, plan, family)
     others = [key for key in _others(wish, first, plan, family) if _affordable(wish, key, family)]
     return Range((first, *others), reason, True)
+
+
+def keeps(best: Choice, left_s: float, tpot_ms: float) -> bool:
+    """Whether the best replica of another tier keeps what the tier asked promised.
+
+    `left_s`: until its first token is due. `tpot_ms`: its pace.
+    """
+    return best.feasible and best.ttft_s <= left_s and best.tpot_ms <= SPILLED_PACE * tpot_ms
 
 
 def spill(tiers: Range, feasible: Sequence[bool]) -> tuple[int, str] | None:

@@ -6,7 +6,8 @@ from twin_world import one_service
 from autoscaling.twin_nodes import Nodes
 from autoscaling.twin_pool import Pool
 from autoscaling.twin_replica import Replica, Request
-from autoscaling.twin_tier import PRIOR_OUTPUT_TOKENS, TwinTier
+from autoscaling.twin_tier import TwinTier
+from cluster.loads import PRIOR_OUTPUT_TOKENS
 
 
 class World:
@@ -130,15 +131,15 @@ def test_once_a_start_was_measured_that_is_what_the_next_one_takes() -> None:
 
 def test_the_first_answers_replace_the_prior_length_and_later_ones_move_it_slowly() -> None:
     tier = World().tier
-    assert tier.output_tokens == PRIOR_OUTPUT_TOKENS
+    assert tier.lengths.mean == PRIOR_OUTPUT_TOKENS
     for output in (10, 30):
         tier.finished(100, output)
-    assert tier.output_tokens == pytest.approx(20)
-    assert tier.output_tokens2 == pytest.approx((100 + 900) / 2)
+    assert tier.lengths.mean == pytest.approx(20)
+    assert tier.lengths.square == pytest.approx((100 + 900) / 2)
     for _ in range(98):
         tier.finished(100, 20)
     tier.finished(100, 120)
-    assert tier.output_tokens == pytest.approx(21)
+    assert tier.lengths.mean == pytest.approx(21)
     seen = tier.seen()
     assert (seen.finished_requests, seen.finished_output_tokens) == (101, 10 + 30 + 98 * 20 + 120)
     assert seen.finished_context_token_steps == 10 * 105 + 30 * 115 + 98 * 20 * 110 + 120 * 160

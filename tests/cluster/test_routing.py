@@ -1,4 +1,4 @@
-"""One prediction, two uses: a choice over columns, and a ranking of live replicas from their reports."""
+"""The choice over columns; and the columns made from what live replicas report."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ from cluster.cost import Service, service
 from cluster.family import Tier, load
 from cluster.fleet import Candidate, ReplicaReport
 from cluster.loads import Ask, Choice, Loads
-from cluster.routing import PACKED_SHARE, Ranking, choose, order
+from cluster.routing import PACKED_SHARE, attainable, choose, idle, least_correction, reported
 
 # pro of h200: TTFT 2 s, TPOT 50 ms; step = 8.52 + 0.0309*B + 0.0117*K + 11.88*touched; 256 places, 3 M KV tokens
 PRO: Service = service(load("h200").tiers["pro"], "pro")
@@ -345,12 +345,9 @@ def asked_live(prompt: int = 100, output: int = 100, draw: float = 0.5, waited_s
     )  # fmt: skip
 
 
-def ranked(*candidates: Candidate, asked: Ask | None = None, now_s: float = 101.0) -> Ranking:
-    return order(candidates, asked or asked_live(), TURBO, now_s)
-
-
-def score(ttft_ms: float, own_ms: float, step_ms: float) -> float:
-    return (ttft_ms + own_ms) / 1000 + 0.1 * step_ms / 25
+def live(*candidates: Candidate, asked: Ask | None = None, now_s: float = 100.0, of: Service = TURBO) -> Choice:
+    seen, ask = reported(candidates, asked or asked_live(), of)
+    return choose(seen, ask, of, now_s, False)
 
 
 def test_a_report_is_predicted_by_the_formula() -> None:
@@ -358,95 +355,100 @@ def test_a_report_is_predicted_by_the_formula() -> None:
     before = 6 + 0.6 * 9 + 0.5 * 1.5
     step = 6 + 0.6 * 11 + 0.5 * (1500 + 400 + 150) / 1000  # B = 9 + 1 + this one
     queued, own = 400 * 0.2 + 400 / 256 * before, 100 * 0.2 + 100 / 256 * step
-    assert ranked(candidate("a", seen)).keep == pytest.approx([score(queued + own + step, own, step)])
+    choice = live(candidate("a", seen))
+    assert choice.feasible
+    assert choice.tpot_ms == pytest.approx(step)
+    assert choice.ttft_s == pytest.approx((queued + own + step) / 1000)
+
+
+def test_what_was_queued_when_it_was_reported_is_computed_as_time_passes() -> None:
+    behind = candidate("behind", report(waiting=1, waiting_prefill_tokens=1000))
+    firsts_s = [live(behind, now_s=100 + later_s).ttft_s for later_s in (0.0, 0.3, 0.9)]
+    assert [firsts_s[0] - firsts_s[1], firsts_s[0] - firsts_s[2]] == pytest.approx([0.3, 0.4])
 
 
 def test_a_replica_twice_as_slow_as_the_model_goes_after_one_that_is_not() -> None:
     slow = report(running=10, step_ms=24.0)  # the model says 6 + 0.6*10 = 12
-    assert ranked(candidate("slow", slow), candidate("model", report(running=10))).ids == ("model", "slow")
+    assert live(candidate("slow", slow), candidate("model", report(running=10))).index == 1
 
 
 def test_an_idle_replica_is_not_judged_by_the_batch_it_had() -> None:
-    busy_one, idle = report(running=25, step_ms=21.0), report(running=0, step_ms=24.0)
-    assert ranked(candidate("busy", busy_one), candidate("idle", idle)).ids == ("idle", "busy")
+    busy_one, idle_one = report(running=25, step_ms=21.0), report(running=0, step_ms=24.0)
+    assert live(candidate("busy", busy_one), candidate("idle", idle_one)).index == 1
 
 
-def test_without_a_measured_prefill_the_familys_figure_holds() -> None:
-    unmeasured, measured = report(prefill_us_per_token=0.0), report(prefill_us_per_token=400.0)
-    assert ranked(candidate("u", unmeasured)).keep == ranked(candidate("m", measured)).keep
+def test_a_prompt_costs_what_the_middle_replica_measured_and_otherwise_the_familys_figure() -> None:
+    pool = [candidate(str(us), report(prefill_us_per_token=us)) for us in (0.0, 900.0, 500.0, 600.0)]
+    assert reported(pool, asked_live(), TURBO)[1].us_per_token == 600
+    for unmeasured in ([], [candidate("new", None)], [candidate("idle", report(prefill_us_per_token=0.0))]):
+        assert reported(unmeasured, asked_live(), TURBO)[1].us_per_token == 400
 
 
-def test_the_least_loaded_replica_that_keeps_the_slo_goes_first() -> None:
-    ranking = ranked(candidate("busy", report(running=20)), candidate("idle", report()))
-    assert ranking.ids == ("idle", "busy")
-    assert len(ranking.keep) == 2
-    assert ranking.method == "predicted"
-    # idle: step 6 + 0.6 + 0.075 ms, own prefill 40 ms: (2 * 40 + 6.7)/1000 + 0.1 * 6.7/25
-    assert ranking.reason == "2 predicted to keep the SLO, lowest score 0.11 first"
+def test_what_was_sent_since_the_report_counts() -> None:
+    sent = replace(candidate("told", report(), ongoing=3, sent=(3, 300)), sent_done_s=100.5)
+    (seen, _), choice = reported([sent], asked_live(), TURBO), live(sent)
+    assert (seen.sequences[0], seen.kv_tokens[0], seen.prefill_tokens[0]) == (3, 300 + 3 * 50, 300)
+    assert choice.ttft_s - choice.own_s - choice.tpot_ms / 1000 == pytest.approx(0.5)
+    assert live(sent, candidate("idle", report())).index == 1
 
 
-def test_a_live_replica_keeps_the_promise_if_the_rest_of_it_is_enough() -> None:
-    idle, behind = candidate("idle", report()), candidate("behind", report(waiting=1, waiting_prefill_tokens=250))
-    assert len(ranked(idle, behind).keep) == 2  # first tokens after 47 and 147 ms
-    waited = ranked(idle, behind, asked=asked_live(waited_s=0.9))
-    assert (waited.ids, len(waited.keep), len(waited.miss)) == (("idle", "behind"), 1, 1)
-    late = ranked(idle, behind, asked=asked_live(waited_s=0.96))
-    assert (late.ids, len(late.miss)) == (("idle", "behind"), 2)
+def test_what_has_finished_since_the_report_is_gone_but_never_what_is_ongoing_from_here() -> None:
+    ended = replace(candidate("a", report(running=5, kv_used_tokens=900)), ended_requests=2, ended_kv_tokens=300)
+    seen, _ = reported([ended, replace(ended, ongoing_requests=4)], asked_live(), TURBO)
+    assert (seen.sequences.tolist(), seen.kv_tokens.tolist()) == ([3, 4], [600, 600])
+    assert seen.correction.tolist() == [1, 1]
 
 
-def test_what_this_router_sent_since_the_report_counts() -> None:
-    told = candidate("told", report(), sent=(20, 2000))
-    assert ranked(told, candidate("idle", report())).ids == ("idle", "told")
-
-
-def test_breaking_the_slo_comes_last_and_behind_replicas_nobody_knows() -> None:
-    ranking = ranked(
-        candidate("broken", report(running=60)),
-        candidate("unknown", None),
-        candidate("kept", report(running=2)),
-    )
-    assert ranking.ids == ("kept", "unknown", "broken")
-    assert (ranking.method, len(ranking.keep)) == ("mixed", 1)
-    assert "1 without a report younger than 2 s, by power of two choices" in ranking.reason
-    assert "1 predicted to miss the SLO" in ranking.reason
-
-
-def test_a_dead_replica_comes_last() -> None:
-    dead = replace(candidate("dead", report()), dead=True)
-    ranking = ranked(dead, candidate("broken", report(running=60)), candidate("unknown", None))
-    assert ranking.ids == ("unknown", "broken", "dead")
-    assert ranking.reason.endswith("; 1 dead, last")
-    assert ranked(dead).ids == ("dead",)
+def test_a_replica_that_takes_nothing_is_not_chosen() -> None:
+    closed = replace(candidate("closed", report()), open=False)
+    assert live(closed, candidate("busy", report(running=60))).index == 1
+    assert live(closed).index is None
 
 
 def test_old_reports_leave_power_of_two_choices_on_the_local_count() -> None:
-    ranking = ranked(candidate("a", report(), ongoing=5), candidate("b", report(running=60), ongoing=1), now_s=102.1)
-    assert ranking.ids == ("b", "a")
-    assert ranking.method == "two_choices"
-    assert ranking.reason == "2 without a report younger than 2 s, by power of two choices"
-
-
-def test_of_three_unknown_the_busiest_is_never_first_and_the_idlest_in_two_of_three_draws() -> None:
-    pool = [candidate("low", None, ongoing=0), candidate("mid", None, ongoing=1), candidate("top", None, ongoing=2)]
-    wins = [ranked(*pool, asked=asked_live(draw=k / 3000)).ids[0] for k in range(3000)]
-    assert wins.count("top") == 0
-    assert wins.count("low") / 3000 == pytest.approx(2 / 3, abs=0.05)
-
-
-def test_equal_live_replicas_share_the_first_place() -> None:
-    pool = [candidate(name, report()) for name in "abc"]
-    assert {ranked(*pool, asked=asked_live(draw=k / 30)).ids[0] for k in range(30)} == {"a", "b", "c"}
-
-
-def test_no_replica_is_a_ranking_too() -> None:
-    assert ranked() == Ranking(ids=())
-    assert (ranked().reason, ranked().method) == ("no replica", "none")
+    choice = live(candidate("a", report(), ongoing=5), candidate("b", report(running=60), ongoing=1), now_s=102.1)
+    assert (choice.index, choice.method, choice.feasible) == (1, "two_choices", True)
 
 
 @pytest.mark.parametrize("absurd", [{"step_ms": 1e308, "running": 1}, {"waiting_prefill_tokens": sys.float_info.max}])
 def test_absurd_numbers_make_a_replica_unknown(absurd: dict[str, float]) -> None:
-    ranking = ranked(candidate("absurd", report(**absurd)))
-    assert (ranking.ids, ranking.method) == (("absurd",), "two_choices")
+    choice = live(candidate("absurd", report(**absurd)))
+    assert (choice.index, choice.method) == (0, "two_choices")
+
+
+def test_where_an_idle_replica_keeps_the_pace_it_is_what_was_promised() -> None:
+    assert attainable(TURBO, 1.0) is TURBO  # 2 * 6.6 of 25 ms
+    assert attainable(TURBO, 3.0).tpot_ms == pytest.approx(2 * 3 * 6.6)
+
+
+@pytest.mark.parametrize("absurd", [math.nan, math.inf, -1.0, 0.0])
+def test_an_absurd_correction_leaves_the_promise(absurd: float) -> None:
+    assert attainable(TURBO, absurd) is TURBO
+
+
+def test_a_slow_machine_takes_more_than_one_request() -> None:
+    slow = candidate("slow", report(running=1, step_ms=5 * 6.6))
+    seen, ask = reported([slow], asked_live(), TURBO)
+    assert least_correction(seen) == pytest.approx(5)
+    assert not choose(seen, ask, TURBO, 100.0, False).feasible
+    assert choose(seen, ask, attainable(TURBO, least_correction(seen)), 100.0, False).feasible
+
+
+def test_only_open_replicas_that_were_heard_of_tell_how_slow_the_machine_is() -> None:
+    slow, worse = report(running=1, step_ms=5 * 6.6), report(running=1, step_ms=9 * 6.6)
+    quick = replace(candidate("quick", report(running=1, step_ms=6.6)), open=False)
+    seen, _ = reported(
+        [candidate("slow", slow), candidate("worse", worse), quick, candidate("new", None)], ask(), TURBO
+    )
+    assert least_correction(seen) == pytest.approx(5)
+    assert least_correction(reported([candidate("new", None)], ask(), TURBO)[0]) == 1
+
+
+def test_idle_ones_have_nothing_to_do_and_take_requests() -> None:
+    seen = idle(loads(busy(1), {}, {"open": 0}))
+    assert seen is not None
+    assert seen.open.tolist() == [False, True, False]
+    assert idle(loads(busy(1), {"open": 0})) is None
 
 
 numbers = st.integers(0, 10**300) | st.integers(0, 1000)
@@ -470,20 +472,29 @@ candidates = st.builds(
     ),
     sent_requests=numbers,
     sent_prefill_tokens=numbers,
-    dead=st.booleans(),
+    sent_done_s=floats,
+    ended_requests=numbers,
+    ended_kv_tokens=numbers,
+    open=st.booleans(),
 )
 live_asks = st.builds(asked_live, numbers, numbers, st.floats(0, 1, exclude_max=True))
 
 
 @given(st.lists(candidates, max_size=8), live_asks, floats | st.floats(99, 103))
-def test_any_input_ranks_every_replica_once_and_again_alike(pool: list[Candidate], asked: Ask, now_s: float) -> None:
-    ranking = ranked(*pool, asked=asked, now_s=now_s)
-    assert sorted(ranking.ids) == sorted(one.replica_id for one in pool)
-    assert ranking == ranked(*pool, asked=asked, now_s=now_s)
+def test_whatever_is_reported_an_open_replica_is_found_and_again_the_same(
+    pool: list[Candidate], asked: Ask, now_s: float
+) -> None:
+    choice = live(*pool, asked=asked, now_s=now_s)
+    assert (choice.index is None) == (not any(one.open for one in pool))
+    assert choice.index is None or pool[choice.index].open
+    again = live(*pool, asked=asked, now_s=now_s)
+    assert (choice.index, choice.feasible, choice.method) == (again.index, again.feasible, again.method)
+    seen, _ = reported(pool, asked, TURBO)
+    assert attainable(TURBO, least_correction(seen)).tpot_ms >= TURBO.tpot_ms
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 2000), st.integers(0, 2000))
 def test_more_of_everything_never_wins(running: int, more: int, queued: int, more_queued: int) -> None:
     less = candidate("less", report(running=running, waiting_prefill_tokens=queued))
     other = candidate("more", report(running=running + more + 1, waiting_prefill_tokens=queued + more_queued))
-    assert ranked(other, less).ids == ("less", "more")
+    assert live(other, less).index == 1

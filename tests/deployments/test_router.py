@@ -1,9 +1,7 @@
 """The router as Serve builds it, without a cluster; replicas are as much of Serve's as a router looks at."""
 
-import logging
-import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,16 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID
 from ray.serve.request_router import ReplicaID
-from shell import TIER, chat
 
-from cluster.family import Tier
 from cluster.fleet import DEAD
-from cluster.request import Message
+from cluster.request import Chat, Message, Sampling, Served
 from deployments import router as module
 from deployments import seen
-from deployments.router import CHARS_PER_TOKEN, LatencyRouter
+from deployments.router import LatencyRouter
 
-SPEC = Tier.model_validate(TIER | {"names": ["mini"]}).model_dump(mode="json")
 APP = DeploymentID("mini", "moray")
 IDLE: dict[str, float] = {
     "running": 0,
@@ -32,7 +27,6 @@ IDLE: dict[str, float] = {
     "step_ms": 10.0,
     "prefill_us_per_token": 1.0,
 }
-FULL = IDLE | {"running": 64, "waiting": 100, "waiting_prefill_tokens": 50_000, "kv_used_tokens": 60_000}
 
 
 @dataclass
@@ -49,14 +43,13 @@ class Replica:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seen, "_replicas", {})
-    monkeypatch.setattr(seen, "routing_decisions", Counter())
+    monkeypatch.setattr(seen, "_listeners", [])
     monkeypatch.setattr(seen, "routing_errors", Counter())
 
 
 def built() -> LatencyRouter:
     router = LatencyRouter(deployment_id=APP, handle_source=DeploymentHandleSource.REPLICA)
-    router.initialize_state(tier="mini", spec=SPEC)
-    router._rng = random.Random(7)
+    router.initialize_state(tier="mini")
     return router
 
 
@@ -64,31 +57,40 @@ def pending(*arguments: Any) -> Any:
     return SimpleNamespace(args=list(arguments), routing_context=SimpleNamespace(should_backoff=False))
 
 
-def names(ranks: list[list[Any]]) -> list[str]:
-    return [replica.name for rank in ranks for replica in rank]
+def chat() -> Chat:
+    messages = (Message(role="user", content="hello"),)
+    return Chat(request_id="r", model="mini", messages=messages, sampling=Sampling())
 
 
-async def test_the_replica_with_the_least_predicted_latency_goes_first() -> None:
-    router, replicas = built(), [Replica("full", FULL), Replica("idle", IDLE)]
-    router.update_replicas(replicas)
-    assert names(await router.choose_replicas(replicas, pending(chat()))) == ["idle", "full"]
-    assert seen.routing_decisions == {("mini", "predicted"): 1}
+def pinned(replica: str) -> Chat:
+    return replace(chat(), served=Served(tier="mini", replica=replica, queued_s=0.0))
 
 
-async def test_a_replica_that_says_it_is_dead_is_the_last_to_be_asked() -> None:
-    router, replicas = built(), [Replica("dead", IDLE), Replica("full", FULL)]
-    router.update_replicas(replicas)
-    replicas[0].routing_stats = dict(DEAD)
-    router.update_replicas(replicas)
-    assert names(await router.choose_replicas(replicas, pending(chat()))) == ["full", "dead"]
+def names(ranks: list[list[Any]]) -> list[list[str]]:
+    return [[replica.name for replica in rank] for rank in ranks]
 
 
-async def test_the_reason_of_a_choice_is_in_the_log_of_who_asks_for_it(caplog: pytest.LogCaptureFixture) -> None:
-    router, replicas = built(), [Replica("full", FULL), Replica("idle", IDLE)]
-    router.update_replicas(replicas)
-    caplog.set_level(logging.DEBUG, "ray.serve")
-    await router.choose_replicas(replicas, pending(chat()))
-    assert "tier mini: idle first: 1 predicted to keep the SLO" in caplog.text
+@pytest.mark.parametrize(
+    ("request_of", "ranks"),
+    [
+        ((pinned("b"),), [["b"], ["a", "c"]]),
+        ((pinned("gone"),), [["a", "b", "c"]]),
+        ((chat(),), [["a", "b", "c"]]),
+        (("no chat",), [["a", "b", "c"]]),
+        ((), [["a", "b", "c"]]),
+    ],
+)
+async def test_the_replica_that_was_chosen_goes_first_and_all_others_are_left_to_serve(
+    request_of: tuple[Any, ...], ranks: list[list[str]]
+) -> None:
+    replicas: Any = [Replica(name) for name in "abc"]
+    assert names(await built().choose_replicas(replicas, pending(*request_of))) == ranks
+
+
+async def test_a_chosen_replica_may_be_the_only_one() -> None:
+    replicas: Any = [Replica("a")]
+    assert names(await built().choose_replicas(replicas, pending(pinned("a")))) == [["a"]]
+    assert await built().choose_replicas([], pending(pinned("a"))) == []
 
 
 anything = st.one_of(
@@ -102,7 +104,10 @@ anything = st.one_of(
 
 
 @settings(deadline=None)
-@given(stats=st.lists(anything, max_size=6), arguments=st.lists(st.just(chat()) | anything, max_size=2))
+@given(
+    stats=st.lists(anything, max_size=6),
+    arguments=st.lists(st.sampled_from([chat(), pinned("0"), pinned("9")]) | anything, max_size=2),
+)
 async def test_every_candidate_is_ranked_once_whatever_the_reports_and_the_request_look_like(
     stats: list[Any], arguments: list[Any]
 ) -> None:
@@ -111,19 +116,16 @@ async def test_every_candidate_is_ranked_once_whatever_the_reports_and_the_reque
     request = pending(*arguments)
     router.update_replicas(replicas)
     ranks = await router.choose_replicas(replicas, request)
-    assert sorted(names(ranks)) == sorted(replica.name for replica in replicas)
+    assert sorted(name for rank in names(ranks) for name in rank) == [replica.name for replica in replicas]
     assert request.routing_context.should_backoff
-    for replica in replicas:
-        router.on_request_routed(request, replica.replica_id, None)
-    assert len(await router.choose_replicas(replicas, None)) == len(replicas)
     assert seen.routing_errors == {}
 
 
-async def test_a_policy_that_raises_leaves_the_choice_to_serve_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_choice_that_raises_is_left_to_serve_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(module, "order", broken)
+    monkeypatch.setattr(module, "_ranks", broken)
     router, replicas = built(), [Replica("a", IDLE), Replica("b", IDLE)]
     router.update_replicas(replicas)
     request = pending(chat())
@@ -132,56 +134,47 @@ async def test_a_policy_that_raises_leaves_the_choice_to_serve_and_is_counted(mo
     assert seen.routing_errors == {"mini": 1}
 
 
-async def test_candidates_that_were_never_announced_are_ranked_too() -> None:
-    replicas = [Replica("a", IDLE), Replica("b", IDLE)]
-    assert sorted(names(await built().choose_replicas(replicas, pending(chat())))) == ["a", "b"]
+async def test_the_process_learns_which_replicas_there_are_and_what_they_report() -> None:
+    router = built()
+    assert seen.replicas("mini") == ()
+    router.update_replicas([Replica("a", IDLE | {"running": 3}), Replica("b", None, {})])
+    a, b = seen.replicas("mini")
+    assert (a.replica_id, a.metrics_address, b.metrics_address) == ("a", "10.0.0.1:9", "")
+    assert a.report is not None
+    assert (a.report.running, b.report) == (3, None)
+    router.update_replicas([])
+    assert seen.everywhere() == {"mini": ()}
 
 
-async def test_what_was_sent_since_the_last_report_counts_until_the_next() -> None:
-    router, replicas = built(), [Replica("a", IDLE | {"beat_s": 1.0}), Replica("b", IDLE | {"beat_s": 1.0})]
-    router.update_replicas(replicas)
-    for _ in range(5):
-        router.on_request_routed(pending(chat()), replicas[0].replica_id, None)
-    assert names(await router.choose_replicas(replicas, pending(chat())))[0] == "b"
-    assert router._candidate("a", replicas[0]).sent_requests == 5
-
-    router.update_replicas(replicas)  # the same report again is no news
-    assert router._candidate("a", replicas[0]).sent_requests == 5
-
-    replicas[0].routing_stats = IDLE | {"beat_s": 2.0}
-    router.update_replicas(replicas)
-    assert router._candidate("a", replicas[0]).sent_requests == 0
+async def test_a_report_is_dated_by_this_process_when_it_first_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((1.0, 2.0, 3.0))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    router, heard = built(), list[float]()
+    for beat_s in (5.0, 5.0, 6.0):
+        router.update_replicas([Replica("a", IDLE | {"beat_s": beat_s})])
+        report = seen.replicas("mini")[0].report
+        assert report is not None
+        heard.append(report.at_s)
+    assert heard == [1.0, 1.0, 3.0]
 
 
-async def test_a_sent_request_counts_with_its_prompt() -> None:
-    router, replica = built(), Replica("a", IDLE)
-    router.update_replicas([replica])
-    long = chat()
-    long = type(long)(
-        request_id="r", model="mini", messages=(Message(role="user", content="x" * 300),), sampling=long.sampling
-    )
-    for request in (pending(long), pending(), pending("no chat")):
-        router.on_request_routed(request, replica.replica_id, None)
-    assert router._candidate("a", replica).sent_prefill_tokens == 300 // CHARS_PER_TOKEN + 1 + 1 + 1
+async def test_a_replica_that_says_it_is_dead_is_told_as_dead() -> None:
+    router = built()
+    for stats, dead in ((IDLE, False), (dict(DEAD), True)):
+        router.update_replicas([Replica("a", stats)])
+        assert seen.replicas("mini")[0].dead == dead
+
+
+async def test_a_bad_report_leaves_the_last_good_one() -> None:
+    router = built()
+    for stats in (IDLE, {"running": "many"}):
+        router.update_replicas([Replica("a", stats)])
+        assert seen.replicas("mini")[0].report is not None
 
 
 async def test_replicas_that_are_gone_are_forgotten() -> None:
     router, stays, goes = built(), Replica("stays", IDLE), Replica("goes", IDLE)
     router.update_replicas([stays, goes])
     router.update_replicas([stays])
-    router.on_request_routed(pending(chat()), goes.replica_id, None)  # it was chosen before it went
-    router.update_replicas([stays])
-    for remembered in (router._stats, router._reports, router._sent):
+    for remembered in (router._stats, router._reports):
         assert set(remembered) == {"stays"}
-
-
-async def test_the_process_learns_which_replicas_there_are() -> None:
-    router = built()
-    assert seen.replicas("mini") == ()
-    router.update_replicas([Replica("a", IDLE), Replica("b", IDLE, {})])
-    assert seen.replicas("mini") == (
-        seen.SeenReplica(replica_id="a", metrics_address="10.0.0.1:9"),
-        seen.SeenReplica(replica_id="b", metrics_address=""),
-    )
-    router.update_replicas([])
-    assert seen.everywhere() == {"mini": ()}
