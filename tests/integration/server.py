@@ -54,9 +54,9 @@ def temporary_folders(parent: Path) -> set[str]:
 
 
 class Server:
-    """`moray up` on a family file. Its temporary folders lie in `scratch`, its output in `scratch/output.txt`."""
+    """`moray up` on a family file, with more words if given. Its temporary folders lie in `scratch`, its output in `scratch/output.txt`."""
 
-    def __init__(self, family: Path, port: int, scratch: Path) -> None:
+    def __init__(self, family: Path, port: int, scratch: Path, *words: str) -> None:
         self.port = port
         self.family = family
         self.url = f"http://127.0.0.1:{port}"
@@ -65,7 +65,7 @@ class Server:
         self.started_s = time.monotonic()
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "deployments.cli", "--family", str(family), "up"],
+                [sys.executable, "-m", "deployments.cli", "--family", str(family), "up", *words],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
