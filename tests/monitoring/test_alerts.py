@@ -1,0 +1,200 @@
+"""When each alert fires and when it stays silent: promtool runs the rules as Prometheus would, in time of its own."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus import promtool
+
+from monitoring.alerts import ALERTS, RECORDINGS, Alert, Recording, rules
+from monitoring.metrics import CATALOGUE, LABELS
+
+README = Path(__file__).parents[2] / "monitoring" / "README.md"
+EVERY = "10s"  # between the samples of all series below
+METRICS = {metric.name: metric for metric in CATALOGUE} | {
+    f"{metric.name}{suffix}": metric
+    for metric in CATALOGUE
+    if metric.kind == "histogram"
+    for suffix in ("_count", "_sum", "_bucket")
+}
+every = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What promtool is given, and the labels under which the alert fires then: none where it stays silent."""
+
+    alert: str
+    what: str
+    series: dict[str, str]
+    at: str
+    firing: list[dict[str, str]] = field(default_factory=list)
+
+
+TICK = "moray_control_tick_timestamp_seconds"
+LINKS = "moray_links"
+LOOKS = "moray_control_tick_seconds_count"
+STALE = 'moray_signal_faults_total{tier="pro",fault="stale"}'
+MISSING = 'moray_signal_faults_total{tier="pro",fault="missing"}'
+DISK = 'moray_control_errors_total{part="record"}'
+TARGET = 'moray_target_replicas{tier="mini"}'
+READY = 'moray_replicas{tier="mini",state="ready"}'
+STARTING = 'moray_replicas{tier="mini",state="starting"}'
+REFUSED_RETRIES = 'moray_retries_refused_total{tier="turbo"}'
+OPEN = 'moray_breakers_open{tier="turbo"}'
+KEPT = 'moray_promises_total{tier="ultra",outcome="kept"}'
+MISSED = 'moray_promises_total{tier="ultra",outcome="missed"}'
+ARRIVALS = 'moray_arrivals_total{tier="mini"}'
+REFUSED = 'moray_admissions_total{tier="mini",action="refuse"}'
+QUEUED = 'moray_video_jobs{status="queued"}'
+FINISHED = 'moray_video_jobs_finished_total{code="ok"}'
+
+MINI, PRO, TURBO, ULTRA = ([{"tier": tier}] for tier in ("mini", "pro", "turbo", "ultra"))
+HOUR = "x360"
+
+
+def case(alert: str, what: str, series: dict[str, str], at: str, firing: list[dict[str, str]] | None = None) -> Case:
+    return Case(alert=alert, what=what, series=series, at=at, firing=firing or [])
+
+
+# Samples are ten seconds apart and begin at second 0, so `0+10x60` is a clock.
+CASES = (
+    case("ControlLoopSilent", "ticks", {TICK: "0+10x60", LINKS: "4x60"}, "5m"),
+    case("ControlLoopSilent", "hangs for a moment", {TICK: "0+10x6 60x1 80+10x20", LINKS: "4x60"}, "2m"),
+    case("ControlLoopSilent", "hangs", {TICK: "0+10x6 60x30", LINKS: "4x60"}, "2m", [{}]),
+    case("ControlLoopSilent", "is gone", {TICK: "0+10x6 stale", LINKS: "4x60"}, "2m", [{}]),
+    case("ControlLoopSilent", "was never there", {LINKS: "0x60"}, "1m", [{}]),
+    case("ControlLoopSilent", "is gone, and so are the gateways", {TICK: "0+10x6 stale", LINKS: "4x6 stale"}, "3m"),
+    case("ControlLoopSilent", "starts with its gateway", {TICK: "_x2 20+10x30", LINKS: "0x60"}, "40s"),
+    case("ControlLoopSilent", "moved", {f'{TICK}{{at="a"}}': "0x60", f'{TICK}{{at="b"}}': "0+10x60"}, "5m"),
+    case("SignalsBlind", "each look is faulty", {STALE: "0+5x60", LOOKS: "0+5x60"}, "3m", PRO),
+    case("SignalsBlind", "for 30 s", {STALE: "0x12 0+5x60", LOOKS: "0+5x60"}, "2m50s", PRO),
+    case("SignalsBlind", "for 10 s", {STALE: "0x12 0+5x1 5x60", LOOKS: "0+5x60"}, "2m50s"),
+    case("SignalsBlind", "faults take turns", {STALE: "0+3x60", MISSING: "0+2x60", LOOKS: "0+5x60"}, "3m", PRO),
+    case("SignalsBlind", "one look in ten is faulty", {STALE: "0+0.5x60", LOOKS: "0+5x60"}, "5m"),
+    case("SignalsBlind", "sees again", {STALE: "0+5x30 150x60", LOOKS: "0+5x90"}, "7m"),
+    case("ControlLoopErrors", "the disk is full", {DISK: "0x6 1x60"}, "2m", [{"part": "record"}]),
+    case("ControlLoopErrors", "was full once", {DISK: "0x6 1x60"}, "8m"),
+    case("ControlLoopErrors", "never failed", {DISK: "0x60"}, "5m"),
+    case("BelowTarget", "stays one short", {TARGET: "3x60", READY: "2x60"}, "6m", MINI),
+    case("BelowTarget", "has none", {TARGET: "3x60", STARTING: "3x60"}, "6m", MINI),
+    case("BelowTarget", "starts within minutes", {TARGET: "3x60", READY: "2x20 3x40"}, "6m"),
+    case("BelowTarget", "sleeps", {TARGET: "0x60"}, "6m"),
+    case("BelowTarget", "drains", {TARGET: "1x60", READY: "2x60"}, "6m"),
+    case("RetryBudgetSpent", "an answer did not go on", {REFUSED_RETRIES: "0x6 1x60"}, "2m", TURBO),
+    case("RetryBudgetSpent", "the budget is full again", {REFUSED_RETRIES: "0x6 1x60"}, "8m"),
+    case("BreakerOpen", "stays open", {OPEN: "0x6 1x60"}, "3m", TURBO),
+    case("BreakerOpen", "closes at the first try", {OPEN: "0x6 1x3 0x60"}, "3m"),
+    case("PromisesBroken", "a fifth is missed", {KEPT: f"0+8{HOUR}", MISSED: f"0+2{HOUR}"}, "1h", ULTRA),
+    case("PromisesBroken", "the objective is just missed", {KEPT: f"0+98{HOUR}", MISSED: f"0+2{HOUR}"}, "1h"),
+    case("PromisesBroken", "all is well again", {KEPT: f"0+8{HOUR}", MISSED: "0+2x300 600x60"}, "1h"),
+    case("PromisesBroken", "a bad minute", {KEPT: f"0+8{HOUR}", MISSED: "0x354 0+8x6"}, "1h"),
+    case("PromisesBroken", "two misses at night", {KEPT: f"0{HOUR}", MISSED: "0x340 1x5 2x60"}, "1h"),
+    case("PromisesBroken", "nothing is asked", {KEPT: f"9{HOUR}", MISSED: f"9{HOUR}"}, "1h"),
+    case("Shedding", "a tenth is refused", {ARRIVALS: "0+10x60", REFUSED: "0+1x60"}, "8m", MINI),
+    case("Shedding", "one in fifty is refused", {ARRIVALS: "0+50x60", REFUSED: "0+1x60"}, "8m"),
+    case("Shedding", "for a moment", {ARRIVALS: "0+10x90", REFUSED: "0x30 0+3x1 3x60"}, "8m"),
+    case("VideoBacklog", "two hours wait", {QUEUED: "80x240", FINISHED: "0+0.1x240"}, "35m", [{}]),
+    case("VideoBacklog", "a quarter of an hour waits", {QUEUED: "9x240", FINISHED: "0+0.1x240"}, "35m"),
+    case("VideoBacklog", "nothing ever finishes", {QUEUED: "1x240"}, "35m", [{}]),
+    case("VideoBacklog", "the first job is under way", {QUEUED: "1x60 0x180"}, "35m"),
+    case("VideoBacklog", "nothing waits", {QUEUED: "0x240"}, "35m"),
+)
+
+
+@pytest.fixture(scope="session")
+def rule_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("rules") / "moray.yml"
+    file.write_text(yaml.safe_dump(rules()))
+    return file
+
+
+def trial(case: Case, rule_file: Path) -> dict[str, Any]:
+    """In promtool's words. A firing alert is a sample of the series ALERTS."""
+    severity = next(alert.severity for alert in ALERTS if alert.name == case.alert)
+    names = {"__name__": "ALERTS", "alertname": case.alert, "alertstate": "firing", "severity": severity}
+    sample = [{"labels": _selector(names | labels), "value": 1} for labels in case.firing]
+    query = {"expr": _selector({"__name__": "ALERTS", "alertname": case.alert, "alertstate": "firing"})}
+    return {
+        "rule_files": [str(rule_file)],
+        "evaluation_interval": EVERY,
+        "tests": [
+            {
+                "interval": EVERY,
+                "input_series": [{"series": name, "values": values} for name, values in case.series.items()],
+                "promql_expr_test": [query | {"eval_time": case.at, "exp_samples": sample}],
+            }
+        ],
+    }
+
+
+def _selector(labels: dict[str, str]) -> str:
+    return "{" + ",".join(f'{name}="{value}"' for name, value in labels.items()) + "}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.alert}: {case.what}")
+def test_an_alert_fires_when_it_should_and_only_then(case: Case, rule_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "trial.yml"
+    file.write_text(yaml.safe_dump(trial(case, rule_file)))
+    promtool("test", "rules", file)
+
+
+@every
+def test_each_alert_was_seen_to_fire_and_to_stay_silent(alert: Alert) -> None:
+    assert {bool(case.firing) for case in CASES if case.alert == alert.name} == {True, False}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_prometheus_takes_the_rules(scale: float, tmp_path: Path) -> None:
+    file = tmp_path / "moray.yml"
+    file.write_text(yaml.safe_dump(rules(scale)))
+    assert f"{len(RECORDINGS) + len(ALERTS)} rules found" in promtool("check", "rules", file)
+
+
+def test_a_scale_shortens_every_duration_and_leaves_thresholds_alone() -> None:
+    (group,) = rules(0.1)["groups"]
+    blind = next(rule for rule in group["rules"] if rule.get("alert") == "SignalsBlind")
+    assert (group["interval"], blind["for"]) == ("1000ms", "1000ms")
+    assert blind["expr"].count("[6000ms]") == 2
+    silent = next(rule for rule in group["rules"] if rule.get("alert") == "ControlLoopSilent")
+    assert "> 10 or absent" in silent["expr"]
+
+
+@pytest.mark.parametrize("rule", [*RECORDINGS, *ALERTS], ids=lambda rule: rule.name)
+def test_expressions_name_metrics_and_labels_of_the_catalogue_only(rule: Alert | Recording) -> None:
+    recorded = {each.name for each in RECORDINGS}
+    expr = rule.expr
+    for name in recorded:
+        expr = expr.replace(name, "")
+    for name, matchers in re.findall(r"\b(moray_\w+)(?:\{([^}]*)\})?", expr):
+        metric = METRICS[name]
+        for label, value in re.findall(r'(\w+)="(\w+)"', matchers):
+            assert label in metric.labels
+            assert value in re.findall(r"\w+", LABELS[label])
+    for kept, name in re.findall(r"by \((\w+)\) \((?:\w+\()?(moray_\w+)", expr):
+        assert kept in METRICS[name].labels
+
+
+@every
+def test_a_runbook_names_metrics_of_the_catalogue_only(alert: Alert) -> None:
+    told = f"{alert.means} {alert.look} {alert.mend}"
+    assert set(re.findall(r"\bmoray_\w+", told)) <= set(METRICS)
+
+
+@every
+def test_a_summary_uses_labels_that_the_alert_has(alert: Alert) -> None:
+    wide = alert.expr + " ".join(each.expr for each in RECORDINGS if each.name in alert.expr)
+    assert set(re.findall(r"\$labels\.(\w+)", alert.summary)) == set(re.findall(r"by \((\w+)\)", wide))
+
+
+def test_names_are_unique() -> None:
+    assert len({alert.name for alert in ALERTS}) == len(ALERTS)
+
+
+def test_the_readme_shows_every_alert_as_it_is() -> None:
+    rows = [f"| {a.name} | {a.severity} | {a.lasting} | {a.means} | {a.look} | {a.mend} |" for a in ALERTS]
+    table = "\n".join(("| alert | severity | for | means | look at | mend |", "|---|---|---|---|---|---|", *rows))
+    assert table in README.read_text(), f"monitoring/README.md should hold\n{table}"
