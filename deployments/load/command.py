@@ -74,7 +74,9 @@ async def _loaded(asked: Options, work: Workload) -> tuple[dict[str, Any], Cours
             await play(planned, Wire(client, words, now), now, course)
             videos: Sequence[Video] = await ordering
         seconds = now()
-    return report(course.answers, promised(listed, asked.promises), seconds, videos), course
+    began_unix_s = time.time() - (time.monotonic() - begun_s)
+    found = report(course.answers, promised(listed, asked.promises), seconds, videos)
+    return {"began_unix_s": began_unix_s} | found, course
 
 
 def _allow_connections() -> None:

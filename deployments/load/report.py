@@ -28,13 +28,17 @@ TOO_SLOW = (
 def report(
     answers: Sequence[Answer], promises: Mapping[str, Promise], seconds: float, videos: Sequence[Video] = ()
 ) -> dict[str, Any]:
-    """Plain values. `promises` by model, of others by ""; without one nothing is said of attainment."""
+    """Plain values. `promises` by model, of others by ""; without one nothing is said of attainment.
+
+    `span_s`: until the last request was due; `seconds`: until the last answer had ended.
+    """
     names = sorted({one.model for one in answers})
     by_model = {name: figures([one for one in answers if one.model == name], promises) for name in names}
     late_s = [one.sent_s - one.due_s for one in answers]
     late_share = sum(late > LATE_S for late in late_s) / len(late_s) if late_s else 0.0
     return {
         "seconds": seconds,
+        "span_s": max((one.due_s for one in answers), default=0.0),
         "send_late_s": _quantiles(late_s) | {"share_over_100_ms": late_share},
         "warning": TOO_SLOW.format(share=late_share) if late_share > MOST_LATE else None,
         ALL: figures(answers, promises),

@@ -54,7 +54,10 @@ def temporary_folders(parent: Path) -> set[str]:
 
 
 class Server:
-    """`moray up` on a family file, with more words if given. Its temporary folders lie in `scratch`, its output in `scratch/output.txt`."""
+    """`moray up` on a family file. Its temporary folders lie in `scratch`, its output in `scratch/output.txt`.
+
+    `words`: more of the command line, behind `up`.
+    """
 
     def __init__(self, family: Path, port: int, scratch: Path, *words: str) -> None:
         self.port = port
