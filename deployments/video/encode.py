@@ -4,6 +4,7 @@ It is written beside its place and renamed, so a reader never meets half a file.
 it cannot be written to memory.
 """
 
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ CRF = "20"
 PRESET = "veryfast"
 
 
-def write_mp4(frames: NDArray[np.uint8], fps: int, path: Path) -> None:
-    """`frames` are [F, H, W, 3], both sides even. Raises InvalidRequest."""
+def write_mp4(frames: NDArray[np.uint8], fps: int, path: Path, title: str = "") -> None:
+    """`frames` are [F, H, W, 3], both sides even. `title` goes into the metadata. Raises InvalidRequest."""
     count, height, width = frames.shape[:3]
     if not count or height % 2 or width % 2:
         raise InvalidRequest(
@@ -24,19 +25,20 @@ def write_mp4(frames: NDArray[np.uint8], fps: int, path: Path) -> None:
             "sides; change the size",
             param="size",
         )
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # two replicas may write the same video
     try:
-        _encode(frames, fps, partial)
+        _encode(frames, fps, partial, title)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _encode(frames: NDArray[np.uint8], fps: int, path: Path) -> None:
+def _encode(frames: NDArray[np.uint8], fps: int, path: Path, title: str) -> None:
     import av
     from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        container.metadata.update({"title": title} if title else {})
         stream = container.add_stream("libx264", rate=fps, options={"crf": CRF, "preset": PRESET})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -1,15 +1,17 @@
 """Renders videos from a diffusers Wan pipeline folder, one denoising step at a time.
 
-The loop is ours and equals the stock pipeline's for the same seed: so progress is counted in true steps and a cancelled
-job stops at the next step boundary. Noise comes from one CPU generator per job, keyed by its seed, so it never depends
-on other jobs or on the device. Wan decodes 1 + 4n frames: the next such number is rendered and the end is trimmed.
+The loop is ours and equals the stock pipeline's for the same seed: so progress is counted in true steps, and a job
+stops at the next step boundary and goes on elsewhere from its saved state, bit for bit. Noise comes from one CPU
+generator per job, keyed by its seed, so it never depends on other jobs or on the device. Wan decodes 1 + 4n frames: the
+next such number is rendered and the end is trimmed.
 torch and diffusers are imported by `load`.
 """
 
 import copy
+import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.errors import CheckpointError, EngineFailed, InvalidRequest
+from deployments.video.saved import SavedState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +31,7 @@ Frames = NDArray[np.uint8]
 
 
 class Cancelled(Exception):
-    """The caller withdrew the job; raised at a step boundary."""
+    """The caller stopped the job; raised at a step boundary, after its state was saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +84,12 @@ class VideoEngine:
         _check_whole(self.checkpoint, pipe)
         self._pipe = pipe.to(self.device)
 
-    def render(self, spec: RenderSpec, on_step: OnStep, cancelled: Callable[[], bool]) -> Frames:
+    def render(
+        self, spec: RenderSpec, on_step: OnStep, cancelled: Callable[[], bool], saved: SavedState | None = None
+    ) -> Frames:
         """RGB frames [F, H, W, 3]. `on_step(done, total)` is called on this thread after every denoising step.
+
+        It goes on from a `saved` state; it saves there from time to time and when it is cancelled.
 
         Raises Cancelled, InvalidRequest where the size does not fit the model, EngineFailed.
         """
@@ -92,7 +99,7 @@ class VideoEngine:
 
         self._check_size(spec)
         with self._turn, torch.no_grad():
-            latents = self._denoise(spec, on_step, cancelled)
+            latents = self._denoise(spec, on_step, cancelled, saved)
             if not torch.isfinite(latents).all():
                 raise EngineFailed(
                     f"{spec.job_id}: the latents are not finite after {spec.steps} steps; finite numbers are allowed; "
@@ -111,29 +118,40 @@ class VideoEngine:
                 param="size",
             )
 
-    def _denoise(self, spec: RenderSpec, on_step: OnStep, cancelled: Callable[[], bool]) -> "Tensor":
+    def _denoise(
+        self, spec: RenderSpec, on_step: OnStep, cancelled: Callable[[], bool], saved: SavedState | None
+    ) -> "Tensor":
         if cancelled():
             raise Cancelled(spec.job_id)
-        pipe = self._pipe
-        positive, negative = self._encode(spec)
-        latents = self._noise(spec)
-        scheduler = copy.deepcopy(pipe.scheduler)  # it keeps the history of one job
+        scheduler = copy.deepcopy(self._pipe.scheduler)  # it keeps the history of one job
         scheduler.set_timesteps(spec.steps, device=self.device)
         scheduler.set_begin_index(0)
+        begun, latents = _resumed(saved, spec, scheduler) or (0, self._noise(spec))
+        prompts = self._encode(spec)
         total = len(scheduler.timesteps)
-        for index, timestep in enumerate(scheduler.timesteps):
-            model = self._stage(timestep)
-            times = self._times(model, timestep, latents)
-            noisy = latents.to(model.dtype)
-            velocity = model(noisy, times, positive, return_dict=False)[0]
-            if negative is not None:
-                against = model(noisy, times, negative, return_dict=False)[0]
-                velocity = against + spec.guidance * (velocity - against)
-            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        for index in range(begun, total):
+            latents = self._step(spec, scheduler, index, latents, prompts)
             on_step(index + 1, total)
-            if cancelled():
+            stopping = cancelled()
+            if saved is not None and (stopping or saved.due):
+                saved.write(_state(spec, scheduler, index + 1, latents))
+            if stopping:
                 raise Cancelled(spec.job_id)
         return latents
+
+    def _step(
+        self, spec: RenderSpec, scheduler: Any, index: int, latents: "Tensor", prompts: "tuple[Tensor, Tensor | None]"
+    ) -> "Tensor":
+        positive, negative = prompts
+        timestep = scheduler.timesteps[index]
+        model = self._stage(timestep)
+        times = self._times(model, timestep, latents)
+        noisy = latents.to(model.dtype)
+        velocity = model(noisy, times, positive, return_dict=False)[0]
+        if negative is not None:
+            against = model(noisy, times, negative, return_dict=False)[0]
+            velocity = against + spec.guidance * (velocity - against)
+        return scheduler.step(velocity, timestep, latents, return_dict=False)[0]  # type: ignore[no-any-return]
 
     def _encode(self, spec: RenderSpec) -> "tuple[Tensor, Tensor | None]":
         guided = spec.guidance > 1
@@ -191,6 +209,37 @@ class VideoEngine:
         video = vae.decode(latents / spread + mean, return_dict=False)[0][0]
         pixels = ((video / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def _state(spec: RenderSpec, scheduler: Any, done: int, latents: "Tensor") -> bytes:
+    import torch
+
+    file = io.BytesIO()
+    kind, history = type(scheduler).__name__, _history(scheduler)
+    torch.save({"spec": asdict(spec), "kind": kind, "done": done, "latents": latents, "scheduler": history}, file)
+    return file.getvalue()
+
+
+def _history(scheduler: Any) -> dict[str, Any]:
+    """All that a scheduler keeps but its configuration, which comes with the checkpoint."""
+    return {name: value for name, value in vars(scheduler).items() if name != "_internal_dict"}
+
+
+def _resumed(saved: SavedState | None, spec: RenderSpec, scheduler: Any) -> "tuple[int, Tensor] | None":
+    """Steps done and the latents after them; the scheduler is set to where it was. None: there is no state to use."""
+    import torch
+
+    if saved is None or (raw := saved.read()) is None:
+        return None
+    try:
+        state = torch.load(io.BytesIO(raw), weights_only=True)  # tensors where they were: sigmas stay on the CPU
+        if (state["spec"], state["kind"]) != (asdict(spec), type(scheduler).__name__):
+            raise ValueError("a state of another job or another scheduler")
+        vars(scheduler).update(state["scheduler"])
+        return int(state["done"]), state["latents"]
+    except Exception as error:  # whatever torch makes of broken bytes
+        saved.discard(f"{type(error).__name__}: {error}")
+        return None
 
 
 def _denoiser(pipe: Any) -> Any:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from cluster.errors import CheckpointError, EngineFailed, InvalidRequest
 from deployments.demo.video import FOLDER, pipeline, transformer
 from deployments.video.engine import Cancelled, Frames, RenderSpec, VideoEngine
+from deployments.video.saved import SavedState
 
 
 def spec(**changes: Any) -> RenderSpec:
@@ -133,6 +134,70 @@ def test_a_job_cancelled_before_its_first_step_does_no_step(engine: VideoEngine)
     with pytest.raises(Cancelled):
         engine.render(spec(), lambda done, total: seen.append(done), lambda: True)
     assert seen == []
+
+
+def preempted(engine: VideoEngine, asked: RenderSpec, saved: SavedState, after: int) -> list[int]:
+    """The steps done before it stopped."""
+    seen: list[int] = []
+    with pytest.raises(Cancelled):
+        engine.render(asked, lambda done, total: seen.append(done), lambda: after in seen, saved)
+    return seen
+
+
+@pytest.mark.parametrize("change", [as_it_ships, euler, two_stages])
+def test_a_job_preempted_after_any_step_goes_on_elsewhere_to_the_same_frames(
+    change: Callable[[Any], None], tmp_path: Path
+) -> None:
+    pipe = pipeline()
+    change(pipe)
+    pipe.save_pretrained(tmp_path / "checkpoint")
+    one, other = engine_of(tmp_path / "checkpoint"), engine_of(tmp_path / "checkpoint")
+    asked = spec(steps=5)
+    undisturbed = rendered(one, asked)
+    for after in range(1, 6):
+        video = tmp_path / str(after) / "video.mp4"
+        video.parent.mkdir()
+        assert preempted(one, asked, SavedState(video), after) == list(range(1, after + 1))
+        went_on: list[int] = []
+        frames = other.render(asked, lambda done, total: went_on.append(done), lambda: False, SavedState(video))  # noqa: B023
+        assert went_on == list(range(after + 1, 6))
+        assert np.array_equal(frames, undisturbed)
+
+
+def test_a_job_preempted_at_every_step_ends_with_the_same_frames(engine: VideoEngine, tmp_path: Path) -> None:
+    saved = SavedState(tmp_path / "video.mp4")
+    for after in range(1, 4):
+        assert preempted(engine, spec(), saved, after) == [after]
+    assert np.array_equal(
+        engine.render(spec(), lambda done, total: None, lambda: False, saved), rendered(engine, spec())
+    )
+
+
+def test_a_replica_that_dies_loses_only_what_was_not_saved_in_time(engine: VideoEngine, tmp_path: Path) -> None:
+    def dies(done: int, total: int) -> None:
+        if done == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        engine.render(spec(), dies, lambda: False, SavedState(tmp_path / "video.mp4", every_s=0.0))
+    seen: list[int] = []
+    engine.render(spec(), lambda done, total: seen.append(done), lambda: False, SavedState(tmp_path / "video.mp4"))
+    assert seen == [3]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no state at all", None])
+def test_a_state_that_cannot_be_used_is_discarded_and_the_job_begins_anew(
+    engine: VideoEngine, damage: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved, seen = SavedState(tmp_path / "video.mp4"), list[int]()
+    preempted(engine, spec(seed=8), saved, 2)  # of another job
+    if damage is not None:
+        saved.path.write_bytes(damage)
+    frames = engine.render(spec(), lambda done, total: seen.append(done), lambda: False, saved)
+    assert seen == [1, 2, 3]
+    assert np.array_equal(frames, rendered(engine, spec()))
+    assert "begins anew" in caplog.text
+    assert not saved.path.exists()
 
 
 def test_bfloat16_renders_too(engine: VideoEngine) -> None:
