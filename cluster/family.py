@@ -397,14 +397,18 @@ def _fault(where: str, fault: Any) -> str:
     return f"{where}: {path}:{shown} {fault['msg'].removeprefix('Value error, ')}"
 
 
+def located(path: str | Path) -> Path:
+    """The file that is meant: a bare name is a family that ships."""
+    file = Path(path)
+    return BUNDLED / f"{path}.yaml" if len(file.parts) == 1 and not file.suffix else file
+
+
 def load(path: str | Path) -> Family:
     """The family in a file. A bare name (`laptop`, `h200`) is one that ships. Checkpoints become absolute paths.
 
     Raises ConfigurationError where the file is missing or wrong.
     """
-    file = Path(path)
-    if len(file.parts) == 1 and not file.suffix:
-        file = BUNDLED / f"{path}.yaml"
+    file = located(path)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,105 +1,107 @@
-"""Wiring: the family file becomes one Ray Serve application. Nothing is decided here."""
+"""Wiring: the family file becomes Ray Serve applications, a tier each, and the gateway. Nothing is decided here.
 
-import dataclasses
-from collections.abc import Sequence
+Tiers are applications of their own so that one of them can be changed, or fail, alone.
+"""
+
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from autoscaling.ongoing import TierSpec, spec_of
 from cluster.family import Family
-from cluster.fleet import CellState, Node
-from cluster.placement import (
-    CPU_RESOURCE,
-    VIDEO,
-    Plan,
-    bundles,
-    cells_of,
-    observed_cells,
-    plan,
-    require,
-    selector,
-    strategy,
-)
+from cluster.placement import bundles, cells_of, observed_cells, plan, require, selector, strategy
+from deployments.change import of_replicas
+from deployments.control.fleet import APP, as_nodes, tier_app
 from deployments.gateway.app import Gateway
 from deployments.tier import TierReplica
-from deployments.video.replica import VideoReplica
 
-APP = "moray"
+HEAD = "node:__internal_head__"  # a resource of Ray's head node alone, where the gateway's state folder is
 HEALTH_PERIOD_S = 2.0
+HEALTH_TIMEOUT_S = 5.0  # a replica that hangs is replaced after three of them
 REPORT_PERIOD_S = 1.0  # every report is broadcast to every router: not below a second
 METRICS_PERIOD_S = 1.0
-VIDEO_DRAIN_S = 900  # a replica that is scaled away first ends its job
 CONTROL_CPUS = 0.01  # Serve's actors ask for a whole CPU by default; a laptop has two
 REFUSALS = 64  # requests beyond what a replica may hold, let in to be refused by its engine; Serve would let them wait
 CONSTRUCTOR_TRIES = 2  # a wrong checkpoint stays wrong
 
 
-def application(family: Family) -> serve.Application:
-    """The gateway, with a handle to each tier and to video."""
-    cells = observed_cells(nodes(family))
-    placed = require(plan(family, cells))
-    tiers = {key: _tier(family, key, placed, cells) for key in family.tiers}
-    video = _video(family, placed) if family.video else None
-    gateway = serve.deployment(serve.ingress()(Gateway)).options(
+def applications(family: Family) -> list[serve.RunTarget]:
+    """The whole family, for `serve.run_many`. Raises PlacementError where it cannot start on the running cluster."""
+    return [*tiers(family, {key: tier.replicas.initial for key, tier in family.tiers.items()}), gateway(family)]
+
+
+def gateway(family: Family) -> serve.RunTarget:
+    """It finds the tiers by their names."""
+    deployment = serve.deployment(serve.ingress()(Gateway)).options(
         name="gateway",
         num_replicas=family.gateway.replicas,
-        max_ongoing_requests=100_000,  # admission is the tiers' business, with an error that says why
-        ray_actor_options={"num_cpus": CONTROL_CPUS},
+        max_ongoing_requests=100_000,  # admission is the gateway's own business, with an error that says why
+        ray_actor_options={"num_cpus": CONTROL_CPUS, "resources": {HEAD: 0.001}},
         health_check_period_s=HEALTH_PERIOD_S,
     )
-    return gateway.bind(family, tiers, video)
+    return serve.RunTarget(deployment.bind(family), name=APP)
 
 
-def nodes(family: Family) -> list[Node]:
-    """The nodes of the running cluster that have GPUs, or slots for ranks."""
-    kind = "GPU" if family.accelerator == "cuda" else CPU_RESOURCE
+def tiers(family: Family, initial: Mapping[str, int]) -> list[serve.RunTarget]:
+    """The applications of some tiers, each with so many replicas until the control loop says otherwise.
+
+    Raises PlacementError where the family does not fit on the running cluster.
+    """
+    cells = observed_cells(as_nodes(ray.nodes(), family))
+    placed = require(plan(family, cells))
+    door = serve.deployment(Door).options(
+        name="door", autoscaling_config=AutoscalingConfig(min_replicas=0, initial_replicas=0, max_replicas=1)
+    )
     return [
-        Node(name=node["NodeID"], gpus=gpus, free_gpus=gpus, labels=node["Labels"])
-        for node in ray.nodes()
-        if node["Alive"] and (gpus := int(node["Resources"].get(kind, 0)))
+        serve.RunTarget(
+            door.bind(_tier(family, key, replicas, cells_of(placed, key), strategy(family.tiers[key], cells))),
+            name=tier_app(key),
+            route_prefix=None,
+        )
+        for key, replicas in initial.items()
     ]
 
 
-def _tier(family: Family, key: str, placed: Plan, cells: Sequence[CellState]) -> serve.Application:
+def _tier(family: Family, key: str, replicas: int, cells: tuple[str, ...], packed: str) -> serve.Application:
     tier = family.tiers[key]
     deployment = serve.deployment(TierReplica).options(
         name=key,
+        version=_version(family, key),
+        _internal=True,  # or Serve takes no version
         max_ongoing_requests=tier.max_running + tier.max_waiting + REFUSALS,
-        autoscaling_config=_scaling(key, spec_of(tier.replicas, tier.max_running)),
+        autoscaling_config=_scaling(key, replicas, tier.replicas.max),
         request_router_config=RequestRouterConfig(
             request_router_class="deployments.router.LatencyRouter",
-            request_router_kwargs={"tier": key, "spec": tier.model_dump(mode="json")},
+            request_router_kwargs={"tier": key},
             request_routing_stats_period_s=REPORT_PERIOD_S,
         ),
         health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
         max_constructor_retry_count=CONSTRUCTOR_TRIES,
         graceful_shutdown_timeout_s=60,
-        placement_group_strategy=strategy(tier, cells),
-        **_reserved(bundles(tier, family.accelerator), cells_of(placed, key)),
+        placement_group_strategy=packed,
+        **_reserved(bundles(tier, family.accelerator), cells),
     )
-    return deployment.bind(family, key)
+    gateway = family.gateway
+    return deployment.bind(key, tier, family.accelerator, gateway.coalesce_ms, gateway.coalesce_above_streams)
 
 
-def _video(family: Family, placed: Plan) -> serve.Application:
-    video = family.video
-    assert video is not None
-    deployment = serve.deployment(VideoReplica).options(
-        name=VIDEO,
-        max_ongoing_requests=1,  # one job at a time holds the GPU; others wait in the handle
-        autoscaling_config=_scaling(VIDEO, spec_of(video.replicas, 1)),
-        health_check_period_s=HEALTH_PERIOD_S,
-        max_constructor_retry_count=CONSTRUCTOR_TRIES,
-        graceful_shutdown_timeout_s=VIDEO_DRAIN_S,
-        placement_group_strategy="STRICT_PACK",
-        **_reserved(bundles(video, family.accelerator), cells_of(placed, VIDEO)),
-    )
-    return deployment.bind(family)
+class Door:
+    """What each application must have to be entered from outside, where Serve allows no router of ours. Never runs."""
+
+    def __init__(self, tier: Any) -> None:
+        pass
 
 
-def _reserved(bundles: list[dict[str, float]], cells: Sequence[str]) -> dict[str, Any]:
+def _version(family: Family, key: str) -> str:
+    """Serve replaces the replicas of a tier when this changes; left to itself, whenever the tier is run again."""
+    return hashlib.sha256(repr(of_replicas(family.tiers[key])).encode()).hexdigest()[:16]
+
+
+def _reserved(bundles: list[dict[str, float]], cells: tuple[str, ...]) -> dict[str, Any]:
     """One placement group per replica, one bundle per rank; the replica itself takes its share of the first."""
     first = dict(bundles[0])
     return {
@@ -113,20 +115,16 @@ def _reserved(bundles: list[dict[str, float]], cells: Sequence[str]) -> dict[str
     }
 
 
-def _scaling(key: str, spec: TierSpec) -> AutoscalingConfig:
-    """Serve's own delays are off: waiting is the policy's business."""
+def _scaling(key: str, initial: int, most: int) -> AutoscalingConfig:
+    """Serve's own delays and its target of requests do nothing: the policy follows the control loop."""
     return AutoscalingConfig(
-        min_replicas=spec.min,
-        initial_replicas=spec.initial,
-        max_replicas=spec.max,
-        target_ongoing_requests=spec.target_ongoing,
+        min_replicas=0,
+        initial_replicas=min(initial, most),
+        max_replicas=most,
         metrics_interval_s=METRICS_PERIOD_S,
         look_back_period_s=2 * METRICS_PERIOD_S,
         upscale_delay_s=0,
         downscale_delay_s=0,
         downscale_to_zero_delay_s=0,
-        policy=AutoscalingPolicy(
-            policy_function="deployments.scaling:TierPolicy",
-            policy_kwargs={"tier": key, "spec": dataclasses.asdict(spec)},
-        ),
+        policy=AutoscalingPolicy(policy_function="deployments.control.follow:Follow", policy_kwargs={"tier": key}),
     )

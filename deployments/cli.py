@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.errors import ConfigurationError, MorayError
-from cluster.family import Family, load
+from cluster.family import Family, load, located
 from cluster.placement import as_dict, declared_cells, plan
 from deployments.load import options as load_options
+from deployments.local import rehearsed
 from deployments.plan_table import tables
 from deployments.simulate_options import add_arguments
 from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
@@ -39,9 +40,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     family = _family(arguments)
     match arguments.command:
         case "up":
+            from deployments.source import Source
             from deployments.up import up
 
-            up(family, console)
+            source = Source(file=located(arguments.family), load=lambda: _family(arguments))
+            up(source, console, arguments.nodes)
         case "plan":
             return _plan(family, arguments.json, console)
         case "simulate":
@@ -61,10 +64,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moray", description="Serve a family of models from one Ray cluster.")
-    parser.add_argument("--family", default="laptop", help="a family file, or one that ships: laptop, h200")
+    parser.add_argument("--family", help="a family file, or one that ships: laptop (without more), h200")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="serve the family on this machine until Ctrl-C")
     up.add_argument("--port", type=int, help="instead of the family file's port")
+    up.add_argument("--nodes", type=int, help="rehearse on so many simulated nodes (without --family: of h200)")
     shown = commands.add_parser("plan", help="which cell holds which expert group and video replica")
     shown.add_argument("--json", action="store_true")
     add_arguments(commands.add_parser("simulate", help="replay a workload on this cluster without GPUs"))
@@ -86,7 +90,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _family(arguments: argparse.Namespace) -> Family:
     """The family file with what the command line says; its state folder lies in this directory, wherever Ray starts."""
+    nodes = getattr(arguments, "nodes", None)
+    arguments.family = arguments.family or ("laptop" if nodes is None else "h200")
     family = load(arguments.family)
+    if nodes is not None:
+        family = rehearsed(family, nodes)
     changed: dict[str, Any] = {"state_folder": str(Path(family.state_folder).resolve())}
     port = getattr(arguments, "port", None)
     if port is not None:

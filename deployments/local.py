@@ -14,6 +14,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -22,7 +23,10 @@ from cluster.family import Family
 from cluster.placement import CELL_LABEL, CPU_RESOURCE
 
 OBJECT_STORE_BYTES = 128 * 1024 * 1024  # tokens never travel through the object store
+NODE_STORE_BYTES = 80 * 1024 * 1024  # of a simulated node: little more than Ray's least
+HEAD_CPUS = 2
 STOP_S = 10.0
+NODES_STOP_S = 2.0
 PORT_RANGE = (10_000, 32_000)
 REPLICA_PORTS = 60  # of each kind; a released one rests for minutes before it is used again
 LONGEST_PARENT = 17  # HAProxy takes socket paths of 97 bytes, of which our folder, Serve's and the name need 80
@@ -130,36 +134,98 @@ def check_size(family: Family) -> None:
     nodes = sum(cell.count for cell in family.cells)
     if nodes > 1:
         raise ConfigurationError(
-            f"{family.name}: cells: {nodes} nodes; one machine stands for one; lower the cells, or deploy on a cluster"
+            f"{family.name}: cells: {nodes} nodes; one machine stands for one; lower the cells, deploy on a cluster, "
+            f"or rehearse with simulated GPUs and engines by --nodes {nodes}"
         )
+
+
+def rehearsed(family: Family, nodes: int) -> Family:
+    """The family on so many simulated nodes, all of whose GPUs it may use, with simulated engines.
+
+    Raises ConfigurationError where it has cells of several kinds: nobody says how many nodes of each.
+    """
+    if nodes < 1:
+        raise ConfigurationError(f"--nodes: {nodes}; 1 and more are allowed; choose another")
+    if len(family.cells) > 1:
+        kinds = ", ".join(cell.name for cell in family.cells)
+        raise ConfigurationError(f"--nodes: {family.name} has the cells {kinds}; one kind is allowed; leave one")
+    cell = family.cells[0].model_copy(update={"count": nodes})
+    changed: dict[str, Any] = {
+        "cells": (cell,),
+        "gpu_budget_gpus": nodes * cell.gpus,
+        "tiers": {key: tier.model_copy(update={"engine": "simulated"}) for key, tier in family.tiers.items()},
+    }
+    if family.video is not None:
+        changed["video"] = family.video.model_copy(update={"engine": "simulated"})
+    return family.model_copy(update=changed)
 
 
 @contextlib.contextmanager
-def cluster(family: Family) -> Iterator[Path]:
-    """Start Ray with the family's one cell on this machine, and stop all of it. Yields the folder of its logs."""
-    cell = family.cells[0]
+def cluster(family: Family, nodes: int | None = None) -> Iterator[Path]:
+    """Start Ray on this machine, and stop all of it. Yields the folder of its logs.
+
+    It is one node with the family's one cell, or so many simulated nodes beside a head node without GPUs.
+    """
     parent = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="moray-", dir=parent if len(parent) <= LONGEST_PARENT else "/tmp"))
     os.environ.update(environment(folder))
-    import ray
-
-    on_gpus = family.accelerator == "cuda"
-    gpus = min(cell.gpus, family.gpu_budget_gpus)  # what Ray does not know of, nobody can take
     try:
-        ray.init(
-            address="local",
-            num_gpus=gpus if on_gpus else 0,
-            resources=None if on_gpus else {CPU_RESOURCE: gpus},
-            labels={CELL_LABEL: cell.name},
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _temp_dir=str(folder / "ray"),
-        )
+        if nodes is None:
+            _one(family, folder)
+        else:
+            _several(family, folder)
         yield folder
     finally:
-        stop(folder)
+        stop(folder, nodes)
+
+
+def _reserves(family: Family, cell: str, gpus: int) -> dict[str, Any]:
+    """What a node offers, in the words of both ray.init and Cluster.add_node."""
+    on_gpus = family.accelerator == "cuda"
+    return {
+        "num_gpus": gpus if on_gpus else 0,
+        "resources": None if on_gpus else {CPU_RESOURCE: gpus},
+        "labels": {CELL_LABEL: cell},
+    }
+
+
+def _one(family: Family, folder: Path) -> None:
+    import ray
+
+    cell = family.cells[0]
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=str(folder / "ray"),
+        # What Ray does not know of, nobody can take.
+        **_reserves(family, cell.name, min(cell.gpus, family.gpu_budget_gpus)),
+    )
+
+
+def _several(family: Family, folder: Path) -> None:
+    """One after the other: Ray starts nodes on the main thread only. They become alive side by side."""
+    (folder / "ray").mkdir()
+    os.environ["RAY_TMPDIR"] = str(folder)  # Cluster notes its address there, for every ray.init that looks
+    import ray
+    from ray.cluster_utils import Cluster
+
+    shared = {"include_dashboard": False, "temp_dir": str(folder / "ray")}
+    head = {"num_cpus": HEAD_CPUS, "num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
+    started = Cluster(initialize_head=True, head_node_args=shared | head)
+    for cell in family.cells:
+        for name in cell.instances:
+            started.add_node(
+                wait=False,
+                num_cpus=max(cell.gpus, 1),
+                object_store_memory=NODE_STORE_BYTES,
+                **shared,
+                **_reserves(family, name, cell.gpus),
+            )
+    ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
+    started.wait_for_nodes()
 
 
 def _names(process: psutil.Process, folder: Path) -> bool:
@@ -170,14 +236,18 @@ def _names(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
-def stop(folder: Path) -> None:
-    """End Ray, then every process that it leaves: HAProxy outlives the actor that started it."""
+def stop(folder: Path, nodes: int | None) -> None:
+    """End Ray, then every process that it leaves: HAProxy outlives its actor, a simulated node its driver."""
     import ray
 
     ours = psutil.Process().children(recursive=True)
     ray.shutdown()
     ours += [each for each in psutil.process_iter() if each not in ours and _names(each, folder)]
-    _, alive = psutil.wait_procs(ours, timeout=STOP_S)
+    if nodes is not None:  # Ray ends only what ray.init has started
+        for process in ours:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+    _, alive = psutil.wait_procs(ours, timeout=STOP_S if nodes is None else NODES_STOP_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -15,6 +15,7 @@ from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family
 from cluster.placement import declared_cells, plan, require
 from deployments import local
+from deployments.source import Source
 from deployments.stores.keys import KEYS_FILE, KeyStore
 
 POLL_S = 0.5
@@ -32,27 +33,41 @@ answer = client.chat.completions.create(model="{model}", messages=[{{"role": "us
 print(answer.choices[0].message.content)
 """
 PROMPT = "What is a prime number?"
+SIMULATED = (
+    "[bold]a rehearsal[/]: {nodes} nodes of {gpus} GPUs and all engines are simulated; Ray, placement, scaling and the "
+    "gateway are real"
+)
 
 
-def up(family: Family, console: Console) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigurationError or PlacementError before anything is started."""
-    local.check_size(family)
-    local.check_checkpoints(family)
+def up(source: Source, console: Console, nodes: int | None = None) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ConfigurationError or PlacementError before anything is started.
+
+    `nodes`: simulated ones, as the family has been told by `local.rehearsed`.
+    """
+    text = source.file.read_text(encoding="utf-8")
+    family = source.load()
+    if nodes is None:
+        local.check_size(family)
+        local.check_checkpoints(family)
     local.check_port(family.gateway.host, family.gateway.port)
     require(plan(family, declared_cells(family)))
     keys = KeyStore(Path(family.state_folder) / KEYS_FILE)
     stopping = threading.Event()
     started_s = time.monotonic()
     with _signals(stopping) as listen:
+        if nodes is not None:
+            console.print(SIMULATED.format(nodes=nodes, gpus=family.cells[0].gpus))
         console.print(f"starting Ray and {family.name} (tiers {', '.join(family.tiers)})")
-        with local.cluster(family):
+        with local.cluster(family, nodes):
             listen()  # again: ray.init installs handlers of its own
             console.print(f"  Ray is up after {time.monotonic() - started_s:.1f} s")
             _deploy(family, console, stopping, started_s)
             if not stopping.is_set():
                 key, _ = keys.create("made by moray up", time.time())
                 _show(family, key, console)
-            stopping.wait()
+                from deployments.update import Update
+
+                Update(source, family, text, console).follow(stopping)
             console.print("stopping")
 
 
@@ -81,7 +96,7 @@ def _deploy(family: Family, console: Console, stopping: threading.Event, started
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
-    from deployments.app import APP, application
+    from deployments.app import applications
 
     failure: list[BaseException] = []
 
@@ -91,7 +106,7 @@ def _deploy(family: Family, console: Console, stopping: threading.Event, started
                 proxy_location=ProxyLocation.HeadOnly,
                 http_options=HTTPOptions(host=family.gateway.host, port=family.gateway.port),
             )
-            serve.run(application(family), name=APP)
+            serve.run_many(applications(family))
         except BaseException as error:
             failure.append(error)
 
@@ -104,26 +119,26 @@ def _deploy(family: Family, console: Console, stopping: threading.Event, started
             shown.add(name)
             console.print(f"  {name} is ready after {time.monotonic() - started_s:.1f} s")
     if failure and not stopping.is_set():
-        raise _explain(failure[0], serve)
+        raise explain(failure[0], serve)
 
 
 def _ready(serve: Any) -> set[str]:
-    from deployments.app import APP
-
     try:
-        deployments = serve.status().applications[APP].deployments
+        applications = serve.status().applications.values()
     except Exception:  # not there yet
         return set()
-    return {name for name, each in deployments.items() if each.replica_states.get("RUNNING")}
+    found = [item for each in applications for item in each.deployments.items()]
+    return {name for name, each in found if each.replica_states.get("RUNNING")}
 
 
-def _explain(error: BaseException, serve: Any) -> MorayError:
+def explain(error: BaseException, serve: Any) -> MorayError:
     """Serve tells of a replica that cannot start in a traceback; the last line that names an error of ours is shown."""
-    from deployments.app import APP
-
+    if isinstance(error, MorayError):
+        return error
     text = str(error)
     with contextlib.suppress(Exception):
-        text += "".join(f"\n{each.message}" for each in serve.status().applications[APP].deployments.values())
+        applications = serve.status().applications.values()
+        text += "".join(f"\n{each.message}" for app in applications for each in app.deployments.values())
     marks = ("CheckpointError: ", "ConfigurationError: ", "EngineFailed: ")
     lines = [line.split(mark, 1)[1] for line in text.splitlines() for mark in marks if mark in line]
     return ConfigurationError(lines[-1] if lines else f"serve: {text.strip()[-2000:]}")

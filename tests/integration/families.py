@@ -10,6 +10,8 @@ from cluster.family import BUNDLED, load
 
 QUICK = {"a_ms": 5, "b_ms_per_seq": 0, "c_ms_per_ktok": 0, "prefill_us_per_token": {64: 1}, "source": "none: a test's"}
 
+READY_SOON = {"cold_start": {"p50_s": 0.5, "p99_s": 1}}
+
 
 def shipped(folder: Path, port: int) -> dict[str, Any]:
     """laptop.yaml, its checkpoints by absolute path; pro goes to sleep soon."""
@@ -46,6 +48,37 @@ def small(folder: Path, port: int, checkpoint: Path) -> dict[str, Any]:
         "gpu_budget_gpus": 12,
         "cells": [{"name": "here", "gpus": 12}],
         "tiers": tiers,
+    } | _place(folder, port)
+
+
+def spread(folder: Path, port: int) -> dict[str, Any]:
+    """Groups of 8, 4 and 1 and video beside them, for nodes of 8 simulated GPUs."""
+    tiers = {
+        "ultra": _tier("ultra", ranks=8, quality=3, replicas={"min": 0, "max": 2, "initial": 1}, **READY_SOON),
+        "pro": _tier("pro", ranks=4, quality=2, replicas={"min": 1, "max": 2, "initial": 2}, **READY_SOON),
+        "turbo": _tier("turbo", replicas={"min": 1, "max": 4, "initial": 2}, **READY_SOON),
+    }
+    return {
+        "name": "spread",
+        "accelerator": "cuda",
+        "gpu_budget_gpus": 32,
+        "cells": [{"name": "node", "count": 4, "gpus": 8}],
+        "tiers": tiers,
+        "video": {
+            "names": ["sora-2"],
+            "checkpoint": "none",
+            "engine": "simulated",
+            "sizes": ["64x64"],
+            "seconds": [1],
+            "fps": 8,
+            "steps": 4,
+            "slo": {"deadline_s": 60},
+            "price": {"usd_per_second": 0.1},
+            "replicas": {"min": 0, "max": 4, "initial": 2},
+            "beside": "turbo",
+            "cost": {"base_s": 0.1, "linear_s_per_mtok": 0, "quadratic_s_per_mtok2": 0, "source": "none: a test's"},
+            **READY_SOON,
+        },
     } | _place(folder, port)
 
 

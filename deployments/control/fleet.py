@@ -1,0 +1,178 @@
+"""What there is, as Serve and Ray say it: replicas, GPUs and who holds them, and groups that wait for some."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+
+from autoscaling.readings import Count, Fleet
+from cluster.family import Family
+from cluster.fleet import Node
+from cluster.lending import Awaiting, Room
+from cluster.placement import CELL_LABEL, CPU_RESOURCE, VIDEO, cells_of, declared_cells, plan
+from deployments.control.words import WORKER
+
+APP = "moray"
+SERVES = "SERVE_REPLICA::"  # and application#deployment#id: the placement group of a replica of Serve
+GONE = {"REMOVED"}
+KINDS = {
+    "STARTING": "starting",
+    "UPDATING": "starting",
+    "RUNNING": "ready",
+    "RECOVERING": "ready",  # Serve's controller has restarted; the replica serves
+    "PENDING_MIGRATION": "ready",
+    "STOPPING": "draining",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """`gpus_held`: by tier and "video". `nodes_of`: by tier, the nodes that hold ranks of its groups."""
+
+    fleet: Fleet
+    rooms: tuple[Room, ...]
+    awaiting: tuple[Awaiting, ...]
+    gpus_held: dict[str, int]
+    nodes_of: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """GPUs that a placement group holds on a node."""
+
+    owner: str
+    node: str
+    gpus: int
+
+
+def tier_app(key: str) -> str:
+    """The name of the application that serves a tier."""
+    return f"{APP}-{key}"
+
+
+def as_nodes(listed: Iterable[Mapping[str, Any]], family: Family) -> list[Node]:
+    """Of the nodes as Ray lists them those that live and have GPUs, or slots for ranks."""
+    kind = "GPU" if family.accelerator == "cuda" else CPU_RESOURCE
+    return [
+        Node(name=node["NodeID"], gpus=gpus, free_gpus=gpus, labels=node["Labels"])
+        for node in listed
+        if node["Alive"] and (gpus := int(node["Resources"].get(kind, 0)))
+    ]
+
+
+def observe(family: Family) -> Observed:
+    """Blocks, for as long as Ray's tables take."""
+    return told(
+        family, nodes=ray.nodes(), groups=ray.util.placement_group_table().values(), replicas=_replicas(family.tiers)
+    )
+
+
+def _replicas(tiers: Iterable[str]) -> dict[str, Mapping[str, int]] | None:
+    """By tier, how many replicas are in which of Serve's states. None where Serve does not answer."""
+    try:
+        applications = serve.status().applications
+    except Exception:  # whatever Ray tells of a lost controller
+        return None
+    found = {key: applications[tier_app(key)].deployments for key in tiers if tier_app(key) in applications}
+    return {key: each[key].replica_states for key, each in found.items() if key in each}
+
+
+def told(
+    family: Family,
+    *,
+    nodes: Iterable[Mapping[str, Any]],
+    groups: Iterable[Mapping[str, Any]],
+    replicas: Mapping[str, Mapping[str, int]] | None,
+) -> Observed:
+    """The same from Ray's tables as they are, and from the states of Serve's replicas by tier."""
+    machines = as_nodes(nodes, family)
+    owned = [(_owner(group["name"]), group) for group in groups if group["state"] not in GONE]
+    kind = "GPU" if family.accelerator == "cuda" else CPU_RESOURCE
+    held = [each for owner, group in owned for each in _held(owner, group, kind)]
+    taken: Counter[str] = Counter()
+    by_owner: Counter[str] = Counter()
+    for each in held:
+        taken[each.node] += each.gpus
+        by_owner[each.owner] += each.gpus
+    rooms = tuple(
+        Room(
+            node=node.name,
+            cell=node.labels.get(CELL_LABEL, node.name),
+            gpus=node.gpus,
+            free_gpus=node.gpus - taken[node.name],
+        )
+        for node in machines
+    )
+    waiting = [(owner, group) for owner, group in owned if owner in family.tiers and not _placed(group)]
+    cells = _cells(family, [room.cell for room in rooms]) if waiting else {}
+    return Observed(
+        fleet=Fleet(
+            counts=None if replicas is None else _counts(family, replicas, owned),
+            gpus=min(family.gpu_budget_gpus, sum(node.gpus for node in machines)),
+        ),
+        rooms=rooms,
+        awaiting=tuple(
+            Awaiting(tier=owner, ranks=family.tiers[owner].ranks, cells=cells[owner]) for owner, _ in waiting
+        ),
+        gpus_held={owner: by_owner[owner] for owner in (*family.tiers, VIDEO)},
+        nodes_of={key: tuple(dict.fromkeys(each.node for each in held if each.owner == key)) for key in family.tiers},
+    )
+
+
+def _owner(name: str) -> str:
+    """The tier, or video, that a placement group belongs to; empty where it is nobody's of ours."""
+    if name.startswith(WORKER):
+        return VIDEO
+    app, _, rest = name.removeprefix(SERVES).partition("#")
+    key = rest.partition("#")[0]
+    return key if name.startswith(SERVES) and app == tier_app(key) else ""
+
+
+def _placed(group: Mapping[str, Any]) -> bool:
+    return bool(group["state"] == "CREATED")
+
+
+def _held(owner: str, group: Mapping[str, Any], kind: str) -> list[_Held]:
+    """Where a node was lost, the group holds its other bundles while Ray looks for a place for the rest."""
+    if group["state"] == "PENDING":  # Ray tells nodes that it tries, too
+        return []
+    places = group["bundles_to_node_id"]
+    return [
+        _Held(owner, places[index], int(bundle.get(kind, 0)))
+        for index, bundle in group["bundles"].items()
+        if places.get(index)
+    ]
+
+
+def _cells(family: Family, live: list[str]) -> dict[str, tuple[str, ...]]:
+    """Where a group of each tier may be: as planned for the family file's cells, which stay when a node is lost.
+
+    Anywhere, where nodes are not labelled with these cells.
+    """
+    declared = declared_cells(family)
+    known = {cell.name for cell in declared}
+    if not known.issuperset(live):
+        return {key: tuple(live) for key in family.tiers}
+    placed = plan(family, declared)
+    return {key: cells_of(placed, key) for key in family.tiers}
+
+
+def _counts(
+    family: Family, replicas: Mapping[str, Mapping[str, int]], owned: list[tuple[str, Mapping[str, Any]]]
+) -> dict[str, Count]:
+    """Video replicas count as ready with their GPUs; whether they have loaded, their pool knows."""
+    counts = {key: _count(replicas.get(key, {})) for key in family.tiers}
+    if family.video is not None:
+        placed = Counter(_placed(group) for owner, group in owned if owner == VIDEO)
+        counts[VIDEO] = Count(ready=placed[True], starting=placed[False])
+    return counts
+
+
+def _count(states: Mapping[str, int]) -> Count:
+    found: Counter[str] = Counter()
+    for state, count in states.items():
+        found[KINDS.get(str(state), "")] += count
+    return Count(ready=found["ready"], starting=found["starting"], draining=found["draining"])
