@@ -29,7 +29,7 @@ log = logging.getLogger("moray.control")
 
 
 class Observed(Protocol):
-    """What the cluster says. `gpus_held`: by tier and video, by replicas that start or drain too."""
+    """What the cluster says. `gpus_held`: by tier and video, starting and draining ones too. `nodes_of`: by tier."""
 
     @property
     def fleet(self) -> Fleet: ...
@@ -39,6 +39,8 @@ class Observed(Protocol):
     def awaiting(self) -> tuple[Awaiting, ...]: ...
     @property
     def gpus_held(self) -> Mapping[str, int]: ...
+    @property
+    def nodes_of(self) -> Mapping[str, tuple[str, ...]]: ...
 
 
 class Pool(Protocol):
@@ -100,7 +102,7 @@ class Controller:
         self._series: Series | None = None
         self._gpus = 0 if last is None else last.seen.gpus
         self._said: frozenset[tuple[str, str]] = frozenset()
-        self._failing: set[Part] = set()
+        self._failing: set[str] = set()
         self._ticking = asyncio.Lock()
         self._woken = asyncio.Event()
         self.adopt(spec, initial)
@@ -132,7 +134,7 @@ class Controller:
         while True:
             self._woken.clear()
             await self.tick()
-            with self._part("record"):
+            with self._part("record", "showing"):
                 ticked(self.shown)
             rested_s = loop.time() + REST_S
             tick_s = self._parameters.tick_s
@@ -159,28 +161,28 @@ class Controller:
             self.shown.tick_s = asyncio.get_running_loop().time() - begun_s
 
     @contextlib.contextmanager
-    def _part(self, part: Part) -> Iterator[None]:
+    def _part(self, part: Part, what: str) -> Iterator[None]:
         """Counts every failure, and says when failures begin and end."""
         try:
             yield
         except Exception:  # whatever it is, the next tick tries again
             self.shown.errors[part] += 1
-            if part not in self._failing:
-                log.exception("control: %s failed; the last targets stay", part)
-            self._failing.add(part)
+            if what not in self._failing:
+                log.exception("control: %s failed; the last targets stay", what)
+            self._failing.add(what)
         else:
-            if part in self._failing:
-                log.warning("control: %s works again", part)
-            self._failing.discard(part)
+            if what in self._failing:
+                log.warning("control: %s works again", what)
+            self._failing.discard(what)
 
     async def _look(self) -> Look:
-        with self._part("look"):
+        with self._part("look", "the look at signals"):
             async with asyncio.timeout(PART_S):
                 return await self.world.source.look()
         return Look(now_s=self._now_s, fault="the look failed")
 
     async def _observe(self) -> Observed | None:
-        with self._part("look"):
+        with self._part("look", "the look at the cluster"):
             async with asyncio.timeout(PART_S):
                 return await self.world.observe()
         return None
@@ -197,7 +199,7 @@ class Controller:
         return passed_s
 
     def _read(self, look: Look, observed: Observed | None) -> Reading | None:
-        with self._part("look"):
+        with self._part("look", "reading"):
             fleet = self._fleet(observed)
             found = read(look, fleet, self.world.jobs(), self._series, self._spec, self._now_s)
             self._series = found.memory
@@ -231,7 +233,7 @@ class Controller:
         """Nothing is decided before anything has been seen."""
         if not self._memory.tiers and not any((*seen.tiers.values(), seen.video)):
             return None
-        with self._part("step"):
+        with self._part("step", "the decision"):
             before = self._memory
             decision, after = step(seen, before, self._spec, self._parameters)
             self._memory = after
@@ -248,19 +250,19 @@ class Controller:
         if pool is None or self._spec.video is None:
             return
         moves = Moves()
-        with self._part("lend"):
+        with self._part("lend", "lending"):
             rooms, workers, awaiting = observed.rooms, pool.held(), observed.awaiting
             wish = self.world.wish(self.targets[VIDEO], observed)
             moves = lend(rooms, workers, awaiting, wish)
             if moves.start or moves.vacate:
                 log.info("control: video starts on %s, leaves %s: %s", moves.start, moves.vacate, moves.reason)
                 self._keep(Lending(rooms=rooms, workers=workers, awaiting=awaiting, wish=wish, moves=moves))
-        with self._part("apply"):
+        with self._part("apply", "moving video replicas"):
             async with asyncio.timeout(PART_S):
                 await pool.apply(moves)
 
     def _keep(self, record: Record) -> None:
-        with self._part("record"):
+        with self._part("record", "the record"):
             self.world.record(record)
 
     def _show(self, decision: Decision | None) -> None:

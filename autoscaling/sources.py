@@ -24,6 +24,7 @@ BRACES = tuple(name + mark for name in NAMES for mark in "{ ")
 
 class Source(Protocol):
     async def look(self) -> Look: ...
+    async def close(self) -> None: ...
 
 
 class Scrape:

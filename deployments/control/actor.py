@@ -1,0 +1,143 @@
+"""The control loop as a Ray actor: gateways tell it of themselves, Serve's hook and gateways ask it what should be."""
+
+import asyncio
+import functools
+import logging
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from autoscaling.controller import Controller, World
+from autoscaling.controller import Observed as Told
+from autoscaling.parameters import Parameters
+from autoscaling.signals import spec_of
+from autoscaling.sources import Prometheus, Scrape, Source
+from cluster.errors import ConfigurationError
+from cluster.family import Family
+from cluster.lending import Wish
+from cluster.placement import VIDEO
+from deployments.control import fleet
+from deployments.control.gateways import Gateways
+from deployments.control.metrics import ControlMetrics
+from deployments.control.record_file import RecordFile
+from deployments.control.standing import keep, served
+from deployments.control.words import Hello, Standing
+from deployments.ranks import node_address
+from deployments.video.pool import Pool
+
+log = logging.getLogger("moray.control")
+
+
+class Control:
+    """One per cluster: its name keeps a second one away, the lock of its record a stray one.
+
+    Raises ConfigurationError where another loop writes the record.
+    """
+
+    async def __init__(self, family: Family) -> None:  # type: ignore[misc]  # Ray awaits it
+        self._folder = Path(family.state_folder)
+        self._record = RecordFile(self._folder, family.control.record_mib)
+        self._session = ray.get_runtime_context().get_session_name()
+        kept = served(self._folder, self._session, family)
+        self._family, self._version = kept.family, kept.version
+        self._gateways = Gateways(asyncio.get_running_loop().time)
+        self._metrics = ControlMetrics(node_address())
+        # One thread: where Ray's tables hang, later questions are given up and do not pile up.
+        self._threads = ThreadPoolExecutor(max_workers=1)
+        self._source = self._looking(self._family)
+        self._pool = await _pool(self._family)
+        last = self._record.last() if kept.again else None
+        self._controller = Controller(self._world(), spec_of(self._family), _initial(self._family), last, Parameters())
+        self._loop = asyncio.create_task(self._controller.run(self._metrics.show))
+        self._loop.add_done_callback(_ended)
+
+    def _looking(self, family: Family) -> Source:
+        url = family.control.prometheus_url
+        return Prometheus(url) if url else Scrape(self._gateways.addresses, time.time)
+
+    def _world(self) -> World:
+        return World(
+            source=self._source,
+            observe=self._observe,
+            jobs=self._gateways.jobs,
+            pool=self._pool,
+            wish=functools.partial(_wish, self._family),
+            record=self._record.write,
+            clock=time.time,
+        )
+
+    async def _observe(self) -> fleet.Observed:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, fleet.observe, self._family)
+
+    async def announce(self, hello: Hello) -> Standing:
+        """What a gateway says about once a second."""
+        self._gateways.hear(hello)
+        return Standing(
+            version=self._version,
+            family=self._family,
+            workers=() if self._pool is None else self._pool.workers(),
+            metrics_address=self._metrics.address,
+            targets=dict(self._controller.targets),
+        )
+
+    async def wake(self, tier: str) -> None:
+        """A request waits for a tier that sleeps."""
+        self._controller.wake()
+
+    async def targets(self) -> dict[str, int]:
+        """By tier and video; never empty."""
+        return dict(self._controller.targets)
+
+    async def adopt(self, family: Family) -> int:
+        """Serve a changed family; returns its version. Raises ConfigurationError, OSError where it cannot be kept."""
+        if Path(family.state_folder) != self._folder:
+            raise ConfigurationError(
+                f"state_folder: {family.state_folder!r} was {str(self._folder)!r}; it stays while a family is served; "
+                "change it back, or stop first"
+            )
+        if family != self._family:
+            pool = await _pool(family)
+            keep(self._folder, self._session, self._version + 1, family)
+            if family.control != self._family.control:
+                await self._source.close()
+                self._source = self._looking(family)
+            self._family, self._version, self._pool = family, self._version + 1, pool
+            self._controller.world = self._world()
+            self._controller.adopt(spec_of(family), _initial(family))
+            self._controller.wake()
+        return self._version
+
+
+async def _pool(family: Family) -> Pool | None:
+    """With the video replicas that are there, of the loop before this one."""
+    if family.video is None:
+        return None
+    pool = Pool(family)
+    await pool.adopt()
+    return pool
+
+
+def _initial(family: Family) -> Mapping[str, int]:
+    parts: dict[str, Any] = dict(family.tiers) if family.video is None else {**family.tiers, VIDEO: family.video}
+    return {name: part.replicas.initial for name, part in parts.items()}
+
+
+def _wish(family: Family, target: int, observed: Told) -> Wish:
+    """Video replicas may be anywhere; they like the nodes of the tier that the family file puts them beside."""
+    video = family.video
+    assert video is not None
+    cells = tuple(dict.fromkeys(room.cell for room in observed.rooms))
+    beside = observed.nodes_of.get(video.beside or "", ())
+    return Wish(target=target, gpus=video.gpus, cells=cells, beside=beside)
+
+
+def _ended(loop: asyncio.Task[None]) -> None:
+    """Ray starts an actor again whose process has died."""
+    if not loop.cancelled():
+        log.critical("control: the loop has ended; it starts again", exc_info=loop.exception())
+        os._exit(1)
