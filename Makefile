@@ -4,14 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: up test check format bench clean
+.PHONY: up test system check format bench clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/runtime.done
 	@$(BIN)/moray up
 
-test: $(VENV)/dev.done
+test: system $(VENV)/dev.done
 	@$(BIN)/python -m pytest
+
+# The Debian packages that tests use, where they may be installed.
+system:
+	@.ci/system
 
 check: $(VENV)/dev.done
 	@$(BIN)/ruff check .
