@@ -56,7 +56,7 @@ def up(source: Source, console: Console, nodes: int | None = None) -> None:
     started_s = time.monotonic()
     with _signals(stopping) as listen:
         if nodes is not None:
-            console.print(SIMULATED.format(nodes=nodes, gpus=family.cells[0].gpus))
+            console.print(SIMULATED.format(nodes=nodes, gpus=family.cells[0].gpus), soft_wrap=True)
         console.print(f"starting Ray and {family.name} (tiers {', '.join(family.tiers)})")
         with local.cluster(family, nodes):
             listen()  # again: ray.init installs handlers of its own

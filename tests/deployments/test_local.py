@@ -84,8 +84,27 @@ def test_serves_fast_ways_are_on(tmp_path: Path) -> None:
 def test_one_machine_stands_for_one_node(tmp_path: Path) -> None:
     local.check_size(family(tmp_path))
     two = family(tmp_path).model_copy(update={"cells": (Cell(name="here", gpus=8, count=2),)})
-    with pytest.raises(ConfigurationError, match="tested: cells: 2 nodes; one machine stands for one"):
+    with pytest.raises(ConfigurationError, match=r"tested: cells: 2 nodes; one machine stands for one.*--nodes 2"):
         local.check_size(two)
+
+
+def test_a_rehearsal_has_as_many_nodes_as_asked_all_their_gpus_and_simulated_engines(tmp_path: Path) -> None:
+    real = family(tmp_path, video=True, engine="torch")
+    told = local.rehearsed(real, 3)
+    assert told.cells == (Cell(name="here", gpus=8, count=3),)
+    assert told.gpu_budget_gpus == 24
+    assert told.video is not None
+    assert {told.video.engine, *(tier.engine for tier in told.tiers.values())} == {"simulated"}
+    assert told.tiers["mini"].cold_start == real.tiers["mini"].cold_start
+    local.check_checkpoints(told)
+
+
+def test_a_rehearsal_needs_a_node_and_one_kind_of_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--nodes: 0; 1 and more"):
+        local.rehearsed(family(tmp_path), 0)
+    mixed = family(tmp_path).model_copy(update={"cells": (Cell(name="here", gpus=8), Cell(name="there", gpus=4))})
+    with pytest.raises(ConfigurationError, match="--nodes: tested has the cells here, there; one kind"):
+        local.rehearsed(mixed, 2)
 
 
 def test_a_missing_checkpoint_is_refused_before_the_start_and_named(tmp_path: Path) -> None:
