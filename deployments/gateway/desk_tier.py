@@ -1,0 +1,225 @@
+"""One tier as this gateway's desk sees it: its replicas, what was sent there since they reported, and who waits."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+from cluster.admission import Due, patience_from_s, queue_wait_s
+from cluster.breaker import CLOSED, Breaker, after
+from cluster.cost import Service, fluid_rps, prefill_us_per_token, request_gpu_s, service
+from cluster.fairness import charged
+from cluster.family import Tier
+from cluster.fleet import Candidate, ReplicaReport
+from cluster.held import HeldQueue, Kind
+from cluster.loads import Ask, Choice, Lengths, Loads
+from cluster.request import Usage
+from cluster.routing import attainable, choose, idle, least_correction, reported
+from deployments import seen
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Replica:
+    """`ongoing`: sent from here and not ended. What was sent and what ended since the report is not in it."""
+
+    report: ReplicaReport | None = None
+    ongoing: int = 0
+    sent_requests: int = 0
+    sent_tokens: int = 0
+    sent_done_s: float = 0.0
+    ended_requests: int = 0
+    ended_tokens: int = 0
+    breaker: Breaker = CLOSED
+
+    def hear(self, report: ReplicaReport | None) -> None:
+        self.report, self.sent_done_s = report, 0.0
+        self.sent_requests = self.sent_tokens = self.ended_requests = self.ended_tokens = 0
+
+    def send(self, prompt_tokens: int, done_s: float, now_s: float) -> None:
+        self.ongoing += 1
+        self.sent_requests += 1
+        self.sent_tokens += prompt_tokens
+        self.sent_done_s = done_s
+        self.breaker = after(self.breaker, "sent", now_s)
+
+    def end(self, prompt_tokens: int, output_tokens: int, sent_s: float) -> None:
+        """What is known of it is the report's, or what was sent since; of that it is taken away."""
+        self.ongoing = max(0, self.ongoing - 1)
+        if self.report is not None and sent_s <= self.report.at_s:
+            self.ended_requests += 1
+            self.ended_tokens += prompt_tokens + output_tokens
+        elif self.sent_requests:
+            self.sent_requests -= 1
+            self.sent_tokens = max(0, self.sent_tokens - prompt_tokens)
+
+
+class Wants(NamedTuple):
+    """A request, for one look at a tier. `avoid`: the replica that lost it; `draw`: uniform in [0, 1)."""
+
+    kind: Kind
+    prompt_tokens: int
+    waited_s: float
+    draw: float
+    avoid: str | None
+
+
+class Offer(NamedTuple):
+    """The best replica now, and what that rests on; `service` with the pace that can be kept here."""
+
+    choice: Choice
+    replicas: tuple[str, ...]
+    loads: Loads
+    ask: Ask
+    service: Service
+
+
+@dataclass(slots=True)
+class DeskTier(Generic[T]):
+    """Call `look` before anything that depends on the replicas. `awake_s`: since when there are any; None: none are.
+
+    `asleep_s`: since when there are none. `served_gpu_s`: by tenant, shares applied.
+    """
+
+    key: str
+    spec: Tier
+    service: Service = field(init=False)
+    held: HeldQueue[T] = field(default_factory=HeldQueue)
+    served_gpu_s: dict[str, float] = field(default_factory=dict)
+    lengths: Lengths = field(default_factory=Lengths)
+    replicas: dict[str, Replica] = field(default_factory=dict)
+    ongoing: int = 0
+    awake_s: float | None = None
+    asleep_s: float = 0.0
+    woken_s: float = 0.0  # when somebody was last told that a request waits for its first replica
+    correction: float = 1.0  # the least among its replicas: how much slower than the family file this machine is
+    _told: tuple[seen.SeenReplica, ...] | None = None
+
+    def __post_init__(self) -> None:
+        self.follow(self.spec)
+
+    def follow(self, spec: Tier) -> None:
+        # The engines here take chunks of a fixed size.
+        self.spec, self.service = spec, service(spec, self.key, chunking="fixed")
+
+    def look(self, now_s: float) -> None:
+        told = seen.replicas(self.key)
+        if told is self._told:
+            return
+        first, self._told = self._told is None, told
+        alive = {one.replica_id: one.report for one in told if not one.dead}
+        for gone in self.replicas.keys() - alive.keys():
+            del self.replicas[gone]
+        for key, report in alive.items():
+            known = self.replicas.setdefault(key, Replica())
+            if report != known.report:
+                known.hear(report)
+        if alive and self.awake_s is None:
+            self.awake_s = now_s
+        elif not alive and (first or self.awake_s is not None):
+            self.awake_s, self.asleep_s = None, now_s
+
+    def offer(self, wants: Wants, now_s: float) -> Offer:
+        """No engine here caches prefixes, so none is counted on; and nobody tells whether the tier scales in."""
+        ask = Ask(
+            prompt_tokens=wants.prompt_tokens,
+            expected_output_tokens=self.lengths.mean,
+            us_per_token=prefill_us_per_token(self.spec.cost, wants.prompt_tokens),
+            draw=wants.draw,
+            waited_s=wants.waited_s + self.held.yielded(wants.kind, self.served_gpu_s) * self.service.ttft_s,
+            left_tokens=self.lengths.left,
+        )
+        loads, ask = reported(self._candidates(wants.avoid, now_s), ask, self.service)
+        self.correction = least_correction(loads)
+        slow = attainable(self.service, self.correction)
+        return Offer(choose(loads, ask, slow, now_s, False), tuple(self.replicas), loads, ask, slow)
+
+    def idle(self, offer: Offer, now_s: float) -> Offer | None:
+        """The best of those that have nothing to do: waiting for them gains nothing, whatever they can keep."""
+        free = idle(offer.loads)
+        if free is None:
+            return None
+        return offer._replace(choice=choose(free, offer.ask, offer.service, now_s, False))
+
+    def due(self, offer: Offer, asked_s: float, now_s: float) -> Due:
+        """Nobody here knows of replicas that start, so none is waited for where there are others."""
+        return Due(
+            now_s=now_s,
+            arrived_s=asked_s,
+            ttft_s=self.service.ttft_s,
+            tpot_ms=offer.service.tpot_ms,
+            patience_s=patience_from_s(self.service.patience_s, asked_s, self.awake_s),
+            wait_s=math.inf,
+        )
+
+    def _candidates(self, avoid: str | None, now_s: float) -> list[Candidate]:
+        """Where all are out, breakers do not count, but for a request that was lost on one of them."""
+        allowed = {key for key, replica in self.replicas.items() if replica.breaker.allows(now_s)}
+        allowed = allowed or set(self.replicas)
+        lost = self.replicas.get(avoid) if avoid is not None else None
+        if avoid is not None and lost is not None and now_s < lost.breaker.until_s:
+            allowed.discard(avoid)
+        return [
+            Candidate(
+                replica_id=key,
+                ongoing_requests=replica.ongoing,
+                report=replica.report,
+                sent_requests=replica.sent_requests,
+                sent_prefill_tokens=replica.sent_tokens,
+                sent_done_s=replica.sent_done_s,
+                ended_requests=replica.ended_requests,
+                ended_kv_tokens=replica.ended_tokens,
+                open=key in allowed,
+            )
+            for key, replica in self.replicas.items()
+        ]
+
+    def send(self, offer: Offer, wants: Wants, share: float, now_s: float) -> tuple[str, float]:
+        """The replica that it goes to, and the GPU-seconds that its tenant is charged."""
+        index = offer.choice.index
+        assert index is not None
+        done_s = max(now_s, float(offer.loads.prefill_done_s[index])) + offer.choice.own_s
+        key = offer.replicas[index]
+        self.replicas[key].send(wants.prompt_tokens, done_s if math.isfinite(done_s) else now_s, now_s)
+        self.ongoing += 1
+        cost_gpu_s = self.cost_gpu_s(wants.prompt_tokens)
+        self.charge(wants.kind[1], cost_gpu_s, share)
+        return key, cost_gpu_s
+
+    def charge(self, tenant: str, cost_gpu_s: float, share: float) -> None:
+        self.served_gpu_s[tenant] = charged(self.served_gpu_s.get(tenant, 0.0), cost_gpu_s, share)
+
+    def cost_gpu_s(self, prompt_tokens: int) -> float:
+        return request_gpu_s(self.service, prompt_tokens, self.lengths.mean)
+
+    def end(self, key: str, sent_s: float, prompt_tokens: int, usage: Usage | None) -> Replica | None:
+        """None where the replica is gone."""
+        self.ongoing -= 1
+        output_tokens = usage.completion_tokens if usage is not None else 0
+        if usage is not None:
+            self.lengths.learn(max(1, output_tokens))
+        replica = self.replicas.get(key)
+        if replica is not None:
+            replica.end(prompt_tokens, output_tokens, sent_s)
+        return replica
+
+    def wait_s(self, priority: int) -> float:
+        """Until those of that priority or a higher one who wait here now have gone."""
+        ahead = self.held.ahead(priority)
+        if not ahead:
+            return 0.0
+        prompt_tokens = self.held.prefill_tokens / len(self.held)
+        rps = fluid_rps(self.service, max(1.0, prompt_tokens), self.lengths.mean) / max(1.0, self.correction)
+        return queue_wait_s(ahead, len(self.replicas), rps)
+
+    def breakers_open(self) -> int:
+        return sum(replica.breaker.failures > 0 for replica in self.replicas.values())
+
+
+def renewed(tiers: Mapping[str, DeskTier[T]], specs: Mapping[str, Tier]) -> dict[str, DeskTier[T]]:
+    """Those that are known follow their new figures. What is no longer there is kept for those who wait for it."""
+    for key, spec in specs.items():
+        if key in tiers and tiers[key].spec != spec:
+            tiers[key].follow(spec)
+    return {**tiers, **{key: DeskTier[T](key, spec) for key, spec in specs.items() if key not in tiers}}
