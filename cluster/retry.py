@@ -22,5 +22,5 @@ class Budget:
         return Budget(max(0.0, self.spent - EARNED))
 
     def rescued(self, ongoing: int) -> "Budget | None":
-        """The budget after one more, None where it is spent. `ongoing`: requests of the tier, those being rescued too."""
+        """With one more, None where it is spent. `ongoing`: requests of the tier, those being rescued included."""
         return Budget(self.spent + 1) if self.spent + 1 <= max(LEAST_AT_ONCE, ongoing) else None

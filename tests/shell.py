@@ -12,7 +12,6 @@ from starlette.types import ASGIApp
 
 from cluster.family import Family
 from cluster.request import Chat, Message, Sampling
-from deployments.gateway.app import Gateway
 from deployments.stores.keys import KEYS_FILE, KeyStore
 from deployments.tier import TierReplica
 
@@ -170,14 +169,24 @@ def _shipped(value: Any) -> Any:
     return pickle.loads(pickle.dumps(value))
 
 
-async def application(
-    family: Family, tiers: dict[str, Handle], video: Handle | None = None, *, key: str = "tester"
-) -> tuple[Gateway, ASGIApp, str]:
-    """The gateway as Serve would build it, and a key of its."""
+async def application(family: Family, tiers: dict[str, Handle], *, key: str = "tester") -> tuple[Any, ASGIApp, str]:
+    """The gateway as Serve would build it, and a key of its. `gateway._heard` is the control loop's voice."""
+    from deployments.gateway.app import Gateway
+
     secret, _ = KeyStore(Path(family.state_folder) / KEYS_FILE).create(key, 0.0)
     gateway = object.__new__(Gateway)
-    await gateway.__init__(family, tiers, video)  # type: ignore[misc]
+    with (
+        patch("deployments.gateway.app.serve.get_deployment_handle", lambda tier, app_name: tiers[tier]),
+        patch("deployments.gateway.app.node_address", return_value="127.0.0.1"),
+        patch("deployments.gateway.metrics.start_http_server", return_value=(Mock(server_port=1), None)),
+        patch("deployments.gateway.app.Announcer", Mock(return_value=Mock(run=_nothing))),
+    ):
+        await gateway.__init__(family, asyncio.get_running_loop().time)  # type: ignore[misc]
     return gateway, gateway.__serve_build_asgi_app__(), secret
+
+
+async def _nothing() -> None:
+    pass
 
 
 class Exchange:

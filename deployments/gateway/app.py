@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -16,9 +19,13 @@ from starlette.types import ASGIApp
 from cluster.errors import InvalidRequest, NotFound
 from cluster.family import Family
 from deployments import seen
+from deployments.control.words import Hello, Standing
+from deployments.gateway.announce import Announcer
 from deployments.gateway.asgi import Envelope, authorize
 from deployments.gateway.chat import ChatCompletions
+from deployments.gateway.desk import Desk
 from deployments.gateway.metrics import GatewayMetrics
+from deployments.gateway.rescue import Courses
 from deployments.gateway.tokens import Pushed, Streamed, TokenPath
 from deployments.gateway.videos import Videos
 from deployments.gateway.wire import model_object, models_list
@@ -32,27 +39,56 @@ class Gateway:
     """One per ingress replica. State on disk lies in the family's state folder."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, family: Family, tiers: dict[str, DeploymentHandle[Any]], video: DeploymentHandle[Any] | None
+        self, family: Family, clock: Callable[[], float] = time.monotonic
     ) -> None:
         folder = Path(family.state_folder)
+        self._id = token_hex(6)
         self._family = family
+        self._version = 0  # of the family, as the control loop counts from 1
         self._started_s = int(time.time())
         self._keys = KeyStore(folder / KEYS_FILE)
         listener = Listener()
         jobs = JobStore(folder / JOBS_FILE)
-        self._metrics = GatewayMetrics(listener.counts, jobs.counts if video is not None else None)
+        self._announcer = Announcer(family, self._hello, self._heard)
+        self._desk = Desk(family, clock=clock, on_sleep=self._announcer.wake)
+        self._metrics = GatewayMetrics(listener.counts, jobs.counts if family.video else None, self._desk)
+        self._address = self._metrics.serve(node_address())
         path: TokenPath = Streamed()
         if family.gateway.tokens == "pushed":
             await listener.start(node_address())
             path = Pushed(listener)
-        self._chat = ChatCompletions(family, tiers, path, self._keys, self._metrics)
-        self._videos = None
-        if family.video is not None and video is not None:
-            self._videos = Videos(family, video, jobs, folder / "videos", self._metrics)
+        self._handles: dict[str, DeploymentHandle[Any]] = {}
+        self._courses = Courses(family, self._handles, path, self._desk, self._metrics)
+        self._chat = ChatCompletions(self._courses, self._keys, self._metrics, clock)
+        self._videos = Videos(family, jobs, folder / "videos", self._metrics) if family.video else None
+        if self._videos is not None:
             self._videos.resume()
-        # A router of Serve meets its replicas with its first call: not a user's, and none that wakes a sleeping tier.
-        warm = [handle for key, handle in tiers.items() if family.tiers[key].replicas.initial]
-        self._greetings = [asyncio.ensure_future(_greet(handle)) for handle in warm]
+        self._greetings: list[asyncio.Task[None]] = []
+        self._follow(family)
+        self._talk = asyncio.create_task(self._announcer.run())
+
+    def _follow(self, family: Family) -> None:
+        """A router of Serve meets its replicas with its first call: not a user's."""
+        for tier in family.tiers.keys() - self._handles.keys():
+            self._handles[tier] = serve.get_deployment_handle(tier, app_name=f"moray-{tier}")
+            self._greetings.append(asyncio.create_task(_greet(self._handles[tier])))
+        self._metrics.follow(family.tiers)
+        self._desk.follow(family)
+        self._family = self._courses.family = family
+
+    def _hello(self) -> Hello:
+        replicas = {r.metrics_address: r.replica_id for each in seen.everywhere().values() for r in each}
+        replicas.pop("", None)
+        jobs = self._videos.jobs() if self._videos is not None else None
+        return Hello(gateway_id=self._id, metrics=(self._address, *replicas), replica_of=replicas, jobs=jobs)
+
+    def _heard(self, standing: Standing) -> None:
+        if standing.version > self._version:
+            self._follow(standing.family)
+            self._version = standing.version
+        self._metrics.control_address = standing.metrics_address
+        if self._videos is not None:
+            self._videos.take(standing.workers)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = FastAPI(title="Moray", docs_url=None, redoc_url=None, openapi_url=None)

@@ -1,21 +1,24 @@
-"""GET /metrics: this gateway's own metrics and those of every replica it sees, one page.
+"""GET /metrics: this gateway's own metrics, those of every replica it sees and of the control loop, one page.
 
 Replicas of a tier export the same series, so each of theirs gets the label `replica`. Where Prometheus scrapes every
-pod itself, it should ask for /metrics?only=gateway.
+pod itself, it should ask for /metrics?only=gateway. The gateway's own are also on a port of their own, where the
+control loop finds those of each gateway.
 """
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import get_args
 
 import httpx
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from cluster.request import Usage
 from deployments import seen
+from deployments.gateway.desk import Desk
 from deployments.link import LinkCounts
 from deployments.observe import Meters
 from deployments.video.jobs import Status
@@ -30,9 +33,14 @@ class GatewayMetrics(Collector):
     Registered ahead of the metrics that others of this process count, so that each page shows those as they are now.
     """
 
-    def __init__(self, link: LinkCounts, video_jobs: Callable[[], Mapping[str, int]] | None = None) -> None:
+    def __init__(
+        self, link: LinkCounts, video_jobs: Callable[[], Mapping[str, int]] | None = None, desk: Desk | None = None
+    ) -> None:
+        self.control_address = ""  # host:port of the control loop's page; empty where it is not known
         self._link = link
         self._video_jobs = video_jobs
+        self._desk = desk
+        self._tiers: tuple[str, ...] = ()
         self._taken: Counter[tuple[str, ...]] = Counter()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -40,22 +48,44 @@ class GatewayMetrics(Collector):
         self._client = httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S)
         self._jobs: Mapping[str, int] = {}
         self._making: asyncio.Task[bytes] | None = None
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+
+    def follow(self, tiers: Iterable[str]) -> None:
+        """Series of the tiers begin at 0: one that does not exist yet could not be told from one that is lost."""
+        self._tiers = tuple(tiers)
+        for tier in self._tiers:
+            for metric in GATEWAY:
+                if metric.labels == ("tier",):
+                    getattr(self._meters, metric.kind)(metric.name).labels(tier=tier)
+            for outcome in ("kept", "missed"):
+                self._meters.counter("moray_promises_total").labels(tier=tier, outcome=outcome)
+
+    def serve(self, host: str) -> str:
+        """host:port of an exposition of this gateway's own series, from now on. Call it on the gateway's loop."""
+        self._home = (threading.get_ident(), asyncio.get_running_loop())
+        server, _ = start_http_server(0, addr=host, registry=self._registry)
+        return f"{host}:{server.server_port}"
+
+    def count(self, name: str, by: float = 1, **labels: str) -> None:
+        self._meters.counter(name).labels(**labels).inc(by)
+
+    def observe(self, name: str, seconds: float, **labels: str) -> None:
+        self._meters.histogram(name).labels(**labels).observe(seconds)
 
     def request(self, tier: str, code: str, seconds: float) -> None:
-        self._meters.counter("moray_requests_total").labels(tier=tier, code=code).inc()
-        self._meters.histogram("moray_request_seconds").labels(tier=tier).observe(seconds)
+        self.count("moray_requests_total", tier=tier, code=code)
+        self.observe("moray_request_seconds", seconds, tier=tier)
 
-    def refused(self, tier: str, code: str) -> None:
-        self._meters.counter("moray_rejections_total").labels(tier=tier, code=code).inc()
-
-    def answered(self, tier: str, usage: Usage, ttft_s: float, decode_s: float) -> None:
-        """decode_s: from the first token to the last."""
-        self._meters.histogram("moray_ttft_seconds").labels(tier=tier).observe(ttft_s)
-        if usage.completion_tokens > 1:
-            tpot_s = decode_s / (usage.completion_tokens - 1)
-            self._meters.histogram("moray_tpot_seconds").labels(tier=tier).observe(tpot_s)
-        self._meters.counter("moray_prompt_tokens_total").labels(tier=tier).inc(usage.prompt_tokens)
-        self._meters.counter("moray_completion_tokens_total").labels(tier=tier).inc(usage.completion_tokens)
+    def answered(self, tier: str, usage: Usage, ttft_s: float, tpot_s: float | None) -> None:
+        """By the tier that served. `tpot_s`: None for an answer of one token."""
+        self.observe("moray_ttft_seconds", ttft_s, tier=tier)
+        if tpot_s is not None:
+            self.observe("moray_tpot_seconds", tpot_s, tier=tier)
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        self.count("moray_prompt_tokens_total", prompt, tier=tier)
+        self.count("moray_completion_tokens_total", completion, tier=tier)
+        self.count("moray_context_token_steps_total", completion * (prompt + completion // 2), tier=tier)
+        self.count("moray_finished_total", tier=tier)
 
     def streams(self, tier: str, change: int) -> None:
         self._meters.gauge("moray_streams").labels(tier=tier).inc(change)
@@ -64,6 +94,9 @@ class GatewayMetrics(Collector):
         self._meters.counter("moray_video_steps_total").inc()
         self._meters.histogram("moray_video_step_seconds").observe(seconds)
 
+    def video_preempted(self) -> None:
+        self._meters.counter("moray_video_preemptions_total").inc()
+
     def video_finished(self, code: str) -> None:
         self._meters.counter("moray_video_jobs_finished_total").labels(code=code).inc()
 
@@ -71,6 +104,17 @@ class GatewayMetrics(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        if self._home is None or self._home[0] == threading.get_ident():
+            self._look()
+        else:  # asked by a thread of the own port, while the loop changes what is looked at
+            asyncio.run_coroutine_threadsafe(self._looked(), self._home[1]).result(SCRAPE_TIMEOUT_S)
+        return iter(())
+
+    async def _looked(self) -> None:
+        await self._count_jobs()
+        self._look()
+
+    def _look(self) -> None:
         for tier, replicas in seen.everywhere().items():
             self._meters.gauge("moray_replicas_running").labels(tier=tier).set(len(replicas))
         for (tier, method), count in seen.routing_decisions.items():
@@ -83,7 +127,19 @@ class GatewayMetrics(Collector):
         self._raise("moray_link_frames_total", self._link.frames)
         self._raise("moray_link_bytes_total", self._link.bytes)
         self._raise("moray_link_failures_total", self._link.failures)
-        return iter(())
+        if self._desk is not None:
+            self._look_at(self._desk)
+
+    def _look_at(self, desk: Desk) -> None:
+        held, ongoing, breakers = desk.held(), desk.ongoing(), desk.open_breakers()
+        for tier in self._tiers:
+            requests, tokens = held.get(tier, (0, 0))
+            self._meters.gauge("moray_held_requests").labels(tier=tier).set(requests)
+            self._meters.gauge("moray_held_prompt_tokens").labels(tier=tier).set(tokens)
+            self._meters.gauge("moray_ongoing_requests").labels(tier=tier).set(ongoing.get(tier, 0))
+            self._meters.gauge("moray_breakers_open").labels(tier=tier).set(breakers.get(tier, 0))
+        for (tier, action), count in desk.admissions.items():
+            self._raise("moray_admissions_total", count, tier=tier, action=action)
 
     def _raise(self, name: str, count: int, **labels: str) -> None:
         """A counter that somebody else counts, up to `count`."""
@@ -93,23 +149,27 @@ class GatewayMetrics(Collector):
         self._taken[key] = count
 
     async def page(self, only_gateway: bool) -> bytes:
-        if self._video_jobs is not None:
-            self._jobs = await asyncio.to_thread(self._video_jobs)
+        await self._count_jobs()
         if only_gateway:
             return generate_latest(self._registry)
         if self._making is None or self._making.done():  # it is dear: those who ask meanwhile get the same page
             self._making = asyncio.create_task(self._everything())
         return await asyncio.shield(self._making)
 
+    async def _count_jobs(self) -> None:
+        if self._video_jobs is not None:
+            self._jobs = await asyncio.to_thread(self._video_jobs)
+
     async def _everything(self) -> bytes:
-        replicas = [replica for each in seen.everywhere().values() for replica in each]
-        texts = await asyncio.gather(*(self._fetch(replica.metrics_address) for replica in replicas))
+        pages = {r.replica_id: r.metrics_address for each in seen.everywhere().values() for r in each}
+        pages |= {"": self.control_address} if self.control_address else {}
+        texts = await asyncio.gather(*map(self._fetch, pages.values()))
         everything = CollectorRegistry(auto_describe=False)
-        everything.register(Merged(self._registry, {r.replica_id: t for r, t in zip(replicas, texts, strict=True)}))
+        everything.register(Merged(self._registry, dict(zip(pages, texts, strict=True))))
         return generate_latest(everything)
 
     async def _fetch(self, address: str) -> str:
-        """One replica's page; nothing where it just died: the others are still worth seeing."""
+        """One page; nothing where its process just died: the others are still worth seeing."""
         try:
             return (await self._client.get(f"http://{address}/metrics")).raise_for_status().text
         except httpx.HTTPError:
@@ -117,7 +177,7 @@ class GatewayMetrics(Collector):
 
 
 class Merged(Collector):
-    """One family per name, however many pages it came from."""
+    """One family per name, however many pages it came from. Pages are by replica, the one of "" gets no label."""
 
     def __init__(self, own: CollectorRegistry, pages: dict[str, str]) -> None:
         self._own = own
@@ -130,7 +190,8 @@ class Merged(Collector):
         families = {family.name: family for family in self._own.collect()}
         for replica_id, text in self._pages.items():
             for family in text_string_to_metric_families(text):
-                samples = [s._replace(labels=s.labels | {"replica": replica_id}) for s in family.samples]
+                label = {"replica": replica_id} if replica_id else {}
+                samples = [s._replace(labels=s.labels | label) for s in family.samples]
                 known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 known.samples.extend(samples)
         return iter(families.values())

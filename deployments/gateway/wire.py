@@ -11,7 +11,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from cluster.errors import MorayError, NotFound, Overloaded
-from cluster.family import Family, Tier, Video
+from cluster.family import Auto, Family, Tier, Video
 from cluster.request import Chat, FinishReason, Piece, Served, TokenLogprob, Usage
 from deployments.gateway.chat_request import parse_chat
 
@@ -134,13 +134,24 @@ def model_object(family: Family, name: str, created_s: int) -> dict[str, Any]:
     for key, owner in _owners(family):
         if name in owner.names:
             shared = {"id": name, "object": "model", "created": created_s, "owned_by": "moray"}
-            return shared | (_tier_facts(key, owner) if isinstance(owner, Tier) else _video_facts(owner))
+            return shared | _facts(family, key, owner)
     known = ", ".join(name for _, owner in _owners(family) for name in owner.names)
     raise NotFound(f"model: given {name[:64]!r}; served are {known}; choose one of them", param="model")
 
 
-def _owners(family: Family) -> list[tuple[str, Tier | Video]]:
-    return [*family.tiers.items(), *([("video", family.video)] if family.video else [])]
+def _owners(family: Family) -> list[tuple[str, Tier | Video | Auto]]:
+    parts = (("auto", family.auto), ("video", family.video))
+    return [*family.tiers.items(), *((key, part) for key, part in parts if part)]
+
+
+def _facts(family: Family, key: str, owner: Tier | Video | Auto) -> dict[str, Any]:
+    match owner:
+        case Tier():
+            return _tier_facts(key, owner)
+        case Video():
+            return _video_facts(owner)
+    price = owner.price or family.tiers[owner.default].price
+    return {"tier": "auto", "default": owner.default, "price": price.model_dump()}
 
 
 def _tier_facts(key: str, tier: Tier) -> dict[str, Any]:
@@ -149,6 +160,7 @@ def _tier_facts(key: str, tier: Tier) -> dict[str, Any]:
         "engine": tier.engine,
         "context_tokens": tier.context_tokens,
         "specialists": list(tier.specialists),
+        "slo": tier.slo.model_dump(),
         "price": tier.price.model_dump(),
     }
 

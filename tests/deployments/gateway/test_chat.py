@@ -1,20 +1,25 @@
 """The whole gateway but Serve, on a virtual clock: every request goes through all of its layers."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from deployments.gateway.desk import Asked, Place
 from shell import TIER, Exchange, Handle, Replica, application, family
 from starlette.types import ASGIApp
 from virtual_time import run
 
 from cluster.errors import EngineFailed, MorayError, Overloaded
 from cluster.family import Family
-from cluster.request import Chat
+from cluster.request import Chat, Served
+from cluster.retry import MOST_RESCUES
 from deployments import seen
+from deployments.control.words import Standing
 from deployments.gateway.chat import KEEPALIVE, KEEPALIVE_S
 from deployments.stream import Outcome
 
@@ -23,12 +28,18 @@ ASKED: dict[str, Any] = {"model": "mini", "messages": [{"role": "user", "content
 
 
 class Stage:
-    """A gateway, whose tier `mini` is what the test gives; a simulated replica where it gives nothing."""
+    """A gateway, whose tiers mini and turbo are what the test gives; a simulated replica where it gives nothing."""
 
-    def __init__(self, app: ASGIApp, key: str, handle: Handle) -> None:
+    def __init__(self, gateway: Any, app: ASGIApp, key: str, handle: Handle) -> None:
+        self.gateway = gateway
         self.app = app
-        self.handle = handle
+        self._handle = handle
+        self._greetings = len(handle.calls)
         self._headers = {"authorization": f"Bearer {key}"}
+
+    @property
+    def calls(self) -> list[Any]:
+        return self._handle.calls[self._greetings :]
 
     def ask(self, headers: dict[str, str] | None = None, **changes: Any) -> Exchange:
         return self.send(json.dumps(ASKED | changes).encode(), headers=headers)
@@ -36,26 +47,46 @@ class Stage:
     def send(self, *parts: bytes, headers: dict[str, str] | None = None) -> Exchange:
         return Exchange(self.app, PATH, *parts, headers=self._headers | (headers or {}))
 
+    def plan(self, name: str) -> dict[str, str]:
+        """The header of a key with that plan."""
+        return {"authorization": f"Bearer {self.gateway._keys.create('a', 0.0, name)[0]}"}
+
+    async def get(self, path: str, query: str = "") -> Exchange:
+        return await Exchange(self.app, path, method="GET", query=query, headers=self._headers).finished()
+
     async def page(self) -> str:
-        query = Exchange(self.app, "/metrics", method="GET", query="only=gateway")
-        return (await query.finished()).body.decode()
+        return (await self.get("/metrics", "only=gateway")).body.decode()
+
+
+def awake(*tiers: str) -> None:
+    for tier in tiers:
+        seen.publish(tier, (seen.SeenReplica(replica_id=f"{tier}-1", metrics_address=""),))
 
 
 @pytest.fixture
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs a scenario on such a stage, in virtual time. Tokens come as items of the handle's stream: no sockets."""
-    monkeypatch.setattr(seen, "_replicas", {})
 
     def play(
-        scenario: Callable[[Stage], Awaitable[None]], target: object = None, max_body_bytes: int = 4096, **tier: Any
+        scenario: Callable[[Stage], Awaitable[None]],
+        target: object = None,
+        max_body_bytes: int = 4096,
+        parts: dict[str, Any] | None = None,
+        asleep: bool = False,
+        **tier: Any,
     ) -> None:
         async def played() -> None:
             limits = {"tokens": "streamed", "max_body_bytes": max_body_bytes}
-            spec: Family = family(tmp_path, gateway=limits, **tier)
+            spec = Family.model_validate(family(tmp_path, gateway=limits, **tier).model_dump() | (parts or {}))
             handle = Handle(target or await Replica.started(spec))
-            _, app, key = await application(spec, {"mini": handle, "turbo": handle})
-            await scenario(Stage(app, key, handle))
+            if not asleep:
+                awake("mini", "turbo")
+            gateway, app, key = await application(spec, {"mini": handle, "turbo": handle})
+            await asyncio.gather(*gateway._greetings)
+            await scenario(Stage(gateway, app, key, handle))
 
+        monkeypatch.setattr(seen, "_replicas", {})
+        monkeypatch.setattr(seen, "_listeners", [])
         run(played())
 
     return play
@@ -95,25 +126,25 @@ class Fails:
             return Outcome(error=self._end)
         raise self._end
 
-    async def stream(self, chat: Chat) -> AsyncIterator[bytes | Outcome]:
+    async def stream(self, chat: Chat) -> AsyncIterator[tuple[bytes, tuple[int, ...]] | Outcome]:
         if self._said:
-            yield self._said
+            yield self._said, (1,)
         yield await self.complete(chat)
 
 
-class Sleeps:
-    """A tier that takes a while to wake up."""
+class Slow:
+    """Takes a while for its first bytes."""
 
-    def __init__(self, wakes_s: float) -> None:
-        self._wakes_s = wakes_s
+    def __init__(self, first_s: float) -> None:
+        self._first_s = first_s
 
     async def complete(self, chat: Chat) -> Outcome:
-        await asyncio.sleep(self._wakes_s)
+        await asyncio.sleep(self._first_s)
         return Outcome(body=b'{"awake":true}')
 
-    async def stream(self, chat: Chat) -> AsyncIterator[bytes | Outcome]:
-        await asyncio.sleep(self._wakes_s)
-        yield b"data: awake\n\n"
+    async def stream(self, chat: Chat) -> AsyncIterator[tuple[bytes, tuple[int, ...]] | Outcome]:
+        await asyncio.sleep(self._first_s)
+        yield b"data: awake\n\n", (1,)
         yield Outcome()
 
 
@@ -152,7 +183,7 @@ def test_a_request_without_a_known_key_is_refused_before_its_body_is_read(play: 
     async def scenario(stage: Stage) -> None:
         exchange = await stage.send(b"not even JSON", headers={"authorization": given}).finished()
         assert (exchange.status, error_of(exchange)["code"]) == (401, "invalid_api_key")
-        assert stage.handle.calls == []
+        assert stage.calls == []
 
     play(scenario)
 
@@ -203,11 +234,13 @@ def test_a_refusal_keeps_its_own_status_also_where_a_stream_was_asked_for(play: 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_replica_that_dies_before_its_first_byte_is_a_503(play: Play, stream: bool) -> None:
+def test_a_replica_that_only_dies_is_told_after_some_tries(play: Play, stream: bool) -> None:
     async def scenario(stage: Stage) -> None:
         exchange = await stage.ask(stream=stream).finished()
-        assert (exchange.status, error_of(exchange)["code"]) == (503, "replica_lost")
+        error = json.loads(events(exchange)[-1])["error"] if stream else error_of(exchange)
+        assert (exchange.status, error["code"]) == (200 if stream else 503, "replica_lost")
         assert "secret" not in exchange.body.decode()
+        assert len(stage.calls) == 1 + MOST_RESCUES
 
     play(scenario, Fails(RuntimeError("a secret traceback")))
 
@@ -219,8 +252,8 @@ def test_an_error_mid_stream_becomes_an_error_event_and_no_done(play: Play, end:
     async def scenario(stage: Stage) -> None:
         exchange = await stage.ask(stream=True).finished()
         assert exchange.status == 200
-        first, last = events(exchange)
-        assert first == "so far"
+        *first, last = events(exchange)
+        assert set(first) == {"so far"}, "as often as it was asked elsewhere"
         assert json.loads(last)["error"]["code"] == code
         assert exchange.sent[-1][1] == {"type": "http.response.body", "body": b""}
         assert f'code="{code}",tier="mini"' in await stage.page()
@@ -237,7 +270,7 @@ def test_a_client_that_leaves_ends_its_call(play: Play, stream: bool) -> None:
         exchange.task.cancel()
         await asyncio.wait([exchange.task])
         await asyncio.sleep(0.1)
-        assert [call.task.cancelled() for call in stage.handle.calls] == [True]
+        assert [call.task.cancelled() for call in stage.calls] == [True]
         page = await stage.page()
         assert 'moray_requests_total{code="client_gone",tier="mini"} 1.0' in page
         assert 'moray_streams{tier="mini"} 1.0' not in page
@@ -247,54 +280,199 @@ def test_a_client_that_leaves_ends_its_call(play: Play, stream: bool) -> None:
 
 def test_comments_keep_a_stream_alive_while_a_sleeping_tier_starts(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
+        asyncio.get_running_loop().call_later(25, awake, "mini")
         exchange = await stage.ask(stream=True).finished()
         assert exchange.status == 200
         assert exchange.chunks == [KEEPALIVE, KEEPALIVE, b"data: awake\n\n", b""]
         assert [at_s for at_s, _ in exchange.sent] == [KEEPALIVE_S, KEEPALIVE_S, 2 * KEEPALIVE_S, 25, 25]
+        assert exchange.headers["moray-tier"] == "mini"
+        assert "moray-replica" not in exchange.headers, "nobody knew it yet"
 
-    play(scenario, Sleeps(25), start_timeout_s=100)
+    play(scenario, Slow(0), asleep=True, start_timeout_s=100, patience_s=100)
 
 
 def test_an_answer_that_is_not_streamed_waits_for_a_sleeping_tier(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
+        asyncio.get_running_loop().call_later(25, awake, "mini")
         exchange = await stage.ask().finished()
         assert (exchange.status, exchange.json()) == (200, {"awake": True})
         assert exchange.sent[0][0] == 25
 
-    play(scenario, Sleeps(25), start_timeout_s=100)
-
-
-def test_a_tier_that_does_not_wake_up_in_time_is_a_503(play: Play) -> None:
-    async def scenario(stage: Stage) -> None:
-        exchange = await stage.ask().finished()
-        assert (exchange.status, error_of(exchange)["code"]) == (503, "start_timeout")
-        assert exchange.sent[0][0] == 30
-        await asyncio.wait([stage.handle.calls[0].task])
-        assert stage.handle.calls[0].task.cancelled()
-
-    play(scenario, Sleeps(1000), start_timeout_s=30)
-
-
-def test_a_stream_whose_tier_does_not_wake_up_ends_with_an_error_event(play: Play) -> None:
-    async def scenario(stage: Stage) -> None:
-        exchange = await stage.ask(stream=True).finished()
-        assert json.loads(events(exchange)[-1])["error"]["code"] == "start_timeout"
-        assert exchange.sent[-1][0] == 30
-        await asyncio.wait([stage.handle.calls[0].task])
-        assert stage.handle.calls[0].task.cancelled()
-
-    play(scenario, Sleeps(1000), start_timeout_s=30)
+    play(scenario, Slow(0), asleep=True, start_timeout_s=100, patience_s=100)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_tier_that_is_awake_may_take_its_time(play: Play, stream: bool) -> None:
+def test_a_tier_that_does_not_wake_up_in_time_is_told(play: Play, stream: bool) -> None:
     async def scenario(stage: Stage) -> None:
-        seen.publish("mini", (seen.SeenReplica(replica_id="a", metrics_address=""),))
+        exchange = await stage.ask(stream=stream).finished()
+        error = json.loads(events(exchange)[-1])["error"] if stream else error_of(exchange)
+        assert error["code"] == "start_timeout"
+        assert exchange.status == (200 if stream else 503)
+        assert stage.calls == []
+
+    play(scenario, Slow(0), asleep=True, start_timeout_s=30, patience_s=100)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_replica_may_take_its_time_for_its_first_token(play: Play, stream: bool) -> None:
+    async def scenario(stage: Stage) -> None:
         exchange = await stage.ask(stream=stream).finished()
         assert exchange.status == 200
         assert b"awake" in exchange.body
 
-    play(scenario, Sleeps(1000), start_timeout_s=30)
+    play(scenario, Slow(1000), start_timeout_s=30)
+
+
+def test_an_answer_says_who_gave_it_and_how_long_it_was_held(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        for stream in (False, True):
+            headers = (await stage.ask(stream=stream).finished()).headers
+            assert (headers["moray-tier"], headers["moray-replica"]) == ("mini", "mini-1")
+            assert float(headers["moray-queued-ms"]) < 1000
+            assert "moray-spilled" not in headers
+
+    play(scenario)
+
+
+def test_a_spilled_answer_says_why_and_is_counted_where_it_was_asked_and_where_it_was_served(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        place = stage.gateway._courses.desk.place
+
+        async def spilled(asked: Asked) -> Place:
+            placed: Place = await place(asked)
+            served = Served(tier="turbo", replica="turbo-1", queued_s=0.5, spilled="mini saturated")
+            return dataclasses.replace(placed, served=served)
+
+        with patch.object(stage.gateway._courses.desk, "place", spilled):
+            headers = (await stage.ask().finished()).headers
+        assert (headers["moray-tier"], headers["moray-spilled"]) == ("turbo", "mini saturated")
+        page = await stage.page()
+        assert 'moray_arrivals_total{tier="mini"} 1.0' in page
+        assert 'moray_spilled_total{tier="mini"} 1.0' in page
+        assert 'moray_promises_total{outcome="kept",tier="mini"} 1.0' in page
+        assert 'moray_finished_total{tier="turbo"} 1.0' in page
+        assert 'moray_finished_total{tier="mini"} 0.0' in page
+
+    play(scenario)
+
+
+PLANS = {"plans": {"small": {"tiers": ["mini"]}, "all": {"tiers": ["mini", "turbo"], "priority": 2, "share": 3}}}
+AUTO = {"auto": {"names": ["gpt-5.2"], "default": "turbo", "long": "turbo", "long_prompt_tokens": 10}}
+
+
+def test_a_plan_says_which_tiers_a_key_may_use(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        small = stage.plan("small")
+        assert (await stage.ask(small).finished()).status == 200
+        refused = await stage.ask(small, model="turbo").finished()
+        assert (refused.status, error_of(refused)["code"]) == (403, "not_in_plan")
+
+    play(scenario, parts=PLANS)
+
+
+@pytest.mark.parametrize("body", [b"{}", b"not even JSON"])
+def test_a_key_whose_plan_is_gone_is_refused_before_its_body_is_read(play: Play, body: bytes) -> None:
+    async def scenario(stage: Stage) -> None:
+        refused = await stage.send(body, headers=stage.plan("gold")).finished()
+        assert (refused.status, error_of(refused)["code"]) == (403, "not_in_plan")
+        assert "'gold' is not offered any more; plans are small, all" in error_of(refused)["message"]
+
+    play(scenario, parts=PLANS)
+
+
+def test_the_desk_hears_whose_request_it_is_and_where_it_may_go(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        place, heard = stage.gateway._courses.desk.place, []
+
+        async def listening(asked: Asked) -> Place:
+            heard.append(asked)
+            placed: Place = await place(asked)
+            return placed
+
+        with patch.object(stage.gateway._courses.desk, "place", listening):
+            await stage.ask(stage.plan("all")).finished()
+            await stage.ask().finished()
+        with_plan, without = heard
+        assert (with_plan.priority, with_plan.share, with_plan.range.tiers) == (2, 3, ("mini", "turbo"))
+        assert (without.priority, without.share, without.range.tiers) == (0, 1, ("mini",)), "nobody permitted a spill"
+        assert with_plan.tenant != without.tenant
+
+    play(scenario, parts=PLANS)
+
+
+def test_a_plain_name_leaves_the_tier_to_the_gateway_and_is_listed(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        answer = await stage.ask(model="gpt-5.2").finished()
+        assert answer.headers["moray-tier"] == "turbo"
+        assert answer.json()["model"].startswith("gpt-5.2")
+        assert "gpt-5.2" in [model["id"] for model in (await stage.get("/v1/models")).json()["data"]]
+        assert (await stage.get("/v1/models/gpt-5.2")).json()["price"] == TIER["price"]
+
+    play(scenario, parts=AUTO)
+
+
+@pytest.mark.parametrize(
+    ("header", "given", "param"),
+    [
+        ("moray-floor", "gold", "floor"),
+        ("moray-hint", "poetry", "hint"),
+        ("moray-ceiling-usd-per-mtok", "cheap", "ceiling_usd_per_mtok"),
+        ("moray-ceiling-usd-per-mtok", "nan", "ceiling_usd_per_mtok"),
+        ("moray-ceiling-usd-per-mtok", "-1", "ceiling_usd_per_mtok"),
+        ("moray-ceiling-usd-per-mtok", "0.5", "ceiling_usd_per_mtok"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_or_understood_is_refused_by_name(
+    play: Play, header: str, given: str, param: str
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        refused = await stage.ask({header: given}, model="gpt-5.2").finished()
+        assert (refused.status, error_of(refused)["param"]) == (400, param)
+        assert 'moray_arrivals_total{tier="turbo"} 0.0' in await stage.page()
+
+    play(scenario, parts=AUTO)
+
+
+@pytest.mark.parametrize("model", ["mini", "gpt-5.2"])
+def test_only_the_engine_says_that_a_prompt_is_too_long(play: Play, model: str) -> None:
+    async def scenario(stage: Stage) -> None:
+        long = [{"role": "user", "content": "x" * 20_000}]
+        answer = await stage.ask(stage.plan("all"), model=model, messages=long).finished()
+        assert answer.status == 200
+
+    play(scenario, Slow(0), max_body_bytes=50_000, parts=PLANS | AUTO)
+
+
+def test_a_newer_family_is_served_from_the_next_request_on(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        spec = stage.gateway._family
+        renamed = spec.tiers["mini"].model_copy(update={"names": ("nano",)})
+        newer = spec.model_copy(update={"tiers": {**spec.tiers, "mini": renamed}})
+        standing = Standing(version=1, family=newer, workers=(), metrics_address="", targets={})
+        stage.gateway._heard(standing)
+        assert (await stage.ask(model="mini").finished()).status == 404
+        assert (await stage.ask(model="nano").finished()).status == 200
+        assert [model["id"] for model in (await stage.get("/v1/models")).json()["data"]] == ["nano", "turbo"]
+
+    play(scenario)
+
+
+def test_a_broken_promise_is_counted_and_a_clients_own_fault_is_none(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.ask(max_tokens=4096).finished()
+        assert 'moray_promises_total{outcome="missed",tier="mini"} 0.0' in await stage.page()
+
+    async def lost(stage: Stage) -> None:
+        await stage.ask().finished()
+        assert 'moray_promises_total{outcome="missed",tier="mini"} 1.0' in await stage.page()
+
+    async def late(stage: Stage) -> None:
+        await stage.ask().finished()
+        assert 'moray_promises_total{outcome="missed",tier="mini"} 1.0' in await stage.page()
+
+    play(scenario)
+    play(lost, Fails(RuntimeError()))
+    play(late, slo={"ttft_s": 1, "tpot_ms": 1})
 
 
 def test_what_was_asked_and_answered_is_counted(play: Play) -> None:
@@ -347,11 +525,11 @@ def test_every_error_is_openais_error_object(play: Play, method: str, path: str,
 
 def test_the_models_are_those_of_the_family(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
-        listed = await Exchange(stage.app, "/v1/models", method="GET", headers=stage._headers).finished()
+        listed = await stage.get("/v1/models")
         assert [model["id"] for model in listed.json()["data"]] == ["mini", "turbo"]
-        one = await Exchange(stage.app, "/v1/models/turbo", method="GET", headers=stage._headers).finished()
+        one = await stage.get("/v1/models/turbo")
         assert one.json()["price"] == TIER["price"]
-        unknown = await Exchange(stage.app, "/v1/models/x", method="GET", headers=stage._headers).finished()
+        unknown = await stage.get("/v1/models/x")
         assert (unknown.status, error_of(unknown)["code"]) == (404, "model_not_found")
 
     play(scenario)
@@ -359,8 +537,8 @@ def test_the_models_are_those_of_the_family(play: Play) -> None:
 
 def test_health_needs_no_key_and_counts_the_replicas_seen(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
-        seen.publish("mini", (seen.SeenReplica(replica_id="a", metrics_address=""),))
+        awake("mini")
         exchange = await Exchange(stage.app, "/health", method="GET").finished()
         assert exchange.json() == {"status": "ok", "family": "tested", "replicas": {"mini": 1, "turbo": 0}}
 
-    play(scenario)
+    play(scenario, asleep=True)

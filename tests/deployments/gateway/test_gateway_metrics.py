@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ from deployments import seen
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.link import LinkCounts
 from deployments.observe import Meters
-from monitoring.metrics import REPLICA
+from monitoring.metrics import CONTROL, REPLICA
 
 TIER = (("tier", "mini"),)
 
@@ -129,13 +130,69 @@ async def test_video_jobs_are_counted_by_status(metrics: GatewayMetrics) -> None
     assert shown["moray_video_jobs", (("status", "completed"),)] == 0
 
 
-@pytest.mark.parametrize(("tokens", "paces"), [(1, 0), (2, 1)])
-async def test_an_answer_of_one_token_has_no_pace(metrics: GatewayMetrics, tokens: int, paces: int) -> None:
-    metrics.answered("mini", Usage(prompt_tokens=3, completion_tokens=tokens), ttft_s=0.5, decode_s=1.0)
+@pytest.mark.parametrize(("tpot_s", "paces"), [(None, 0), (0.02, 1)])
+async def test_an_answer_of_one_token_has_no_pace(metrics: GatewayMetrics, tpot_s: float | None, paces: int) -> None:
+    metrics.answered("mini", Usage(prompt_tokens=3, completion_tokens=4), ttft_s=0.5, tpot_s=tpot_s)
     shown = samples(await metrics.page(only_gateway=True))
     assert shown["moray_ttft_seconds_sum", TIER] == 0.5
     assert shown.get(("moray_tpot_seconds_count", TIER), 0) == paces
     assert shown["moray_prompt_tokens_total", TIER] == 3
+    assert shown["moray_context_token_steps_total", TIER] == 4 * (3 + 2)
+    assert shown["moray_finished_total", TIER] == 1
+
+
+async def test_series_of_a_tier_begin_at_zero(metrics: GatewayMetrics) -> None:
+    metrics.follow(["mini"])
+    shown = samples(await metrics.page(only_gateway=True))
+    for name in ("moray_arrivals_total", "moray_finished_total", "moray_held_requests", "moray_ttft_seconds_count"):
+        assert shown[name, TIER] == 0
+    assert shown["moray_promises_total", (("outcome", "missed"), ("tier", "mini"))] == 0
+
+
+class Desk:
+    admissions: ClassVar = Counter({("mini", "hold"): 3})
+
+    def held(self) -> dict[str, tuple[int, int]]:
+        return {"mini": (2, 300)}
+
+    def ongoing(self) -> dict[str, int]:
+        return {"mini": 5}
+
+    def open_breakers(self) -> dict[str, int]:
+        return {}
+
+
+async def test_what_the_desk_holds_is_shown_as_it_is_now() -> None:
+    desk: Any = Desk()
+    metrics = GatewayMetrics(LinkCounts(), desk=desk)
+    metrics.follow(["mini", "turbo"])
+    shown = samples(await metrics.page(only_gateway=True))
+    assert shown["moray_held_requests", TIER] == 2
+    assert shown["moray_held_prompt_tokens", TIER] == 300
+    assert shown["moray_ongoing_requests", TIER] == 5
+    assert shown["moray_breakers_open", TIER] == 0
+    assert shown["moray_held_requests", (("tier", "turbo"),)] == 0
+    assert shown["moray_admissions_total", (("action", "hold"), ("tier", "mini"))] == 3
+
+
+async def test_its_own_series_are_also_on_a_port_of_their_own() -> None:
+    metrics = GatewayMetrics(LinkCounts(), lambda: {"queued": 2})
+    address = metrics.serve("127.0.0.1")
+    async with httpx.AsyncClient(trust_env=False) as client:
+        shown = samples((await client.get(f"http://{address}/metrics")).content)
+    assert shown["moray_video_jobs", (("status", "queued"),)] == 2
+
+
+async def test_the_page_of_the_control_loop_is_there_without_a_replica(metrics: GatewayMetrics) -> None:
+    registry = Meters(CollectorRegistry(), CONTROL)
+    registry.gauge("moray_gpus").set(8)
+    text = generate_latest(registry.registry)
+    answering({"a": page(1), "loop": lambda: httpx.Response(200, content=text)}, metrics)
+    seen.publish("mini", (seen.SeenReplica(replica_id="id-a", metrics_address="a:1"),))
+    metrics.control_address = "loop:1"
+    shown = samples(await metrics.page(only_gateway=False))
+    assert shown["moray_gpus", ()] == 8
+    assert shown["moray_running_requests", (("replica", "id-a"), ("tier", "mini"))] == 1
 
 
 async def test_a_foreign_metric_of_a_replica_passes_through(metrics: GatewayMetrics) -> None:

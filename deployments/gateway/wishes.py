@@ -1,0 +1,109 @@
+"""What a request may use and asks for: its key's plan, its headers, and the tiers that follow from both."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import get_args
+
+from starlette.types import Scope
+
+from cluster.errors import ContextTooLong, InvalidRequest, NotInPlan
+from cluster.family import Family, Plan, Specialist
+from cluster.request import Chat
+from cluster.tiering import Range, Wish, tiers_for
+from deployments.gateway.asgi import header
+from deployments.stores.keys import KeyRecord
+
+FLOOR, HINT, CEILING = b"moray-floor", b"moray-hint", b"moray-ceiling-usd-per-mtok"
+TOKENS_PER_CHAR = 0.25
+FIRST_CHARS = 1000.0  # that the first guess weighs
+FADING = 0.99  # of what earlier answers weigh, per answer
+
+
+def plan_of(record: KeyRecord, family: Family) -> Plan | None:
+    """None: every tier. Raises NotInPlan where the family has the key's plan no more."""
+    if record.plan is None:
+        return None
+    plan = family.plans.get(record.plan)
+    if plan is None:
+        known = ", ".join(family.plans) or "none"
+        raise NotInPlan(
+            f"authorization: the key's plan {record.plan!r} is not offered any more; plans are {known}; "
+            "ask the operator for a new key"
+        )
+    return plan
+
+
+def wish_of(scope: Scope, chat: Chat, prompt_tokens: int) -> Wish:
+    """Raises InvalidRequest where a header cannot be understood. A floor is judged with the tiers."""
+    hint = header(scope, HINT).decode("latin-1")
+    known: dict[str, Specialist] = {specialist: specialist for specialist in get_args(Specialist)}
+    if hint and hint not in known:
+        raise InvalidRequest(
+            f"{HINT.decode()}: {hint[:64]!r}; {', '.join(known)} are allowed; choose one, or leave it out", param="hint"
+        )
+    return Wish(
+        model=chat.model,
+        prompt_tokens=prompt_tokens,
+        hint=known.get(hint),
+        ceiling_usd_per_mtok=_ceiling(header(scope, CEILING).decode("latin-1")),
+        floor=header(scope, FLOOR).decode("latin-1")[:64] or None,
+    )
+
+
+def _ceiling(given: str) -> float | None:
+    if not given:
+        return None
+    try:
+        ceiling = float(given)
+    except ValueError:
+        ceiling = math.nan
+    if not (math.isfinite(ceiling) and ceiling >= 0):
+        raise InvalidRequest(
+            f"{CEILING.decode()}: {given[:64]!r}; a number of USD per million output tokens is allowed; mend it",
+            param="ceiling_usd_per_mtok",
+        )
+    return ceiling
+
+
+def range_of(wish: Wish, plan: Plan | None, family: Family) -> Range:
+    """The tiers that may serve, as cluster.tiering says. Nobody permitted a key without a plan to be spilled.
+
+    The prompt's length is a guess: where only that does not fit, the engine counts, of the one tier that is left.
+    """
+    try:
+        allowed = tiers_for(wish, plan, family)
+    except ContextTooLong:
+        allowed = tiers_for(replace(wish, prompt_tokens=_longest(wish, plan, family)), plan, family)
+        return Range(allowed.tiers[:1], allowed.reason, allowed.auto)
+    return allowed if plan is not None else Range(allowed.tiers[:1], allowed.reason, allowed.auto)
+
+
+def _longest(wish: Wish, plan: Plan | None, family: Family) -> int:
+    named = family.tier_of(wish.model)
+    floor = family.tiers[wish.floor].quality if wish.floor else 0
+    keys: Iterable[str] = (named,) if named else plan.tiers if plan else family.tiers
+    return max(family.tiers[key].context_tokens for key in keys if family.tiers[key].quality >= floor) - 1
+
+
+class Estimates:
+    """Tokens per character of prompts, by tier, learnt from what engines counted; long prompts weigh more."""
+
+    def __init__(self) -> None:
+        self._learnt: dict[str, tuple[float, float]] = {}  # tokens and characters
+
+    def prompt_tokens(self, tier: str | None, chat: Chat) -> int:
+        """`tier`: whose tokenizer; None where it is not chosen yet."""
+        tokens, chars = self._learnt.get(tier or "", _FIRST)
+        return max(1, math.ceil(_chars(chat) * tokens / chars))
+
+    def learn(self, tier: str, chat: Chat, prompt_tokens: int) -> None:
+        tokens, chars = self._learnt.get(tier, _FIRST)
+        self._learnt[tier] = FADING * tokens + prompt_tokens, FADING * chars + _chars(chat)
+
+
+_FIRST = (TOKENS_PER_CHAR * FIRST_CHARS, FIRST_CHARS)
+
+
+def _chars(chat: Chat) -> int:
+    return sum(len(message.content) for message in chat.messages)
