@@ -19,13 +19,19 @@ from autoscaling.record import Lending, Record, Scaling
 from autoscaling.series import Look
 from autoscaling.series import Memory as Series
 from autoscaling.signals import Decision, JobSeen, Seen, Spec
-from autoscaling.sources import Source
 from cluster.lending import Awaiting, Moves, Room, Wish, WorkerHeld, lend
 
 PART_S = 5.0  # no part of a tick may take longer
 REST_S = 0.5  # between a tick and one that was woken
 Part = Literal["look", "step", "apply", "lend", "record"]
 log = logging.getLogger("moray.control")
+
+
+class Source(Protocol):
+    """Where samples come from: autoscaling.sources. `look` does not raise."""
+
+    async def look(self) -> Look: ...
+    async def close(self) -> None: ...
 
 
 class Observed(Protocol):

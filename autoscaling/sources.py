@@ -1,30 +1,24 @@
 """Where samples come from: the expositions themselves, or a Prometheus that scrapes them. Only this module asks.
 
-Both know the same series, with the labels of the catalogue and `replica`. A source never raises: what went wrong is the
+Both know the same series. A source never raises: what went wrong is the
 look's fault.
 """
 
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from autoscaling.series import NAMES, OF_REPLICAS, Look, Sample
-from monitoring.metrics import LABELS
+from autoscaling.series import NAMES, Look, Sample
 
 TIMEOUT_S = 1.5  # less than a tick
 RANGE_S = 30
-KEPT = {*LABELS, "replica"}
+KEPT = ("tier", "outcome", "replica")
 SHAPES = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what garbage raises when it is read
 BRACES = tuple(name + mark for name in NAMES for mark in "{ ")
-
-
-class Source(Protocol):
-    async def look(self) -> Look: ...
-    async def close(self) -> None: ...
 
 
 class Scrape:
@@ -49,7 +43,7 @@ class Scrape:
 
     async def _page(self, address: str, replica: str | None) -> list[Sample] | str:
         """Its samples, or what is wrong with it. One page in so many may be lost: what it said last still counts."""
-        asked = {"only": "gateway"} if replica is None else {"name[]": list(OF_REPLICAS)}
+        asked = {"only": "gateway"} if replica is None else None
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 answer = await self._client.get(f"http://{address}/metrics", params=asked)

@@ -14,6 +14,7 @@ CHECKOUT = Path(__file__).parents[1]
 PURE = ("cluster", "autoscaling", "monitoring")
 ROOTS = (*PURE, "deployments")
 HEAVY = ("ray", "torch", "fastapi", "starlette", "uvicorn", "transformers", "diffusers", "vllm", "deepspeed", "httpx")
+ASKING = "autoscaling.sources"  # the one module of the pure packages that asks others, by httpx
 HOMELESS = re.compile("utils?|helpers?|managers?|misc|common", re.IGNORECASE)  # a fact there has no home
 
 modules = [file for root in ROOTS for file in sorted((CHECKOUT / root).rglob("*.py"))]
@@ -44,13 +45,13 @@ def test_the_pure_packages_pull_in_nothing_heavy() -> None:
         f"for root in {PURE}:\n"
         "    package = importlib.import_module(root)\n"
         "    for module in pkgutil.walk_packages(package.__path__, root + '.'):\n"
-        "        importlib.import_module(module.name)\n"
+        f"        module.name == {ASKING!r} or importlib.import_module(module.name)\n"
         f"print(*sorted(set({HEAVY}) & set(sys.modules)), len([m for m in sys.modules if m.startswith({PURE})]))"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")
     *heavy, count = ran.stdout.split()
     assert heavy == []
-    assert int(count) == sum(file.relative_to(CHECKOUT).parts[0] in PURE for file in modules)
+    assert int(count) == sum(file.relative_to(CHECKOUT).parts[0] in PURE for file in modules) - 1
 
 
 @pytest.mark.parametrize(

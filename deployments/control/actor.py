@@ -12,14 +12,14 @@ from typing import Any
 
 import ray
 
-from autoscaling.controller import Controller, World
+from autoscaling.controller import Controller, Source, World
 from autoscaling.controller import Observed as Told
 from autoscaling.parameters import Parameters
 from autoscaling.signals import spec_of
-from autoscaling.sources import Prometheus, Scrape, Source
+from autoscaling.sources import Prometheus, Scrape
 from cluster.errors import ConfigurationError
 from cluster.family import Family
-from cluster.lending import Wish
+from cluster.lending import Moves, Wish
 from cluster.placement import VIDEO
 from deployments.control import fleet
 from deployments.control.gateways import Gateways
@@ -101,12 +101,12 @@ class Control:
                 "change it back, or stop first"
             )
         if family != self._family:
-            pool = await _pool(family)
             keep(self._folder, self._session, self._version + 1, family)
             if family.control != self._family.control:
                 await self._source.close()
                 self._source = self._looking(family)
-            self._family, self._version, self._pool = family, self._version + 1, pool
+            self._family, self._version = family, self._version + 1
+            self._pool = await _followed(self._pool, family)
             self._controller.world = self._world()
             self._controller.adopt(spec_of(family), _initial(family))
             self._controller.wake()
@@ -119,6 +119,17 @@ async def _pool(family: Family) -> Pool | None:
         return None
     pool = Pool(family)
     await pool.adopt()
+    return pool
+
+
+async def _followed(pool: Pool | None, family: Family) -> Pool | None:
+    """The video replicas of a changed family."""
+    if pool is None:
+        return await _pool(family)
+    if family.video is None:
+        await pool.apply(Moves(vacate=tuple(worker.worker_id for worker in pool.held()), reason="no video any more"))
+        return None
+    pool.follow(family)
     return pool
 
 
