@@ -10,7 +10,7 @@ from autoscaling.twin_pool import Pool
 from autoscaling.twin_replica import Replica, Request
 from autoscaling.twin_scenario import Route
 from cluster.held import HeldQueue
-from cluster.loads import Lengths
+from cluster.loads import Answers
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class TwinTier:
     held: HeldQueue[tuple[Request, Route]] = field(default_factory=HeldQueue)
     served_gpu_s: dict[str, float] = field(default_factory=dict)  # by tenant, shares applied
     counters: Counters = field(default_factory=Counters)
-    lengths: Lengths = field(default_factory=Lengths)
+    lengths: Answers = field(default_factory=Answers)
     packing: bool = False
     awake_s: float = 0.0  # when it had a ready replica again after it had none
 

@@ -59,7 +59,7 @@ class Ask:
 
 
 @dataclass(slots=True)
-class Lengths:
+class Answers:
     """Of a tier's answers, in tokens: running means of what has finished, and of its square."""
 
     mean: float = PRIOR_OUTPUT_TOKENS

@@ -12,7 +12,7 @@ from cluster.fairness import charged
 from cluster.family import Tier
 from cluster.fleet import Candidate, ReplicaReport
 from cluster.held import HeldQueue, Kind
-from cluster.loads import Ask, Choice, Lengths, Loads
+from cluster.loads import Answers, Ask, Choice, Loads
 from cluster.request import Usage
 from cluster.routing import attainable, choose, idle, least_correction, reported
 from deployments import seen
@@ -87,7 +87,7 @@ class DeskTier(Generic[T]):
     service: Service = field(init=False)
     held: HeldQueue[T] = field(default_factory=HeldQueue)
     served_gpu_s: dict[str, float] = field(default_factory=dict)
-    lengths: Lengths = field(default_factory=Lengths)
+    lengths: Answers = field(default_factory=Answers)
     replicas: dict[str, Replica] = field(default_factory=dict)
     ongoing: int = 0
     awake_s: float | None = None

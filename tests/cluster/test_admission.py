@@ -5,7 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.admission import CALM_SHARE, HURRY, LEAST_RETRY_S, Due, Head, Verdict, decide, next_head
+from cluster.admission import (
+    CALM_SHARE,
+    HURRY,
+    LEAST_RETRY_S,
+    Due,
+    Head,
+    Verdict,
+    decide,
+    next_head,
+    overdue_s,
+    patience_from_s,
+    queue_wait_s,
+    retry_after_s,
+)
 from cluster.loads import Choice
 
 times = st.floats(0, 1000)
@@ -189,3 +202,30 @@ def test_the_next_is_of_the_highest_priority_then_the_least_served_then_the_most
     heads: list[Head], goes: int
 ) -> None:
     assert next_head(heads, {"busy": 9, "quiet": 3, "calm": 3, "urgent": 50}) == goes
+
+
+def test_a_queue_moves_as_fast_as_the_replicas_take_requests() -> None:
+    assert queue_wait_s(30, 3, 2.0) == 5
+    assert queue_wait_s(0, 3, 2.0) == 0
+    assert queue_wait_s(1, 0, 2.0) == math.inf
+
+
+@given(st.floats(0, 1e6) | st.just(math.inf), st.floats(0.1, 1000))
+def test_when_to_come_back_is_finite_and_at_least_a_second(wait_s: float, patience_s: float) -> None:
+    assert 1 <= retry_after_s(wait_s, patience_s) < math.inf
+
+
+def test_patience_counts_from_the_awakening_and_while_a_tier_sleeps_nobody_loses_it() -> None:
+    assert patience_from_s(10, asked_s=5, awake_s=45) == 50
+    assert patience_from_s(10, asked_s=45, awake_s=5) == 10
+    assert patience_from_s(10, asked_s=5, awake_s=None) == math.inf
+    assert overdue_s(100, 1, 10, None) == -math.inf
+
+
+@given(times, times, times)
+def test_those_who_are_overdue_are_those_whose_patience_is_over(asked_s: float, awake_s: float, later_s: float) -> None:
+    now_s = max(asked_s, awake_s) + later_s
+    over = asked_s + 1.0 < overdue_s(now_s, 1.0, 10.0, awake_s)
+    gone_s = now_s - asked_s - patience_from_s(10.0, asked_s, awake_s)
+    if abs(gone_s) > 1e-6:
+        assert over == (gone_s > 0)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import ContextTooLong, InvalidRequest, NotFound, NotInPlan, RequestError
 from cluster.family import Family, Plan, Price, load
-from cluster.tiering import Range, Wish, spill, tiers_for
+from cluster.loads import Choice
+from cluster.tiering import Range, Wish, keeps, spill, tiers_for
 
 H200 = load("h200")
 TIERS = tuple(H200.tiers)  # ultra, pro, turbo, mini
@@ -279,3 +280,16 @@ def test_a_longer_prompt_never_gets_a_lower_quality_unless_the_better_tier_canno
         better = family.tiers[shorter[0]]
         held = better.context_tokens > auto.prompt_tokens + more_tokens
         assert not held or family.tiers[longer[0]].quality >= better.quality
+
+
+@pytest.mark.parametrize(
+    ("best", "kept"),
+    [
+        (Choice(0, 1.0, 40.0, True, "predicted"), True),  # 40 of 50 ms: 0.8 of the pace
+        (Choice(0, 1.0, 40.1, True, "predicted"), False),
+        (Choice(0, 1.1, 40.0, True, "predicted"), False),
+        (Choice(0, 1.0, 40.0, False, "predicted"), False),
+    ],
+)
+def test_another_tier_keeps_what_the_tier_asked_promised(best: Choice, kept: bool) -> None:
+    assert keeps(best, 1.0, 50.0) == kept
