@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from cluster.family import Family, load
 
 WATCH_S = 1.0
+STARTING, READY = "starting", "ready"  # samples of moray_replicas go by their state
 LIMIT_S = 1800
 COST = {
-    "a_ms": 20,
+    "a_ms": 30,
     "b_ms_per_seq": 1,
     "c_ms_per_ktok": 0.1,
     "prefill_us_per_token": {64: 150},
@@ -45,10 +47,10 @@ def tier(name: str, **changes: Any) -> dict[str, Any]:
         "max_running": 64,
         "max_waiting": 256,
         "prefill_chunk_tokens": 2048,
-        "slo": {"ttft_s": 2, "tpot_ms": 80},
+        "slo": {"ttft_s": 3, "tpot_ms": 120},
         "patience_s": 10,
         "price": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2},
-        "replicas": {"min": 1, "max": 8, "initial": 2, "idle_s": 600},
+        "replicas": {"min": 1, "max": 6, "initial": 2, "idle_s": 600},
         "cost": COST,
         **changes,
     }
@@ -73,7 +75,7 @@ def served(tiers: Mapping[str, dict[str, Any]], nodes: int, gpus_per_node: int) 
             "cells": [cell if nodes == 1 else cell | {"count": nodes}],
             "tiers": dict(tiers),
         }
-        file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+        file.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
         server = Server(file, port, Path(folder), *(("--nodes", str(nodes)) if nodes > 1 else ()))
         try:
             yield server.ready(), load(file)
@@ -151,7 +153,7 @@ class Look:
         return sum(found) if found else None
 
 
-WATCHED = ("moray_gpu_seconds_total", "moray_gpus_held", "moray_replicas_running", "moray_target_replicas")
+WATCHED = ("moray_gpu_seconds_total", "moray_gpus_held", "moray_replicas_running", "moray_replicas")
 
 
 @dataclass(slots=True)
@@ -192,9 +194,21 @@ class Watch:
         (from_s, low), (to_s, high) = before[-1], after[0]
         return low if to_s <= from_s else low + (high - low) * (unix_s - from_s) / (to_s - from_s)
 
-    def start_s(self) -> dict[str, list[float]]:
-        """Distinct start times that were seen."""
-        return {"seen": sorted({value for one in self.looks for value in one.start_s})}
+    def start_s(self) -> list[float]:
+        """Distinct start times that replicas told of themselves: from their construction on."""
+        return sorted({value for one in self.looks for value in one.start_s})
+
+    def cold_start_s(self, begun_unix_s: float) -> float | None:
+        """Mean time from the wish for a replica until it was ready, by Little's law: replica-seconds of starting ones
+
+        over the starts that were seen. None where there was none.
+        """
+        known = [look for look in self.looks if look.unix_s >= begun_unix_s]
+        waited_s, starts = 0.0, 0.0
+        for one, other in pairwise(known):
+            waited_s += (one.total(STARTING) or 0.0) * (other.unix_s - one.unix_s)
+            starts += max(0.0, (other.total(READY) or 0.0) - (one.total(READY) or 0.0))
+        return waited_s / starts if starts and waited_s else None
 
 
 def look(page: str, unix_s: float) -> Look:
@@ -203,7 +217,7 @@ def look(page: str, unix_s: float) -> Look:
     for metric in text_string_to_metric_families(page):
         for sample in metric.samples:
             if sample.name in WATCHED:
-                key = (sample.name, sample.labels.get("tier", ""))
+                key = (sample.labels.get("state", sample.name), sample.labels.get("tier", ""))
                 values[key] = values.get(key, 0.0) + sample.value
             elif sample.name == "moray_start_seconds" and sample.value > 0:
                 start_s.append(round(sample.value, 3))
