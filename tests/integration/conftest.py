@@ -20,19 +20,20 @@ class Stage:
         self._name = ""
         self._server: Server | None = None
 
-    def serve(self, name: str, family: Family) -> Server:
+    def serve(self, name: str, family: Family, nodes: int | None = None) -> Server:
         if self._server is None or self._name != name:
             self.clear()
-            self._server, self._name = self.start(family), name
+            self._server, self._name = self.start(family, nodes), name
             self._server.ready()
         return self._server
 
-    def start(self, family: Family) -> Server:
-        """Not waited for; to be stopped by the caller."""
+    def start(self, family: Family, nodes: int | None = None) -> Server:
+        """Not waited for; to be stopped by the caller. `nodes`: simulated ones."""
         self.clear()
         folder = Path(tempfile.mkdtemp(prefix="it-", dir="/tmp"))
         port = free_port()
-        return Server(written(folder, family(folder, port)), port, folder)
+        words = () if nodes is None else ("--nodes", str(nodes))
+        return Server(written(folder, family(folder, port)), port, folder, *words)
 
     def clear(self) -> None:
         server, self._server = self._server, None

@@ -138,8 +138,15 @@ class Server:
                 continue
         return found
 
-    def replicas(self, deployment: str) -> list[psutil.Process]:
-        return self.processes(f"ray::ServeReplica:moray:{deployment}")
+    def replicas(self, tier: str) -> list[psutil.Process]:
+        return self.processes(f"ray::ServeReplica:moray-{tier}:{tier}")
+
+    def gateways(self) -> list[psutil.Process]:
+        return self.processes("ray::ServeReplica:moray:gateway")
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes of video replicas."""
+        return self.processes("ray::VideoWorker")
 
     def interrupt(self) -> None:
         """Ctrl-C, as a terminal sends it: to the whole process group."""

@@ -76,7 +76,7 @@ def test_a_killed_replica_ends_its_streams_with_an_error_and_is_replaced(server:
 
 def test_a_killed_gateway_takes_its_requests_along_and_is_replaced(server: Server) -> None:
     hit = [Stream(server, tier, LONG).begun() for tier in ("turbo", "mini")]
-    (gateway,) = server.replicas("gateway")
+    (gateway,) = server.gateways()
     gateway.kill()
     for stream in hit:
         assert stream.ended(30).finish_reason is None

@@ -68,7 +68,7 @@ def test_a_video_that_is_not_ready_has_no_content(client: OpenAI) -> None:
 def test_a_replica_killed_at_a_video_costs_only_time(laptop: Server, client: OpenAI) -> None:
     video = client.videos.create(model="sora-2", prompt="a white circle", extra_body={"num_inference_steps": 60})
     eventually(lambda: client.videos.retrieve(video.id).progress > 5, RENDERED_S, "under way")
-    (replica,) = laptop.replicas("video")
+    (replica,) = laptop.workers()
     replica.kill()
     eventually(lambda: client.videos.retrieve(video.id).status == "completed", RENDERED_S, "rendered anew")
 
@@ -76,7 +76,7 @@ def test_a_replica_killed_at_a_video_costs_only_time(laptop: Server, client: Ope
 def test_a_gateway_killed_at_a_video_resumes_it(laptop: Server, client: OpenAI) -> None:
     video = client.videos.create(model="sora-2", prompt="a black circle", **LONG)
     eventually(lambda: client.videos.retrieve(video.id).progress > 5, RENDERED_S, "under way")
-    (gateway,) = laptop.replicas("gateway")
+    (gateway,) = laptop.gateways()
     gateway.kill()
 
     def completed() -> bool:
