@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from cluster.family import Family
 from cluster.request import Chat, Message, Sampling
+from deployments.gateway.app import Gateway
 from deployments.stores.keys import KEYS_FILE, KeyStore
 from deployments.tier import TierReplica
 
@@ -169,10 +170,8 @@ def _shipped(value: Any) -> Any:
     return pickle.loads(pickle.dumps(value))
 
 
-async def application(family: Family, tiers: dict[str, Handle], *, key: str = "tester") -> tuple[Any, ASGIApp, str]:
+async def application(family: Family, tiers: dict[str, Handle], *, key: str = "tester") -> tuple[Gateway, ASGIApp, str]:
     """The gateway as Serve would build it, and a key of its. `gateway._heard` is the control loop's voice."""
-    from deployments.gateway.app import Gateway
-
     secret, _ = KeyStore(Path(family.state_folder) / KEYS_FILE).create(key, 0.0)
     gateway = object.__new__(Gateway)
     with (

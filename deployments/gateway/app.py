@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from cluster.errors import InvalidRequest, NotFound
 from cluster.family import Family
 from deployments import seen
+from deployments.control.fleet import tier_app
 from deployments.control.words import Hello, Standing
 from deployments.gateway.announce import Announcer
 from deployments.gateway.asgi import Envelope, authorize
@@ -70,7 +71,7 @@ class Gateway:
     def _follow(self, family: Family) -> None:
         """A router of Serve meets its replicas with its first call: not a user's."""
         for tier in family.tiers.keys() - self._handles.keys():
-            self._handles[tier] = serve.get_deployment_handle(tier, app_name=f"moray-{tier}")
+            self._handles[tier] = serve.get_deployment_handle(tier, app_name=tier_app(tier))
             self._greetings.append(asyncio.create_task(_greet(self._handles[tier])))
         self._metrics.follow(family.tiers)
         self._desk.follow(family)

@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from deployments.gateway.desk import Asked, Place
 from shell import TIER, Exchange, Handle, Replica, application, family
 from starlette.types import ASGIApp
 from virtual_time import run
@@ -21,6 +20,7 @@ from cluster.retry import MOST_RESCUES
 from deployments import seen
 from deployments.control.words import Standing
 from deployments.gateway.chat import KEEPALIVE, KEEPALIVE_S
+from deployments.gateway.desk import Asked, Place
 from deployments.stream import Outcome
 
 PATH = "/v1/chat/completions"
