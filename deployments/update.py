@@ -12,6 +12,7 @@ from rich.console import Console
 from cluster.errors import MorayError
 from cluster.family import Family
 from cluster.placement import declared_cells, plan, require
+from deployments import local
 from deployments.app import tiers
 from deployments.change import Change, change
 from deployments.control.fleet import tier_app
@@ -50,16 +51,31 @@ class Update:
         try:
             family = self._source.load()
             changed = change(self._family, family)
+            local.check_checkpoints(family)
             require(plan(family, declared_cells(family)))
-            if not changed.words:
-                return
+        except MorayError as error:
+            self._refuse(error)
+            return
+        if changed.words:
             self._say(changed)
+            self._put(family, changed, apply)
+
+    def _put(self, family: Family, changed: Change, apply: Apply) -> None:
+        """What fails half-way is undone: what is served is always what the last good file says."""
+        try:
             apply(family, changed)
         except MorayError as error:
-            self._console.print(f"not changed: {error.message}", style="red", markup=False, soft_wrap=True)
+            self._refuse(error)
+            try:
+                apply(self._family, changed)
+            except MorayError as again:
+                self._refuse(again)
             return
         self._family = family
-        self._console.print("changed", markup=False)
+        self._console.print("changed")
+
+    def _refuse(self, error: MorayError) -> None:
+        self._console.print(f"not changed: {error.message}", style="red", markup=False, soft_wrap=True)
 
     def _say(self, changed: Change) -> None:
         self._console.print("the family file was edited:")

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from shell import TIER, VIDEO
 
+from cluster.placement import declared_cells
 from deployments.cli import main
+from deployments.source import Source
 from deployments.stores.keys import KEYS_FILE, KeyStore
 
 
@@ -149,3 +152,23 @@ def test_a_wrong_command_is_told_how(capsys: pytest.CaptureFixture[str], words: 
 @pytest.mark.parametrize("family", ["laptop", "h200"])
 def test_the_families_that_ship_can_be_planned(family: str) -> None:
     assert main(["--family", family, "plan"]) == 0
+
+
+def test_a_rehearsal_is_of_h200_unless_another_family_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int | None]] = []
+
+    def up(source: Source, console: Console, nodes: int | None) -> None:
+        family = source.load()
+        told.append((family.name, len(declared_cells(family)), nodes))
+        assert source.file.is_file()
+
+    monkeypatch.setattr("deployments.up.up", up)
+    assert main(["up", "--nodes", "3"]) == 0
+    assert main(["--family", written(), "up", "--nodes", "2"]) == 0
+    assert main(["up"]) == 0
+    assert told == [("h200", 3, 3), ("tested", 2, 2), ("laptop", 1, None)]
+
+
+def test_a_rehearsal_without_nodes_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--nodes", "0"]) == 1
+    assert capsys.readouterr().err.startswith("moray: --nodes: 0;")
