@@ -1,32 +1,31 @@
-"""/v1/videos: jobs in a store, one task per unfinished job, a folder for each.
+"""/v1/videos: jobs in a store and in a queue for the video workers, a folder for each.
 
-A job is a row before its client gets the id, so a restart finds it and renders it again from its beginning. One gateway
-owns the rows; several would each resume all of them. The store flushes to disk, so it is asked in threads.
+A job is a row before its client gets the id, so a restart finds it and goes on with it. One gateway owns the rows;
+several would each resume all of them. The store flushes to disk, so it is asked in threads.
 """
 
 import asyncio
 import contextlib
-import contextvars
 import json
-import logging
 import secrets
 import shutil
-import sqlite3
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
 
-from cluster.errors import InvalidRequest, MorayError, NotFound, Overloaded, ReplicaLost
+from autoscaling.signals import JobSeen
+from cluster.errors import InvalidRequest, NotFound, Overloaded
 from cluster.family import Family
+from deployments.control.words import Worker
 from deployments.gateway.asgi import authorize, read_body
 from deployments.gateway.metrics import GatewayMetrics
-from deployments.gateway.tokens import lost
+from deployments.gateway.video_jobs import VideoJobs
 from deployments.gateway.videos_wire import (
     parse_form,
     parse_json,
@@ -38,27 +37,34 @@ from deployments.gateway.videos_wire import (
 from deployments.stores.jobs import JobStore
 from deployments.stores.keys import KeyStore
 from deployments.video.jobs import VideoJob, VideoRequest, queued, video_id
-from deployments.video.replica import Rendered
 
-log = logging.getLogger("ray.serve")
-MAX_ATTEMPTS = 3  # a job that takes its replica down each time must not do so for ever
-LONGEST_PAUSE_S = 30.0
 RETRY_AFTER_S = 30.0
 
 
 class Videos:
-    def __init__(
-        self, family: Family, handle: DeploymentHandle[Any], store: JobStore, folder: Path, metrics: GatewayMetrics
-    ) -> None:
+    """`store` and `folder` keep the jobs and their files."""
+
+    def __init__(self, family: Family, store: JobStore, folder: Path, metrics: GatewayMetrics) -> None:
         assert family.video is not None
         self._video = family.video
+        self._headers = {"moray-engine": "simulated"} if self._video.engine == "simulated" else {}
         self._max_body_bytes = family.gateway.max_body_bytes
-        self._handle = handle
         self._store = store
         self._folder = folder
-        self._metrics = metrics
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._jobs = VideoJobs(self._video, store, self._file, metrics)
         folder.mkdir(parents=True, exist_ok=True)
+
+    def resume(self) -> None:
+        """Jobs that the last stop interrupted go back to the queue."""
+        self._jobs.resume()
+
+    def take(self, workers: tuple[Worker, ...]) -> None:
+        """The video workers that there are now. Raises nothing."""
+        self._jobs.take(workers)
+
+    def jobs(self) -> tuple[JobSeen, ...]:
+        """Those that are not finished, the most urgent first."""
+        return self._jobs.seen()
 
     def add_routes(self, app: FastAPI, keys: KeyStore) -> None:
         self._keys = keys
@@ -68,35 +74,22 @@ class Videos:
         app.add_api_route("/v1/videos/{job_id}", self._delete, methods=["DELETE"])
         app.add_api_route("/v1/videos/{job_id}/content", self._content, methods=["GET"])
 
-    def resume(self) -> None:
-        """Jobs that the last stop interrupted go back to the queue."""
-        for job in self._store.unfinished():
-            again = job.requeued()
-            self._store.update(again)
-            self._start(again)
-
-    def _start(self, job: VideoJob) -> None:
-        # A context of its own: Serve counts calls as children of the request in whose context they are made, and would
-        # cancel a rendering with the request that asked for it.
-        task = self._tasks[job.id] = asyncio.create_task(self._render(job), context=contextvars.Context())
-        task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
-
     async def _create(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
-        if len(self._tasks) >= self._video.max_waiting:
+        if len(self._jobs) >= self._video.max_waiting:
             raise Overloaded(
-                f"videos: {len(self._tasks)} jobs are unfinished; at most {self._video.max_waiting} may be; try again "
+                f"videos: {len(self._jobs)} jobs are unfinished; at most {self._video.max_waiting} may be; try again "
                 "when one has ended",
                 retry_after_s=RETRY_AFTER_S,
             )
         asked = await self._asked(request)
         job = queued(asked, video_id(secrets.token_hex), owner, int(time.time()))
-        await asyncio.shield(self._accept(job))  # a client that leaves meanwhile does not leave a row without a task
-        return _json(video_object(job))
+        await asyncio.shield(self._accept(job))  # a client that leaves meanwhile leaves no row that nobody renders
+        return _json(video_object(job), self._headers)
 
     async def _accept(self, job: VideoJob) -> None:
         await asyncio.to_thread(self._store.create, job)
-        self._start(job)
+        self._jobs.add(job)
 
     async def _asked(self, request: Request) -> VideoRequest:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
@@ -121,15 +114,13 @@ class Videos:
         return _json(video_list(jobs, more))
 
     async def _retrieve(self, job_id: str, request: Request) -> Response:
-        return _json(video_object(await self._job(job_id, request)))
+        return _json(video_object(await self._job(job_id, request)), self._headers)
 
     async def _delete(self, job_id: str, request: Request) -> Response:
         """Deleting a job that runs frees its GPU at the next step."""
         job = await self._job(job_id, request)
         await asyncio.to_thread(self._store.delete, job.owner, job.id)
-        task = self._tasks.get(job.id)
-        if task is not None:
-            task.cancel()
+        self._jobs.drop(job.id)
         await asyncio.to_thread(_remove, self._file(job.id).parent)
         return _json(video_deleted(job.id))
 
@@ -147,7 +138,8 @@ class Videos:
                 f"videos: {job.id} is {job.status}; a completed one has content; poll it until then",
                 code="video_not_ready",
             )
-        return FileResponse(self._file(job.id), media_type="video/mp4", filename=f"{job.id}.mp4")
+        name = f"{job.id}.mp4"
+        return FileResponse(self._file(job.id), media_type="video/mp4", filename=name, headers=self._headers)
 
     async def _job(self, job_id: str, request: Request) -> VideoJob:
         owner = authorize(request.scope, self._keys).id
@@ -157,55 +149,8 @@ class Videos:
         return job
 
     def _file(self, job_id: str) -> Path:
-        return self._folder / job_id / "video.mp4"
-
-    async def _render(self, job: VideoJob) -> None:
-        """From the queue to an end. A job whose replica is lost goes back to the queue, as often as it may begin."""
-        losses = 0
-        while True:
-            try:
-                job = await (self._attempt(job) if job.attempts < MAX_ATTEMPTS else self._give_up(job))
-                break
-            except Exception as failure:  # whatever Serve or the store raises: an accepted job is not dropped for it
-                losses += 1
-                log.warning("video %s: %s", job.id, lost(failure).message)
-                await asyncio.sleep(min(LONGEST_PAUSE_S, 2.0**losses))
-                job = await self._requeued(job)
-        self._metrics.video_finished(job.error_code or "ok")
-
-    async def _give_up(self, job: VideoJob) -> VideoJob:
-        job = job.failed(ReplicaLost(f"{job.id}: its replica was lost {job.attempts} times; try again"))
-        await asyncio.to_thread(self._store.update, job)
-        return job
-
-    async def _requeued(self, job: VideoJob) -> VideoJob:
-        """As the store last knew it: the attempt counts if a replica had begun."""
-        with contextlib.suppress(sqlite3.Error):  # its next change is written anyway
-            job = (await asyncio.to_thread(self._store.get, job.owner, job.id) or job).requeued()
-            await asyncio.to_thread(self._store.update, job)
-        return job
-
-    async def _attempt(self, job: VideoJob) -> VideoJob:
-        """One rendering to its end, its steps written to the store. Waits in Serve's queue until a replica is free."""
-        file = self._file(job.id).resolve()
-        file.parent.mkdir(exist_ok=True)
-        response = self._handle.options(stream=True).render.remote(job.spec(), str(file))
-        error: MorayError | None = ReplicaLost(f"{job.id}: the rendering ended without a result; try again")
-        try:
-            async for news in response:
-                if isinstance(news, Rendered):
-                    error = news.error
-                    break
-                job = job.stepped(news.done, news.total) if news.done else job.begun()
-                if news.done:
-                    self._metrics.video_step(news.seconds)
-                await asyncio.to_thread(self._store.update, job)
-        except BaseException:
-            response.cancel()
-            raise
-        job = job.failed(error) if error else job.completed(int(time.time()))
-        await asyncio.to_thread(self._store.update, job)
-        return job
+        """Absolute: workers have working directories of their own."""
+        return self._folder.resolve() / job_id / "video.mp4"
 
 
 def _remove(folder: Path) -> None:
@@ -216,5 +161,5 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(nameless)
 
 
-def _json(value: Any) -> Response:
-    return Response(json.dumps(value), media_type="application/json")
+def _json(value: Any, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps(value), media_type="application/json", headers=headers)

@@ -1,7 +1,7 @@
 """A video job as a value: what was asked, where it stands, and how it ended. Times are Unix seconds.
 
-queued -> in_progress -> completed | failed. A job that a restart interrupts goes back to the queue; `attempts` counts
-its starts, so that a job which kills its replica is not started for ever.
+queued -> in_progress -> completed | failed. A job that is interrupted goes back to the queue; `attempts` counts its
+starts, so that a job which kills its replica is not started for ever.
 """
 
 from collections.abc import Callable
@@ -67,11 +67,16 @@ class VideoJob(VideoRequest):
         )
 
     def begun(self) -> Self:
-        """A replica has started on it."""
-        return replace(self, status="in_progress", steps_done=0, attempts=self.attempts + 1)
+        """A replica has started on it, or goes on with it."""
+        return replace(self, status="in_progress", attempts=self.attempts + 1)
 
     def requeued(self) -> Self:
-        return replace(self, status="queued", steps_done=0)
+        """Its steps count as done until a replica says otherwise."""
+        return replace(self, status="queued")
+
+    def preempted(self) -> Self:
+        """Its replica was lent: no fault of the job."""
+        return replace(self, status="queued", attempts=max(0, self.attempts - (self.status == "in_progress")))
 
     def stepped(self, done: int, total: int) -> Self:
         """`total` may exceed the steps asked for: some schedulers call the model twice per step."""

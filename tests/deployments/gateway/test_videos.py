@@ -1,24 +1,29 @@
-"""The videos API through the whole gateway; the replica is the test's, and does what a spec's prompt says."""
+"""The videos API through the whole gateway; the workers are the test's, and do what a spec's prompt says."""
 
 import asyncio
 import contextlib
 import json
+import pickle
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from shell import VIDEO as SHAPE
 from shell import Exchange, Handle, application, family
 
 from cluster.errors import EngineFailed, InvalidRequest
-from deployments.gateway.videos import MAX_ATTEMPTS
+from cluster.family import Video
+from deployments.control.words import Worker
+from deployments.gateway.video_jobs import MAX_ATTEMPTS
 from deployments.stores.jobs import JOBS_FILE
+from deployments.stores.keys import KEYS_FILE, KeyStore
 from deployments.video.encode import write_mp4
 from deployments.video.engine import RenderSpec
-from deployments.video.replica import Rendered, StepDone
+from deployments.video.worker import Begun, Rendered, StepDone
 
 VIDEO = b"moving pictures"
 FRAMES = np.zeros((4, 16, 16, 3), np.uint8)
@@ -31,7 +36,10 @@ def multipart(**fields: str) -> tuple[bytes, str]:
 
 
 class Renderer:
-    """A replica by prompt: `done` at once, `lost N times`, `refused`, `broken`, `hangs`, `encodes` until told."""
+    """Does as the prompt says: `done` at once, `lost N times`, `lent N times`, `refused`, `broken`, `hangs`, `encodes`
+
+    until told. Its state is the process's: any number of workers may be made of it.
+    """
 
     def __init__(self) -> None:
         self.specs: list[RenderSpec] = []
@@ -39,20 +47,20 @@ class Renderer:
         self.may_encode = threading.Event()
         self.encoded: asyncio.Future[None] | None = None
 
-    async def render(self, spec: RenderSpec, path: str) -> AsyncIterator[StepDone | Rendered]:
+    async def render(self, spec: RenderSpec, path: str) -> AsyncIterator[Begun | StepDone | Rendered]:
         self.specs.append(spec)
-        for done in (0, 1, 2):
+        yield Begun()
+        for done in (1, 2):
             yield StepDone(done=done, total=spec.steps, seconds=0.1)
-        try:
-            async for news in self._end(spec, Path(path)):
-                yield news
-        finally:
-            self.stopped.set()
+        async for news in self._end(spec, Path(path)):
+            yield news
 
     async def _end(self, spec: RenderSpec, path: Path) -> AsyncIterator[Rendered]:
         match spec.prompt.split():
             case ["lost", times, "times"] if len(self.specs) <= int(times):
-                raise RuntimeError("the actor died, and 30 lines of its traceback")
+                raise RuntimeError("the actor died, and\n30 lines of its traceback")
+            case ["lent", times, "times"] if len(self.specs) <= int(times):
+                yield Rendered(preempted=True)
             case ["refused"]:
                 yield Rendered(error=InvalidRequest("size: too large"))
             case ["broken"]:
@@ -74,16 +82,42 @@ class Renderer:
         write_mp4(FRAMES, 8, path)
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.gateway.videos.LONGEST_PAUSE_S", 0.0)
+class Call:
+    """A method of an actor's handle: an awaitable, or with num_returns="streaming" a stream of them."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.remote = call
+
+    def options(self, num_returns: str) -> "Call":
+        assert num_returns == "streaming"
+        return Call(lambda *given: self._streamed(pickle.loads(pickle.dumps(given))))
+
+    async def _streamed(self, given: Sequence[Any]) -> AsyncIterator[asyncio.Future[Any]]:
+        async for item in self.remote(*given):
+            ready = asyncio.get_running_loop().create_future()
+            ready.set_result(pickle.loads(pickle.dumps(item)))
+            yield ready
+
+
+class Actor:
+    """Ray's handle of a worker."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+        self.render = Call(renderer.render)
+        self.halt = Call(self._halt)
+
+    async def _halt(self) -> None:
+        self._renderer.stopped.set()
 
 
 class Client:
-    def __init__(self, folder: Path, renderer: Renderer, app: Any, key: str) -> None:
+    def __init__(self, folder: Path, gateway: Any, renderer: Renderer, app: Any, key: str) -> None:
         self.folder = folder
         self.renderer = renderer
         self.key = key
+        self.videos = gateway._videos
+        self._gateway = gateway
         self._app = app
 
     async def send(
@@ -112,22 +146,33 @@ class Client:
         return sorted(str(each.relative_to(self.folder)) for each in (self.folder / "videos").rglob("*"))
 
     def of(self, key: str) -> "Client":
-        return Client(self.folder, self.renderer, self._app, key)
+        return Client(self.folder, self._gateway, self.renderer, self._app, key)
 
 
 @contextlib.asynccontextmanager
-async def served(folder: Path) -> AsyncIterator[Client]:
+async def served(folder: Path, workers: int = 1, **video: Any) -> AsyncIterator[Client]:
     """The gateway until the end of the block, when it dies as a process does."""
     renderer = Renderer()
     spec = family(folder, video=True, gateway={"tokens": "streamed"})
-    gateway, app, key = await application(spec, {}, Handle(renderer))
-    yield Client(folder, renderer, app, key)
-    assert gateway._videos is not None
+    spec = spec.model_copy(update={"video": Video.model_validate(SHAPE | video)})
+    gateway, app, key = await application(spec, {name: Handle(object()) for name in spec.tiers})
+    named = tuple(Worker(worker_id=f"w{n}", node_id="here", actor=Actor(renderer)) for n in range(workers))
+    before = asyncio.all_tasks()
+
+    async def control() -> None:
+        while True:
+            gateway._videos.take(named)
+            await asyncio.sleep(0.001)
+
+    ticking = asyncio.create_task(control())
+    yield Client(folder, gateway, renderer, app, key)
     renderer.may_encode.set()
-    tasks = list(gateway._videos._tasks.values())
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    ticking.cancel()
+    gateway._videos._jobs._jobs.clear()  # or what is cancelled would be begun anew
+    while tasks := asyncio.all_tasks() - before:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def code(exchange: Exchange) -> tuple[int, str]:
@@ -216,7 +261,7 @@ async def test_another_key_sees_nothing_of_a_video(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
         video = await client.create("done")
         await client.until(video, "completed")
-        _, _, other_key = await application(family(tmp_path), {}, key="other")
+        other_key, _ = KeyStore(tmp_path / KEYS_FILE).create("other", 0.0)
         other = client.of(other_key)
         assert (await other.send("GET")).json()["data"] == []
         for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/content")):
@@ -356,3 +401,55 @@ async def test_steps_and_ends_are_counted(tmp_path: Path) -> None:
         assert "moray_video_steps_total 4.0" in page
         assert 'moray_video_jobs_finished_total{code="ok"} 1.0' in page
         assert 'moray_video_jobs_finished_total{code="engine_failed"} 1.0' in page
+
+
+async def test_a_job_whose_worker_is_lent_goes_on_elsewhere_and_no_attempt_counts(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        await client.until(await client.create(f"lent {MAX_ATTEMPTS + 2} times"), "completed")
+        assert len(client.renderer.specs) == MAX_ATTEMPTS + 3
+        page = (await client.send("GET", "/metrics", query="only=gateway")).body.decode()
+        assert f"moray_video_preemptions_total {MAX_ATTEMPTS + 2}.0" in page
+
+
+async def test_jobs_wait_in_order_for_a_free_worker(tmp_path: Path) -> None:
+    async with served(tmp_path, workers=2) as client:
+        hanging = [await client.create("hangs") for _ in range(3)]
+        for video in hanging[:2]:
+            await client.until(video, "in_progress", progress=50)
+        assert (await client.retrieve(hanging[2]))["status"] == "queued"
+        await client.send("DELETE", f"{PATH}/{hanging[0]['id']}")
+        await client.until(hanging[2], "in_progress", progress=50)
+        assert [spec.job_id for spec in client.renderer.specs] == [video["id"] for video in hanging]
+
+
+async def test_jobs_wait_where_there_is_no_worker_and_the_scaling_sees_them(tmp_path: Path) -> None:
+    async with served(tmp_path, workers=0) as client:
+        assert client.videos.jobs() == ()
+        made = [await client.create("done", seconds=seconds) for seconds in (1, 2)]
+        first, second = client.videos.jobs()
+        assert (first.left_gpu_s, second.left_gpu_s) == (pytest.approx(0.4), pytest.approx(0.4))
+        assert first.deadline_s == made[0]["created_at"] + 60
+        assert second.value_usd == pytest.approx(0.2)
+
+
+async def test_the_steps_that_are_done_are_not_work_any_more(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        await client.until(await client.create("hangs"), "in_progress", progress=50)
+        (job,) = client.videos.jobs()
+        assert job.left_gpu_s == pytest.approx(0.2)
+        await client.send("DELETE", f"{PATH}/{(await client.send('GET')).json()['data'][0]['id']}")
+        assert client.videos.jobs() == ()
+
+
+async def test_more_jobs_than_may_wait_are_refused(tmp_path: Path) -> None:
+    async with served(tmp_path, workers=0, max_waiting=1) as client:
+        await client.create("done")
+        assert code(await client.send("POST", body=b'{"prompt": "x"}')) == (429, "overloaded")
+
+
+async def test_a_simulated_video_says_so(tmp_path: Path) -> None:
+    async with served(tmp_path, engine="simulated") as client:
+        video = await client.create("done")
+        await client.until(video, "completed")
+        for path in (f"{PATH}/{video['id']}", f"{PATH}/{video['id']}/content"):
+            assert (await client.send("GET", path)).headers["moray-engine"] == "simulated"

@@ -34,9 +34,15 @@ def test_a_failed_job_keeps_the_reason_and_how_far_it_came() -> None:
     assert lost.completed_at_s is None
 
 
-def test_every_start_counts_and_begins_anew() -> None:
+def test_every_start_counts_and_keeps_what_is_done() -> None:
     again = job().begun().stepped(6, 12).requeued().begun()
-    assert (again.attempts, again.progress) == (2, 0)
+    assert (again.attempts, again.progress) == (2, 50)
+
+
+def test_a_preemption_does_not_count() -> None:
+    lent = job().begun().stepped(6, 12).preempted()
+    assert (lent.status, lent.attempts, lent.progress) == ("queued", 0, 50)
+    assert lent.preempted().attempts == 0
 
 
 @given(total=st.integers(1, 400), data=st.data())
