@@ -20,7 +20,7 @@ from deployments.video.actors import WorkerActors
 
 log = logging.getLogger("moray.control")
 VACATE_S = 120.0  # a job under way gets this long for its step, or its encoding
-LONGEST_PAUSE_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between tries to have a worker removed
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -183,7 +183,7 @@ class Pool:
 
     async def _remove(self, held: _Held) -> None:
         """It counts as leaving until its GPUs are free, however long Ray does not answer."""
-        pause_s = 1.0
+        pause_s = FIRST_PAUSE_S
         while held.group is not None:
             try:
                 await self._actors.remove(held.group, held.actor)
