@@ -31,7 +31,7 @@ COST = {
     "a_ms": 30,
     "b_ms_per_seq": 1,
     "c_ms_per_ktok": 0.1,
-    "prefill_us_per_token": {64: 150},
+    "prefill_us_per_token": {64: 80},
     "source": "none: a benchmark's",
 }
 
@@ -46,7 +46,7 @@ def tier(name: str, **changes: Any) -> dict[str, Any]:
         "kv_tokens": 400_000,
         "max_running": 64,
         "max_waiting": 256,
-        "prefill_chunk_tokens": 2048,
+        "prefill_chunk_tokens": 512,
         "slo": {"ttft_s": 3, "tpot_ms": 120},
         "patience_s": 10,
         "price": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2},
