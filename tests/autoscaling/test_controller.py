@@ -150,7 +150,8 @@ def ticks(outside: Outside, controller: Controller, count: int = 1, apart_s: flo
 def test_a_tick_decides_records_and_lends() -> None:
     async def scenario() -> None:
         outside = Outside()
-        outside.held = 1000.0
+        outside.held = 5000.0
+        outside.cluster = Cluster(fleet=replace(FLEET, gpus=400))
         outside.jobs = (JOB,) * 3
         outside.cold_start_s = 33.0
         controller = outside.controller()
@@ -171,7 +172,7 @@ def test_a_tick_decides_records_and_lends() -> None:
         assert shown.targets == controller.targets
         assert shown.wanted.keys() == {"mini", "video"}
         assert shown.ticked_at_s == EPOCH_S
-        assert (shown.decisions["mini", "rise"], shown.gpus, shown.counts["mini"]) == (1, 16, Count(ready=2))
+        assert (shown.decisions["mini", "rise"], shown.gpus, shown.counts["mini"]) == (1, 400, Count(ready=2))
 
     virtual_time.run(scenario())
 
