@@ -47,6 +47,8 @@ class Replica:
     def end(self, prompt_tokens: int, output_tokens: int, sent_s: float) -> None:
         """What is known of it is the report's, or what was sent since; of that it is taken away."""
         self.ongoing = max(0, self.ongoing - 1)
+        if not self.ongoing:
+            self.sent_done_s = 0.0
         if self.report is not None and sent_s <= self.report.at_s:
             self.ended_requests += 1
             self.ended_tokens += prompt_tokens + output_tokens
