@@ -20,7 +20,7 @@ from cluster.lending import Awaiting, Moves, Room, Wish, WorkerHeld
 
 H200 = spec_of(load("h200"))
 assert H200.video is not None
-SPEC = Spec(tiers={"mini": replace(H200.tiers["mini"], min=1)}, video=replace(H200.video, min=0))
+SPEC = Spec(tiers={"mini": replace(H200.tiers["mini"], min=1)}, video=replace(H200.video, min=0, max=9))
 INITIAL = {"mini": 2, "video": 1}
 NAMES = ("arrivals_total", "arrived_prompt_tokens_total", "ongoing_requests", "held_requests", "held_prompt_tokens")
 EPOCH_S = 1.8e9
