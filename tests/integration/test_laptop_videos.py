@@ -85,7 +85,7 @@ def test_a_gateway_killed_at_a_video_resumes_it(laptop: Server, client: OpenAI) 
         except (APIConnectionError, InternalServerError):  # while nobody listens
             return False
 
-    eventually(completed, RENDERED_S, "rendered anew")
+    eventually(completed, RENDERED_S, "rendered to its end")
 
 
 def test_videos_are_listed_newest_first_and_page_by_page(client: OpenAI) -> None:
