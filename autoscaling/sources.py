@@ -21,6 +21,10 @@ SHAPES = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  #
 BRACES = tuple(name + mark for name in NAMES for mark in "{ ")
 
 
+def _said(where: str, error: Exception) -> str:
+    return f"{where}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 class Scrape:
     """Reads the expositions at `addresses()`: host:port, with the replica behind each, None for a gateway's.
 
@@ -49,7 +53,7 @@ class Scrape:
                 answer = await self._client.get(f"http://{address}/metrics", params=asked)
             return list(_exposed(answer.raise_for_status().text, address, replica, self._clock()))
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, *SHAPES) as error:
-            return f"{address}: {type(error).__name__}: {error}"
+            return _said(address, error)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -85,7 +89,7 @@ class Prometheus:
                 raise ValueError(f"the time is {now_s}")
             return Look(now_s=now_s, samples=tuple(_sample(series) for series in found))
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, *SHAPES) as error:
-            return Look(now_s=0.0, fault=f"{self._url}: {type(error).__name__}: {error}")
+            return Look(now_s=0.0, fault=_said(self._url, error))
 
     async def _asked(self, query: str, kind: str) -> Any:
         answer = (await self._client.post(self._url, data={"query": query})).raise_for_status().json()
