@@ -75,6 +75,8 @@ class Gateway:
             self._greetings.append(asyncio.create_task(_greet(self._handles[tier])))
         self._metrics.follow(family.tiers)
         self._desk.follow(family)
+        if self._videos is not None:
+            self._videos.follow(family)
         self._family = self._courses.family = family
 
     def _hello(self) -> Hello:

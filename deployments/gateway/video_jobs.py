@@ -29,7 +29,7 @@ class VideoJobs:
     """`file_of`: where the video of a job goes; its folder is made."""
 
     def __init__(self, video: Video, store: JobStore, file_of: Callable[[str], Path], metrics: GatewayMetrics) -> None:
-        self._video = video
+        self.video = video  # as it is served now
         self._store = store
         self._file_of = file_of
         self._metrics = metrics
@@ -75,11 +75,11 @@ class VideoJobs:
         return tuple(self._seen(job) for job in sorted(self._jobs.values(), key=_urgency))
 
     def _seen(self, job: VideoJob) -> JobSeen:
-        step_s = video_step_s(self._video, job.size, job.seconds)
+        step_s = video_step_s(self.video, job.size, job.seconds)
         return JobSeen(
-            left_gpu_s=(job.steps - job.steps_done) * step_s * self._video.gpus,
-            deadline_s=job.created_at_s + self._video.slo.deadline_s,
-            value_usd=job.seconds * self._video.price.usd_per_second,
+            left_gpu_s=(job.steps - job.steps_done) * step_s * self.video.gpus,
+            deadline_s=job.created_at_s + self.video.slo.deadline_s,
+            value_usd=job.seconds * self.video.price.usd_per_second,
         )
 
     def _settle(self, worker: Worker) -> None:

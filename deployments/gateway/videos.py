@@ -45,14 +45,19 @@ class Videos:
     """`store` and `folder` keep the jobs and their files."""
 
     def __init__(self, family: Family, store: JobStore, folder: Path, metrics: GatewayMetrics) -> None:
-        assert family.video is not None
-        self._video = family.video
-        self._headers = {"moray-engine": "simulated"} if self._video.engine == "simulated" else {}
-        self._max_body_bytes = family.gateway.max_body_bytes
         self._store = store
         self._folder = folder
-        self._jobs = VideoJobs(self._video, store, self._file, metrics)
         folder.mkdir(parents=True, exist_ok=True)
+        assert family.video is not None
+        self._jobs = VideoJobs(family.video, store, self._file, metrics)
+        self.follow(family)
+
+    def follow(self, family: Family) -> None:
+        """Serve a changed family; jobs stay as they were asked for."""
+        assert family.video is not None
+        self._video = self._jobs.video = family.video
+        self._headers = {"moray-engine": "simulated"} if self._video.engine == "simulated" else {}
+        self._max_body_bytes = family.gateway.max_body_bytes
 
     def resume(self) -> None:
         """Jobs that the last stop interrupted go back to the queue."""

@@ -157,18 +157,19 @@ async def served(folder: Path, workers: int = 1, **video: Any) -> AsyncIterator[
     spec = spec.model_copy(update={"video": Video.model_validate(SHAPE | video)})
     gateway, app, key = await application(spec, {name: Handle(object()) for name in spec.tiers})
     named = tuple(Worker(worker_id=f"w{n}", node_id="here", actor=Actor(renderer)) for n in range(workers))
-    before = asyncio.all_tasks()
+    videos, before = gateway._videos, asyncio.all_tasks()
+    assert videos is not None
 
     async def control() -> None:
         while True:
-            gateway._videos.take(named)
+            videos.take(named)
             await asyncio.sleep(0.001)
 
     ticking = asyncio.create_task(control())
     yield Client(folder, gateway, renderer, app, key)
     renderer.may_encode.set()
     ticking.cancel()
-    gateway._videos._jobs._jobs.clear()  # or what is cancelled would be begun anew
+    videos._jobs._jobs.clear()  # or what is cancelled would be begun anew
     while tasks := asyncio.all_tasks() - before:
         for task in tasks:
             task.cancel()
@@ -453,3 +454,13 @@ async def test_a_simulated_video_says_so(tmp_path: Path) -> None:
         await client.until(video, "completed")
         for path in (f"{PATH}/{video['id']}", f"{PATH}/{video['id']}/content"):
             assert (await client.send("GET", path)).headers["moray-engine"] == "simulated"
+
+
+async def test_a_changed_family_is_served_to_new_jobs_and_the_queue(tmp_path: Path) -> None:
+    async with served(tmp_path, workers=0) as client:
+        await client.create("done")
+        before = family(tmp_path, video=True)
+        slower = SHAPE | {"cost": SHAPE["cost"] | {"base_s": 0.5}, "seconds": [3]}
+        client.videos.follow(before.model_copy(update={"video": Video.model_validate(slower)}))
+        assert client.videos.jobs()[0].left_gpu_s == pytest.approx(2.0)
+        assert (await client.create("done"))["seconds"] == "3"
