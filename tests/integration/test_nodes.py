@@ -68,6 +68,16 @@ def test_every_tier_answers(server: Server) -> None:
         assert answer.usage.completion_tokens == 4
 
 
+def test_a_video_is_rendered_beside_the_groups_and_not_on_the_head(server: Server) -> None:
+    http = server.http()
+    job = {"model": "sora-2", "prompt": "a wave", "seconds": "1", "size": "64x64"}
+    made = http.post("/v1/videos", json=job).raise_for_status().json()
+    (worker,) = eventually(server.workers, UPDATE_S, "a video worker")
+    (head,) = {node_of(gateway) for gateway in server.gateways()}
+    assert node_of(worker) != head
+    eventually(lambda: http.get(f"/v1/videos/{made['id']}").json()["status"] == "completed", UPDATE_S, "rendered")
+
+
 def test_an_edited_tier_is_replaced_while_the_others_keep_their_processes(server: Server) -> None:
     before = pids(server)
 
