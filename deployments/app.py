@@ -15,10 +15,10 @@ from cluster.family import Family
 from cluster.placement import bundles, cells_of, observed_cells, plan, require, selector, strategy
 from deployments.change import of_replicas
 from deployments.control.fleet import APP, as_nodes, tier_app
+from deployments.control.start import ON_HEAD
 from deployments.gateway.app import Gateway
 from deployments.tier import TierReplica
 
-HEAD = "node:__internal_head__"  # a resource of Ray's head node alone, where the gateway's state folder is
 HEALTH_PERIOD_S = 2.0
 HEALTH_TIMEOUT_S = 5.0  # a replica that hangs is replaced after three of them
 REPORT_PERIOD_S = 1.0  # every report is broadcast to every router: not below a second
@@ -39,7 +39,7 @@ def gateway(family: Family) -> serve.RunTarget:
         name="gateway",
         num_replicas=family.gateway.replicas,
         max_ongoing_requests=100_000,  # admission is the gateway's own business, with an error that says why
-        ray_actor_options={"num_cpus": CONTROL_CPUS, "resources": {HEAD: 0.001}},
+        ray_actor_options={"num_cpus": CONTROL_CPUS, "resources": ON_HEAD},  # where the state folder is
         health_check_period_s=HEALTH_PERIOD_S,
     )
     return serve.RunTarget(deployment.bind(family), name=APP)
