@@ -19,6 +19,7 @@ from autoscaling.record import Lending, Record, Scaling
 from autoscaling.series import Look
 from autoscaling.series import Memory as Series
 from autoscaling.signals import Decision, JobSeen, Seen, Spec
+from autoscaling.starts import Starts, looked
 from cluster.lending import Awaiting, Moves, Room, Wish, WorkerHeld, lend
 
 PART_S = 5.0  # no part of a tick may take longer
@@ -106,6 +107,7 @@ class Controller:
         self._now_s = 0.0 if last is None else last.seen.now_s
         self._moved_s: float | None = None  # when time was last told, on the loop's clock
         self._series: Series | None = None
+        self._starts: dict[str, Starts] = {}
         self._gpus = 0 if last is None else last.seen.gpus
         self._said: frozenset[tuple[str, str]] = frozenset()
         self._failing: set[str] = set()
@@ -212,11 +214,21 @@ class Controller:
             self._gpus = fleet.gpus
             self.shown.counts = fleet.counts or {}
             self._tell(found)
-            pool, video = self.world.pool, found.seen.video
-            if pool is not None and video is not None and pool.cold_start_s is not None:
-                video = replace(video, cold_start_s=pool.cold_start_s)
-            return replace(found, seen=replace(found.seen, video=video))
+            return replace(found, seen=self._started(found.seen, fleet))
         return None
+
+    def _started(self, seen: Seen, fleet: Fleet) -> Seen:
+        """With the cold starts that were measured."""
+        for name, count in (fleet.counts or {}).items():
+            self._starts[name] = looked(self._starts.get(name), count.ready, count.starting, self._now_s)
+        tiers = {
+            name: tier and replace(tier, cold_start_s=starts.mean_s) if (starts := self._starts.get(name)) else tier
+            for name, tier in seen.tiers.items()
+        }
+        pool, video = self.world.pool, seen.video
+        if pool is not None and video is not None:
+            video = replace(video, cold_start_s=pool.cold_start_s)
+        return replace(seen, tiers=tiers, video=video)
 
     def _fleet(self, observed: Observed | None) -> Fleet:
         if observed is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from autoscaling.policy import VIDEO
-from autoscaling.series import COUNTERS, GAUGES, SKEW_S, STALE_S, Key, Look, Memory, View, taken
+from autoscaling.series import COUNTERS, GAUGES, SKEW_S, STALE_S, Look, Memory, View, taken
 from autoscaling.signals import JobSeen, Seen, Spec, TierSeen, VideoSeen
 
 Fault = Literal["unreachable", "stale", "missing", "contradictory", "skewed"]
@@ -74,7 +74,7 @@ def read(
             ages_s[tier] = view.age_s
     video = None
     if spec.video is not None:
-        video, flaw = _video(fleet, jobs, after)
+        video, flaw = _video(fleet, jobs)
         flaws += [flaw] if flaw else []
     seen = Seen(now_s=now_s, gpus=fleet.gpus, tiers=tiers, video=video)
     return Reading(seen=seen, memory=after, flaws=(*flaws, *_skewed(look, spec, now_s)), ages_s=ages_s)
@@ -110,29 +110,16 @@ def _tier(view: View, count: Count, memory: Memory) -> TierSeen:
         figures[name] = total if name.endswith("_sum") else round(total)
     for metric, name in GAUGES.items():
         figures[name] = figures.get(name, 0) + round(view.sum(metric))
-    cold_start_s = _mean(memory.starts_s.get(view.tier))
-    return TierSeen(
-        ready=count.ready, starting=count.starting, draining=count.draining, cold_start_s=cold_start_s, **figures
-    )
+    return TierSeen(ready=count.ready, starting=count.starting, draining=count.draining, **figures)
 
 
-def _mean(starts_s: Mapping[Key, float] | None) -> float | None:
-    return sum(starts_s.values()) / len(starts_s) if starts_s else None
-
-
-def _video(
-    fleet: Fleet, jobs: tuple[JobSeen, ...] | None, memory: Memory | None
-) -> tuple[VideoSeen | None, Flaw | None]:
+def _video(fleet: Fleet, jobs: tuple[JobSeen, ...] | None) -> tuple[VideoSeen | None, Flaw | None]:
     count = (fleet.counts or {}).get(VIDEO)
     if count is None:
         return None, Flaw(tier=VIDEO, fault="unreachable", detail="the cluster does not say which replicas exist")
     if jobs is None:
         return None, Flaw(tier=VIDEO, fault="missing", detail="no gateway says which jobs there are")
-    cold_start_s = None if memory is None else _mean(memory.starts_s.get(VIDEO))
-    seen = VideoSeen(
-        ready=count.ready, starting=count.starting, draining=count.draining, jobs=jobs, cold_start_s=cold_start_s
-    )
-    return seen, None
+    return VideoSeen(ready=count.ready, starting=count.starting, draining=count.draining, jobs=jobs), None
 
 
 def _skewed(look: Look, spec: Spec, now_s: float) -> tuple[Flaw, ...]:

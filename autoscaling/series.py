@@ -17,7 +17,6 @@ SETTLE_S = 15.0  # a gateway first heard of so soon after the first look may be 
 FORGET_S = 3600.0
 LARGEST = 2.0**53  # a counter beyond it would no longer grow by one
 SLACK_REQUESTS = 20  # pages of several processes are not of one instant
-STARTS = 16  # the last so many measured starts make the mean
 
 PROMISES = "moray_promises_total"
 COUNTERS = {
@@ -36,9 +35,8 @@ GAUGES = {
     "moray_held_prompt_tokens": "waiting_prefill_tokens",
     "moray_waiting_prefill_tokens": "waiting_prefill_tokens",
 }
-START = "moray_start_seconds"
-OF_REPLICAS = ("moray_waiting_prefill_tokens", START)
-NAMES = (*COUNTERS, PROMISES, *GAUGES, START)
+OF_REPLICAS = ("moray_waiting_prefill_tokens",)
+NAMES = (*COUNTERS, PROMISES, *GAUGES)
 # A gateway says these of every tier from its start on; the others are there once something has ended.
 REQUIRED = (
     *("moray_arrivals_total", "moray_arrived_prompt_tokens_total"),
@@ -79,12 +77,11 @@ class Last:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """`first_s`: of the first look, on the source's clock. `totals`: by tier and counter. `starts_s`: by tier."""
+    """`first_s`: of the first look, on the source's clock. `totals`: by tier and counter."""
 
     first_s: float
     series: Mapping[Key, Last] = field(default_factory=dict)
     totals: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    starts_s: Mapping[str, Mapping[Key, float]] = field(default_factory=dict)
 
 
 class View:
@@ -162,8 +159,7 @@ def taken(look: Look, memory: Memory | None) -> tuple[Memory, dict[str, str]]:
             totals[tier, name] = totals.get((tier, name), 0.0) + growth
     series = {key: last for key, last in before.series.items() if look.now_s - last.at_s < FORGET_S}
     series |= {key: Last(value=sample.value, at_s=sample.at_s) for key, sample in newest.items()}
-    starts_s = _starts_s(before.starts_s, newest)
-    return replace(before, series=series, totals=totals, starts_s=starts_s), wrong
+    return replace(before, series=series, totals=totals), wrong
 
 
 def _counter(sample: Sample) -> tuple[str, str] | None:
@@ -184,14 +180,3 @@ def _impossible(grown: Mapping[tuple[str, str], float], before: View) -> dict[st
         for (tier, name), count in grown.items()
         if name == "finished_requests" and count > 2 * (arrived + there) + SLACK_REQUESTS
     }
-
-
-def _starts_s(
-    before: Mapping[str, Mapping[Key, float]], newest: Mapping[Key, Sample]
-) -> Mapping[str, Mapping[Key, float]]:
-    """They outlive their replicas, so that a tier that sleeps knows what its start takes."""
-    after = {tier: dict(starts) for tier, starts in before.items()}
-    for key, sample in newest.items():
-        if sample.name == START and sample.value > 0:
-            after.setdefault(sample.labels["tier"], {})[key] = sample.value
-    return {tier: dict(list(starts.items())[-STARTS:]) for tier, starts in after.items()}

@@ -227,18 +227,13 @@ def _bundle(gpus: int, accelerator: Literal["cpu", "cuda"]) -> dict[str, float]:
     return {"GPU": gpus, "CPU": gpus}
 
 
-def cells_of(placed: Plan, owner: str) -> tuple[str, ...]:
-    """The cells that may hold replicas of a tier, or of video: planned for it, or where it takes turns.
+def reach(ranks: int, cells: Sequence[CellState]) -> tuple[str, ...]:
+    """The cells that may hold a group: not only where it was planned, so that a lost node costs GPUs and not a tier.
 
-    Not empty, for no owner of the family, once `require` has passed the plan.
+    All of them, where the group is larger than any.
     """
-    names = [
-        cell.name
-        for cell in placed.cells
-        if any(group.tier == owner for group in cell.groups) or (owner == VIDEO and cell.video)
-    ]
-    names += [name for share in placed.shares if share.owner == owner for name in share.cells]
-    return tuple(dict.fromkeys(names))
+    large = tuple(cell.name for cell in cells if cell.gpus >= ranks)
+    return large or tuple(cell.name for cell in cells)
 
 
 def selector(cells: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ Tiers are applications of their own so that one of them can be changed, or fail,
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -12,7 +12,8 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from cluster.family import Family
-from cluster.placement import bundles, cells_of, observed_cells, plan, require, selector, strategy
+from cluster.fleet import CellState
+from cluster.placement import bundles, observed_cells, plan, reach, require, selector, strategy
 from deployments.change import of_replicas
 from deployments.control.fleet import APP, as_nodes, tier_app
 from deployments.control.start import ON_HEAD
@@ -51,21 +52,21 @@ def tiers(family: Family, initial: Mapping[str, int]) -> list[serve.RunTarget]:
     Raises PlacementError where the family does not fit on the running cluster.
     """
     cells = observed_cells(as_nodes(ray.nodes(), family))
-    placed = require(plan(family, cells))
+    require(plan(family, cells))
     door = serve.deployment(Door).options(
         name="door", autoscaling_config=AutoscalingConfig(min_replicas=0, initial_replicas=0, max_replicas=1)
     )
     return [
         serve.RunTarget(
-            door.bind(_tier(family, key, replicas, cells_of(placed, key), strategy(family.tiers[key], cells))),
+            door.bind(_tier(family, key, initial[key], cells)),
             name=tier_app(key),
             route_prefix=None,
         )
-        for key, replicas in initial.items()
+        for key in sorted(initial, key=lambda key: -family.tiers[key].ranks)  # the largest group finds a whole node
     ]
 
 
-def _tier(family: Family, key: str, replicas: int, cells: tuple[str, ...], packed: str) -> serve.Application:
+def _tier(family: Family, key: str, replicas: int, cells: Sequence[CellState]) -> serve.Application:
     tier = family.tiers[key]
     deployment = serve.deployment(TierReplica).options(
         name=key,
@@ -82,8 +83,8 @@ def _tier(family: Family, key: str, replicas: int, cells: tuple[str, ...], packe
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         max_constructor_retry_count=CONSTRUCTOR_TRIES,
         graceful_shutdown_timeout_s=60,
-        placement_group_strategy=packed,
-        **_reserved(bundles(tier, family.accelerator), cells),
+        placement_group_strategy=strategy(tier, cells),
+        **_reserved(bundles(tier, family.accelerator), reach(tier.ranks, cells)),
     )
     gateway = family.gateway
     return deployment.bind(key, tier, family.accelerator, gateway.coalesce_ms, gateway.coalesce_above_streams)

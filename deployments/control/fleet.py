@@ -12,7 +12,7 @@ from autoscaling.readings import Count, Fleet
 from cluster.family import Family
 from cluster.fleet import Node
 from cluster.lending import Awaiting, Room
-from cluster.placement import CELL_LABEL, CPU_RESOURCE, VIDEO, cells_of, declared_cells, plan
+from cluster.placement import CELL_LABEL, CPU_RESOURCE, VIDEO, observed_cells, reach
 from deployments.control.words import WORKER
 
 APP = "moray"
@@ -107,7 +107,7 @@ def told(
         for node in machines
     )
     waiting = [(owner, group) for owner, group in owned if owner in family.tiers and not _placed(group)]
-    cells = _cells(family, [room.cell for room in rooms]) if waiting else {}
+    cells = observed_cells(machines)
     return Observed(
         fleet=Fleet(
             counts=None if replicas is None else _counts(family, replicas, owned),
@@ -115,7 +115,8 @@ def told(
         ),
         rooms=rooms,
         awaiting=tuple(
-            Awaiting(tier=owner, ranks=family.tiers[owner].ranks, cells=cells[owner]) for owner, _ in waiting
+            Awaiting(tier=owner, ranks=ranks, cells=reach(ranks, cells))
+            for ranks, owner in ((family.tiers[owner].ranks, owner) for owner, _ in waiting)
         ),
         gpus_held={owner: by_owner[owner] for owner in (*family.tiers, VIDEO)},
         nodes_of={key: tuple(dict.fromkeys(each.node for each in held if each.owner == key)) for key in family.tiers},
@@ -145,19 +146,6 @@ def _held(owner: str, group: Mapping[str, Any], kind: str) -> list[_Held]:
         for index, bundle in group["bundles"].items()
         if places.get(index)
     ]
-
-
-def _cells(family: Family, live: list[str]) -> dict[str, tuple[str, ...]]:
-    """Where a group of each tier may be: as planned for the family file's cells, which stay when a node is lost.
-
-    Anywhere, where nodes are not labelled with these cells.
-    """
-    declared = declared_cells(family)
-    known = {cell.name for cell in declared}
-    if not known.issuperset(live):
-        return {key: tuple(live) for key in family.tiers}
-    placed = plan(family, declared)
-    return {key: cells_of(placed, key) for key in family.tiers}
 
 
 def _counts(

@@ -64,15 +64,13 @@ class Gateway:
         self._videos = Videos(family, jobs, folder / "videos", self._metrics) if family.video else None
         if self._videos is not None:
             self._videos.resume()
-        self._greetings: list[asyncio.Task[None]] = []
+        self._greetings: dict[str, asyncio.Task[None]] = {}
         self._follow(family)
         self._talk = asyncio.create_task(self._announcer.run())
 
     def _follow(self, family: Family) -> None:
-        """A router of Serve meets its replicas with its first call: not a user's."""
         for tier in family.tiers.keys() - self._handles.keys():
             self._handles[tier] = serve.get_deployment_handle(tier, app_name=tier_app(tier))
-            self._greetings.append(asyncio.create_task(_greet(self._handles[tier])))
         self._metrics.follow(family.tiers)
         self._desk.follow(family)
         if self._videos is not None:
@@ -90,8 +88,17 @@ class Gateway:
             self._follow(standing.family)
             self._version = standing.version
         self._metrics.control_address = standing.metrics_address
+        self._greet({tier for tier, replicas in standing.targets.items() if replicas})
         if self._videos is not None:
             self._videos.take(standing.workers)
+
+    def _greet(self, tiers: set[str]) -> None:
+        """A router of Serve meets its replicas with its first call: not a user's, and none that wakes a sleeping tier,
+
+        since Serve starts a replica for whoever waits for one, whatever its policy says.
+        """
+        for tier in (self._handles.keys() & tiers) - self._greetings.keys():
+            self._greetings[tier] = asyncio.create_task(_greet(self._handles[tier]))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = FastAPI(title="Moray", docs_url=None, redoc_url=None, openapi_url=None)

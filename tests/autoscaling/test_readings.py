@@ -88,8 +88,6 @@ def test_every_signal_has_its_series() -> None:
     engines = (
         engine("x", "waiting_prefill_tokens", 20),
         engine("y", "waiting_prefill_tokens", 5),
-        engine("x", "start_seconds", 10),
-        engine("y", "start_seconds", 20),
     )
     seen = mini(heard(looked(says(**counted, **here), says("b", **counted, **here), engines)))
     assert seen == TierSeen(
@@ -108,7 +106,6 @@ def test_every_signal_has_its_series() -> None:
         ttft_s_sum=3.0,
         tpot_s_sum=0.5,
         duration_s_sum=17.0,
-        cold_start_s=15.0,
     )
 
 
@@ -170,13 +167,6 @@ def test_a_lost_page_leaves_what_it_said_for_a_while() -> None:
     first = looked(says("a"), says("b", ongoing_requests=5))
     for now_s, ongoing in ((4.0, 5), (8.0, 0)):
         assert mini(heard(first, looked(says("a", now_s), now_s=now_s))).ongoing_requests == ongoing
-
-
-def test_a_tier_that_sleeps_knows_what_its_start_took() -> None:
-    first = looked(says(), (engine("x", "start_seconds", 12),))
-    assert mini(heard(first, looked(says("a", 900.0), now_s=900.0))).cold_start_s == 12
-    many = [(engine(str(number), "start_seconds", 1.0 if number < 50 else 7.0),) for number in range(80)]
-    assert mini(heard(looked(says(), *many))).cold_start_s == 7
 
 
 def test_instances_of_long_ago_are_forgotten() -> None:
@@ -270,7 +260,7 @@ def test_a_decision_from_readings_survives_its_line() -> None:
 
 garbage = st.builds(
     Sample,
-    name=st.sampled_from(["moray_arrivals_total", "moray_promises_total", "moray_start_seconds", "up"]),
+    name=st.sampled_from(["moray_arrivals_total", "moray_promises_total", "up"]),
     labels=st.dictionaries(st.sampled_from(["tier", "outcome", "replica"]), st.sampled_from(["mini", "kept", ""])),
     instance=st.sampled_from(["", "a"]),
     value=st.floats(),

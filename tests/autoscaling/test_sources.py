@@ -50,7 +50,6 @@ def engine() -> CollectorRegistry:
     found = CollectorRegistry()
     meters = Meters(found, REPLICA)
     meters.gauge("moray_waiting_prefill_tokens").labels("mini").set(40)
-    meters.gauge("moray_start_seconds").labels("mini").set(12.5)
     meters.gauge("moray_running_requests").labels("mini").set(2)
     return found
 
@@ -127,7 +126,7 @@ async def test_a_scrape_reads_gateways_and_replicas(
     seen = reading(look).seen.tiers["mini"]
     assert seen is not None
     assert (seen.arrived_requests, seen.kept, seen.ongoing_requests) == (7, 6, 3)
-    assert (seen.waiting_prefill_tokens, seen.cold_start_s, seen.ttft_s_sum) == (43, 12.5, 0.3)
+    assert (seen.waiting_prefill_tokens, seen.ttft_s_sum) == (43, 0.3)
 
 
 async def test_one_lost_page_leaves_the_others(

@@ -201,16 +201,16 @@ def served(target: str, port: int, folder: str) -> None:
         key = ""
         match target:
             case "relay":
-                application = relay_application(engine_port)
+                targets = [serve.RunTarget(relay_application(engine_port), name="moray")]
             case "two_hop":
-                application = two_hop_application(spec)
+                targets = [serve.RunTarget(two_hop_application(spec), name="moray")]
             case _:
-                from deployments.app import application as build
+                from deployments.app import applications
                 from deployments.stores.keys import KeyStore
 
                 key, _ = KeyStore(Path(folder) / "keys.sqlite").create("bench", time.time())
-                application = build(spec)
-        serve.run(application, name="moray")
+                targets = applications(spec)
+        serve.run_many(targets)
         print(json.dumps({"ready": True, "key": key}), flush=True)
         sys.stdin.read()
 

@@ -82,7 +82,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
             if not asleep:
                 awake("mini", "turbo")
             gateway, app, key = await application(spec, {"mini": handle, "turbo": handle})
-            await asyncio.gather(*gateway._greetings)
+            gateway._greet(set(spec.tiers))
+            await asyncio.gather(*gateway._greetings.values())
             await scenario(Stage(gateway, app, key, handle))
 
         monkeypatch.setattr(seen, "_replicas", {})
