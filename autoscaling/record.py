@@ -1,10 +1,12 @@
-"""Decisions as JSON lines, one each, and the same decisions taken again: `replay(line(record), 1)` is always true.
+"""Decisions as JSON lines, one each, and the same decisions taken again: `differing([line(record)])` is always empty.
 
-A line holds what a decision saw, what it decided and, for scaling, its memory before and after. Numbers keep every bit:
+A line holds what a decision saw, what it decided and, for scaling, its memory before and after; a tick leaves out what
+the scaling decision before it in the file has left. Numbers keep every bit:
 floats are written with the fewest digits that read back as the same number, infinity and NaN as `Infinity` and `NaN`;
 arrays become lists. Same means the same bytes, so -0.0 is not 0.0, and NaN is NaN.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -123,7 +125,16 @@ class Lending:
     moves: Moves
 
 
-Record = Scaling | Routing | Admission | Tiering | Lending
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """A scaling decision that goes on from what the one before it left: memory, spec and parameters."""
+
+    kind: Literal["tick"] = "tick"
+    seen: Seen
+    decision: Decision
+
+
+Record = Scaling | Routing | Admission | Tiering | Lending | Tick
 _RECORDS: TypeAdapter[Record] = TypeAdapter(
     Annotated[Record, Field(discriminator="kind")],
     config=ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants"),
@@ -147,8 +158,14 @@ def parse(text: str, number: int) -> Record:
         ) from error
 
 
+def follow(before: Scaling, tick: Tick) -> Scaling:
+    """The decision of a tick, as it is taken now, behind the one before it."""
+    decision, after = step(tick.seen, before.after, before.spec, before.parameters)
+    return replace(before, seen=tick.seen, memory=before.after, decision=decision, after=after)
+
+
 def again(record: Record) -> Record:
-    """The record with the decision as it is taken now."""
+    """The record with the decision as it is taken now. A tick needs `follow`, and is returned as it is."""
     match record:
         case Scaling():
             decision, after = step(record.seen, record.memory, record.spec, record.parameters)
@@ -162,8 +179,10 @@ def again(record: Record) -> Record:
             return replace(record, verdict=verdict)
         case Lending():
             return replace(record, moves=lend(record.rooms, record.workers, record.awaiting, record.wish))
-        case _:
+        case Tiering():
             return replace(record, outcome=outcome(record.wish, record.plan, record.family))
+        case _:
+            return record
 
 
 def outcome(wish: Wish, plan: Plan | None, family: Family) -> Range | Refused:
@@ -174,7 +193,21 @@ def outcome(wish: Wish, plan: Plan | None, family: Family) -> Range | Refused:
         return Refused(code=error.code, message=error.message)
 
 
-def replay(text: str, number: int) -> bool:
-    """Whether the decision in a line comes out the same now. Raises ConfigurationError."""
-    record = parse(text, number)
-    return line(again(record)) == line(record)
+def differing(texts: Iterable[str]) -> list[int]:
+    """The numbers, from 1, of the lines whose decision comes out otherwise now. Raises ConfigurationError."""
+    found, before = [], None
+    for number, text in enumerate(texts, 1):
+        record = parse(text, number)
+        now = again(record)
+        if isinstance(record, Tick):
+            if before is None:
+                raise ConfigurationError(
+                    f"line {number}: a tick; one behind a scaling decision is allowed; begin with the older file"
+                )
+            before = follow(before, record)
+            now = replace(record, decision=before.decision)
+        elif isinstance(record, Scaling):
+            before = record
+        if line(now) != line(record):
+            found.append(number)
+    return found

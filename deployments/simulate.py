@@ -72,14 +72,14 @@ def simulate(family: Family, arguments: argparse.Namespace, console: Console) ->
 
 def replay(arguments: argparse.Namespace, console: Console) -> int:
     """Take the decisions of a log again. Exit code 1 where one comes out otherwise. Raises ConfigurationError."""
-    from autoscaling.record import replay as same
+    from autoscaling.record import differing
 
     file: Path = arguments.replay
     if arguments.trace:
         raise ConfigurationError("--replay: given with --trace; a log alone is allowed; leave one of them out")
     recorded = lines(file)
     try:
-        differ = [number for number, text in enumerate(recorded, 1) if not same(text, number)]
+        differ = differing(recorded)
     except ConfigurationError as error:
         raise ConfigurationError(f"{file}: {error.message}") from error
     if arguments.json:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import resource
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from autoscaling.parameters import Parameters
-from autoscaling.policy import step
-from autoscaling.record import Lending, Scaling, line, replay
+from autoscaling.policy import Memory, step
+from autoscaling.record import Lending, Scaling, Tick, differing, line
 from autoscaling.signals import Seen, TierSeen, spec_of
 from cluster.errors import ConfigurationError
 from cluster.family import load
 from cluster.lending import Moves, Room, Wish, lend
 from deployments.cli import main
-from deployments.control.record_file import FILE, OLDER, RecordFile
+from deployments.control.record_file import EVERY, FILE, OLDER, RecordFile
 
 SPEC = spec_of(load("laptop"))
 
@@ -63,6 +64,83 @@ def test_what_was_written_last_is_found_again(tmp_path: Path) -> None:
         assert file.last() == scaling(2.0)
     with opened(tmp_path) as file:
         assert file.last() == scaling(2.0)
+
+
+def course(ticks: int, memory: Memory | None = None) -> list[Scaling]:
+    """Decisions of one loop, each from the memory of the one before."""
+    found = []
+    for number in range(ticks):
+        seen = Seen(now_s=2.0 * number, gpus=8, tiers=dict.fromkeys(SPEC.tiers, TierSeen(ready=1)))
+        decision, after = step(seen, memory, SPEC, Parameters())
+        before = memory
+        found.append(
+            Scaling(seen=seen, memory=before, spec=SPEC, parameters=Parameters(), decision=decision, after=after)
+        )
+        memory = after
+    return found
+
+
+def test_most_lines_of_one_loop_are_small_and_the_last_decision_is_found_whole(tmp_path: Path) -> None:
+    decisions = course(2 * EVERY)
+    with opened(tmp_path) as file:
+        for number, each in enumerate(decisions):
+            file.write(each)
+            if number % 7 == 0:
+                file.write(lending())
+        assert file.last() == decisions[-1]
+    kinds = Counter(json.loads(text)["kind"] for text in (tmp_path / FILE).read_text().splitlines())
+    assert kinds["scaling"] == 2
+    assert main(["simulate", "--replay", str(tmp_path / FILE)]) == 0
+
+
+def test_a_changed_tick_is_found_by_the_replay(tmp_path: Path) -> None:
+    with opened(tmp_path) as file:
+        for each in course(4):
+            file.write(each)
+    changed = (tmp_path / FILE).read_text().splitlines()
+    tick = json.loads(changed[2])
+    tick["decision"]["tiers"]["mini"]["replicas"] += 1
+    changed[2] = json.dumps(tick)
+    assert differing(changed) == [3]
+
+
+def test_a_tick_without_its_decision_says_where_to_begin() -> None:
+    (first, second) = course(2)
+    tick = Tick(seen=second.seen, decision=second.decision)
+    assert differing([line(first), line(tick)]) == []
+    with pytest.raises(ConfigurationError, match="line 1: a tick; one behind a scaling decision is allowed"):
+        differing([line(tick)])
+
+
+def test_ticks_behind_a_line_that_cannot_be_read_are_not_gone_on_from(tmp_path: Path) -> None:
+    decisions = course(4)
+    with opened(tmp_path) as file:
+        for each in decisions:
+            file.write(each)
+    texts = (tmp_path / FILE).read_text().splitlines()
+    (tmp_path / FILE).write_text("\n".join((texts[0], texts[1], "torn", texts[3])) + "\n")
+    with opened(tmp_path) as file:
+        assert file.last() == decisions[1]
+
+
+def test_a_new_file_and_what_follows_a_failure_begin_with_a_whole_decision(tmp_path: Path) -> None:
+    decisions = course(8)
+    with opened(tmp_path) as file:
+        for each in decisions[:3]:
+            file.write(each)
+        with full_disk((tmp_path / FILE).stat().st_size), pytest.raises(OSError, match="File too large"):
+            file.write(decisions[3])
+        for each in decisions[4:]:
+            file.write(each)
+    assert [json.loads(text)["kind"] for text in (tmp_path / FILE).read_text().splitlines()][:5] == [
+        *("scaling", "tick", "tick", "scaling", "tick"),
+    ]
+    (tmp_path / "small").mkdir()
+    with opened(tmp_path / "small", 0.02) as file:
+        for each in decisions:
+            file.write(each)
+            first = (tmp_path / "small" / FILE).read_text().splitlines()[0]
+            assert json.loads(first)["kind"] == "scaling"
 
 
 def test_a_second_writer_is_refused_and_told_the_file(tmp_path: Path) -> None:
@@ -127,7 +205,7 @@ def test_the_last_line_is_found_behind_large_ones(tmp_path: Path, monkeypatch: p
     with opened(tmp_path) as file:
         assert file.last() == scaling(3.0)
         file.write(lending())
-    assert all(replay(text, 1) for text in (tmp_path / FILE).read_text().splitlines())
+    assert all(not differing([text]) for text in (tmp_path / FILE).read_text().splitlines())
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
