@@ -19,6 +19,7 @@ from autoscaling.record import (
     Scaling,
     Tiering,
     again,
+    differing,
     line,
     outcome,
     parse,
