@@ -30,7 +30,6 @@ class Place:
 
     asked: Asked
     served: Served
-    retried: int
     number: int
     sent_s: float
     prompt_tokens: int

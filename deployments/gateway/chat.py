@@ -13,7 +13,7 @@ from cluster.errors import MorayError, Overloaded
 from cluster.family import Family, Plan, Slo
 from cluster.request import Chat, Served, Usage
 from deployments.gateway.asgi import LOG_NOTE, REQUEST_ID, Header, authorize, read_body, respond
-from deployments.gateway.desk import Asked
+from deployments.gateway.asked import Asked
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Course, Courses
 from deployments.gateway.wire import error_event, parse_chat

@@ -11,19 +11,18 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 
 from cluster.admission import decide, overdue_s, retry_after_s
 from cluster.breaker import Event, after
 from cluster.errors import Overloaded, ReplicaLost, StartTimeout
 from cluster.family import Family
-from cluster.held import Action, Held, Kind
+from cluster.held import Action, Held
 from cluster.request import Served, Usage
 from cluster.tiering import Range, keeps, spill
 from deployments import seen
-from deployments.gateway.asked import RESUMED, Waiting, fail
-from deployments.gateway.asked import Asked as Asked
-from deployments.gateway.asked import Place as Place
+from deployments.gateway.asked import RESUMED, Asked, Place, Waiting, fail
 from deployments.gateway.desk_tier import DeskTier, Offer, Wants, renewed
 
 TICK_S = 0.05
@@ -75,23 +74,28 @@ class Desk:
 
     async def place(self, asked: Asked) -> Place:
         """Waits. Raises Overloaded or StartTimeout. Who is cancelled leaves no trace."""
-        kind = (asked.priority, asked.tenant)
-        return await self._placed(asked, asked.range, kind, asked.arrived_s, asked.prompt_tokens, None)
+        return await self._placed(asked, asked.range, asked.arrived_s, asked.prompt_tokens, None)
 
     async def again(self, place: Place, given_tokens: int) -> Place:
-        """The replica was lost: another one of the same tier. Raises ReplicaLost or StartTimeout.
+        """The replica was lost: another one of the same tier. Raises ReplicaLost.
 
-        `given_tokens`: of the answer, so far. Ends the place as failed where the caller has not.
+        `given_tokens`: of the answer, so far. Ends the place as failed where the caller has not. Its client reads
+        already and sees a pause: it waits as long as a replica may take to start, whatever the tier's patience.
         """
         self.ended(place, None, True)
-        asked = place.asked
-        same = Range((place.served.tier,), asked.range.reason, asked.range.auto)
-        kind = (asked.priority + RESUMED, asked.tenant)
-        return await self._placed(asked, same, kind, self._clock(), asked.prompt_tokens + given_tokens, place)
+        asked, key = place.asked, place.served.tier
+        same = Range((key,), asked.range.reason, asked.range.auto)
+        most_s = self._tiers[key].rescue_s
+        try:
+            async with asyncio.timeout(most_s):
+                return await self._placed(asked, same, self._clock(), asked.prompt_tokens + given_tokens, place)
+        except TimeoutError:
+            raise ReplicaLost(f"tier {key}: lost, and no place elsewhere in {most_s:g} s; send it again") from None
 
     async def _placed(
-        self, asked: Asked, range_: Range, kind: Kind, asked_s: float, prompt_tokens: int, before: Place | None
+        self, asked: Asked, range_: Range, asked_s: float, prompt_tokens: int, before: Place | None
     ) -> Place:
+        kind = (asked.priority + (RESUMED if before is not None else 0), asked.tenant)
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Place] = self._loop.create_future()
         waiting = Waiting(asked, range_, kind, asked_s, prompt_tokens, next(self._numbers), future, before)
@@ -137,7 +141,7 @@ class Desk:
             return self._dispatch(waiting, key, free, wants, now_s)
         if choice.index is None:
             return "postpone"  # only the replica that lost it is there
-        verdict = decide(choice, tier.due(offer, waiting.asked_s, now_s))
+        verdict = decide(choice, tier.due(offer, None if waiting.before else waiting.asked_s, now_s))
         if verdict.action == "dispatch":
             return self._dispatch(waiting, key, offer, wants, now_s)
         if verdict.action == "refuse":
@@ -145,8 +149,10 @@ class Desk:
         return verdict.action
 
     def _wants(self, waiting: Waiting, now_s: float) -> Wants:
+        """Who was lost is never late: it has the first place that keeps the promises to others."""
         avoid = waiting.before.served.replica if waiting.before is not None else None
-        return Wants(waiting.kind, waiting.prompt_tokens, now_s - waiting.asked_s, self._draw(), avoid)
+        waited_s = now_s - waiting.asked_s if waiting.before is None else 0.0
+        return Wants(waiting.kind, waiting.prompt_tokens, waited_s, self._draw(), avoid)
 
     def _spilled(self, waiting: Waiting, wants: Wants, now_s: float) -> bool:
         keys = waiting.range.tiers
@@ -170,14 +176,9 @@ class Desk:
     ) -> Action:
         tier, asked, before = self._tiers[key], waiting.asked, waiting.before
         replica, cost_gpu_s = tier.send(offer, wants, asked.share, now_s)
-        resumed = 0 if before is None else before.served.resumed + 1
-        served = Served(
-            tier=key,
-            replica=replica,
-            queued_s=now_s - asked.arrived_s if before is None else before.served.queued_s,
-            spilled=spilled if before is None else before.served.spilled,
-            resumed=resumed,
-        )
+        served = Served(tier=key, replica=replica, queued_s=now_s - asked.arrived_s, spilled=spilled)
+        if before is not None:
+            served = replace(before.served, replica=replica, resumed=before.served.resumed + 1)
         number = next(self._numbers)
         self._open.add(number)
         self.admissions[waiting.range.tiers[0], "dispatch" if spilled is None else "spill"] += 1
@@ -186,7 +187,6 @@ class Desk:
             Place(
                 asked=asked,
                 served=served,
-                retried=resumed,
                 number=number,
                 sent_s=now_s,
                 prompt_tokens=waiting.prompt_tokens,
@@ -204,7 +204,8 @@ class Desk:
             self._refuse(waiting, reason, retry_after_s(wait_s, patience_s))
             return
         tier.held.lift(waiting.kind, tier.served_gpu_s)
-        deadline_s, cost_gpu_s = waiting.asked_s + tier.service.ttft_s, tier.cost_gpu_s(waiting.prompt_tokens)
+        deadline_s = math.inf if waiting.before is not None else waiting.asked_s + tier.service.ttft_s
+        cost_gpu_s = tier.cost_gpu_s(waiting.prompt_tokens)
         held = Held(waiting, waiting.number, waiting.kind, waiting.prompt_tokens, deadline_s, cost_gpu_s)
         tier.held.push(held, late=action == "postpone")
         self.admissions[tier.key, action] += 1

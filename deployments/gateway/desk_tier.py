@@ -144,14 +144,18 @@ class DeskTier(Generic[T]):
             return None
         return offer._replace(choice=choose(free, offer.ask, offer.service, now_s, False))
 
-    def due(self, offer: Offer, asked_s: float, now_s: float) -> Due:
-        """Nobody here knows of replicas that start, so none is waited for where there are others."""
+    def due(self, offer: Offer, asked_s: float | None, now_s: float) -> Due:
+        """Nobody here knows of replicas that start, so none is waited for where there are others.
+
+        `asked_s`: None for a request whose replica was lost; it is never refused.
+        """
+        patience_s = math.inf if asked_s is None else patience_from_s(self.service.patience_s, asked_s, self.awake_s)
         return Due(
             now_s=now_s,
-            arrived_s=asked_s,
+            arrived_s=now_s if asked_s is None else asked_s,
             ttft_s=self.service.ttft_s,
             tpot_ms=offer.service.tpot_ms,
-            patience_s=patience_from_s(self.service.patience_s, asked_s, self.awake_s),
+            patience_s=patience_s,
             wait_s=math.inf,
         )
 
@@ -214,6 +218,11 @@ class DeskTier(Generic[T]):
         prompt_tokens = self.held.prefill_tokens / len(self.held)
         rps = fluid_rps(self.service, max(1.0, prompt_tokens), self.lengths.mean) / max(1.0, self.correction)
         return queue_wait_s(ahead, len(self.replicas), rps)
+
+    @property
+    def rescue_s(self) -> float:
+        """How long a request whose replica was lost waits for another."""
+        return max(self.service.patience_s, self.spec.start_timeout_s)
 
     def breakers_open(self) -> int:
         return sum(replica.breaker.failures > 0 for replica in self.replicas.values())

@@ -18,7 +18,8 @@ from cluster.errors import MorayError, ReplicaLost
 from cluster.family import Family
 from cluster.request import Chat
 from cluster.retry import MOST_RESCUES, Budget
-from deployments.gateway.desk import Asked, Desk, Place
+from deployments.gateway.asked import Asked, Place
+from deployments.gateway.desk import Desk
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.tokens import Answering, TokenPath, lost
 from deployments.gateway.wire import DONE

@@ -19,8 +19,8 @@ from cluster.request import Chat, Served
 from cluster.retry import MOST_RESCUES
 from deployments import seen
 from deployments.control.words import Standing
+from deployments.gateway.asked import Asked, Place
 from deployments.gateway.chat import KEEPALIVE, KEEPALIVE_S
-from deployments.gateway.desk import Asked, Place
 from deployments.stream import Outcome
 
 PATH = "/v1/chat/completions"

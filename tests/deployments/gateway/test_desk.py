@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from twin_world import family, tier
 from virtual_time import run
 
+from cluster.breaker import LEAST_S
 from cluster.errors import MorayError, Overloaded, ReplicaLost, StartTimeout
 from cluster.family import Family, Slo
 from cluster.fleet import ReplicaReport
 from cluster.request import Usage
 from cluster.tiering import Range
 from deployments import seen
-from deployments.gateway.desk import Asked, Desk, Place
+from deployments.gateway.asked import Asked, Place
+from deployments.gateway.desk import Desk
 
 USAGE = Usage(prompt_tokens=100, completion_tokens=50)
 
@@ -129,7 +131,7 @@ def test_a_request_goes_at_once_to_the_replica_that_is_free() -> None:
         world.show(busy=3, free=0)
         place = await world.desk.place(world.asked())
         assert (place.served.tier, place.served.replica, place.served.queued_s) == ("pro", "free", 0)
-        assert (place.retried, place.served.resumed, place.served.spilled) == (0, 0, None)
+        assert (place.served.resumed, place.served.spilled) == (0, None)
         assert (world.desk.ongoing(), world.desk.held()) == ({"pro": 1}, {"pro": (0, 0)})
         world.desk.ended(place, USAGE, False)
         world.desk.ended(place, USAGE, False)  # again: nothing happens
@@ -348,7 +350,7 @@ def test_a_resumed_request_goes_to_another_replica_ahead_of_newcomers() -> None:
         assert not newcomer_before.done()  # the only one that there is has just lost it
         world.show(one=0, two=0)
         again = await newcomer_before
-        assert (again.served.replica, again.served.resumed, again.retried) == ("two", 1, 1)
+        assert (again.served.replica, again.served.resumed) == ("two", 1)
         assert (again.asked, again.prompt_tokens) == (place.asked, 120)
         assert world.desk.ongoing() == {"pro": 1}
 
@@ -376,16 +378,48 @@ def test_of_those_who_wait_the_resumed_goes_first() -> None:
     play(scenario)
 
 
-def test_a_lost_request_that_finds_no_place_in_its_patience_is_told_that_its_replica_was_lost() -> None:
+def test_a_lost_request_waits_beyond_its_patience_as_long_as_a_replica_may_take_to_start() -> None:
+    async def scenario(world: World) -> None:
+        world.show(one=0)
+        place = await world.desk.place(world.asked())
+        world.show()
+        lost_s = world.loop.time()
+        again = asyncio.ensure_future(world.desk.again(place, 3))
+        await asyncio.sleep(50)
+        assert not again.done()
+        world.show(two=None)
+        assert (await again).served.replica == "two"
+        assert world.loop.time() == pytest.approx(lost_s + 50, abs=1)
+
+    play(scenario, spec(patience_s=5.0))
+
+
+def test_a_lost_request_goes_back_to_the_only_replica_once_its_breaker_lets_it() -> None:
+    async def scenario(world: World) -> None:
+        reports = asyncio.ensure_future(every_second(world, one=0))
+        await settled()
+        place = await world.desk.place(world.asked())
+        lost_s = world.loop.time()
+        again = await world.desk.again(place, 3)
+        assert again.served.replica == "one"
+        assert world.loop.time() == pytest.approx(lost_s + LEAST_S, abs=0.2)
+        reports.cancel()
+
+    play(scenario, spec(patience_s=1.0))
+
+
+def test_a_lost_request_that_finds_no_place_in_all_that_time_is_told_that_its_replica_was_lost() -> None:
     async def scenario(world: World) -> None:
         reports = asyncio.ensure_future(every_second(world, one=8))
         await settled()
         world.show(one=0)
         place = await world.desk.place(world.asked())
         world.show(one=8)
+        lost_s = world.loop.time()
         again = asyncio.ensure_future(world.desk.again(place, 3))
         await asyncio.wait((again,))
         assert isinstance(again.exception(), ReplicaLost)
+        assert world.loop.time() == pytest.approx(lost_s + 60, abs=1)
         assert nothing_is_left(world.desk)
         reports.cancel()
 

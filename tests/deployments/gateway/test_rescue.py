@@ -15,7 +15,7 @@ from cluster.errors import ContextTooLong, EngineFailed, MorayError, Overloaded,
 from cluster.request import Chat, Served, Usage
 from cluster.retry import MOST_RESCUES
 from cluster.tiering import Range
-from deployments.gateway.desk import Asked, Place
+from deployments.gateway.asked import Asked, Place
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import LEAST_STALL_S, Course, Courses
 from deployments.gateway.tokens import Streamed
