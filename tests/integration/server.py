@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+import yaml
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -115,6 +116,14 @@ class Server:
         command = [sys.executable, "-m", "deployments.cli", "--family", str(self.family), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
+    def edit(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """The family file, as an editor saves it: whole."""
+        raw = yaml.safe_load(self.family.read_text(encoding="utf-8"))
+        change(raw)
+        edited = self.family.with_suffix(".new")
+        edited.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+        edited.replace(self.family)
+
     def samples(self, name: str, **labels: str) -> list[Any]:
         """The samples of that name on /metrics that carry these labels."""
         page = httpx.get(f"{self.url}/metrics", timeout=QUIET_S).raise_for_status().text
@@ -147,6 +156,9 @@ class Server:
     def workers(self) -> list[psutil.Process]:
         """The processes of video replicas."""
         return self.processes("ray::VideoWorker")
+
+    def control(self) -> list[psutil.Process]:
+        return self.processes("ray::Control")
 
     def interrupt(self) -> None:
         """Ctrl-C, as a terminal sends it: to the whole process group."""

@@ -1,13 +1,11 @@
 """The family on four simulated nodes of eight GPUs: Ray, placement and scaling are real, GPUs and engines are not."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-import yaml
 from integration.conftest import Stage
 from integration.families import spread
 from integration.server import Server, eventually
@@ -22,14 +20,6 @@ GROUPS = {"ultra": 1, "pro": 2, "turbo": 2}
 @pytest.fixture
 def server(stage: Stage) -> Server:
     return stage.serve("spread", spread, NODES)
-
-
-def edit(server: Server, change: Callable[[dict[str, Any]], None]) -> None:
-    raw = yaml.safe_load(server.family.read_text(encoding="utf-8"))
-    change(raw)
-    edited = server.family.with_suffix(".new")
-    edited.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-    edited.replace(server.family)
 
 
 def pids(server: Server) -> dict[str, set[int]]:
@@ -84,7 +74,7 @@ def test_an_edited_tier_is_replaced_while_the_others_keep_their_processes(server
     def fewer(raw: dict[str, Any]) -> None:
         raw["tiers"]["turbo"]["max_running"] = 7
 
-    edit(server, fewer)
+    server.edit(fewer)
     eventually(lambda: server.output.count("\nchanged") == 1, UPDATE_S, "changed")
     assert "tiers.turbo.max_running: 8 -> 7" in server.output
     eventually(lambda: len(pids(server)["turbo"]) == GROUPS["turbo"], UPDATE_S, "turbo is back")
@@ -99,7 +89,7 @@ def test_an_edit_that_needs_a_restart_is_refused_and_the_family_goes_on(server: 
     def renamed(raw: dict[str, Any]) -> None:
         raw["name"] = "other"
 
-    edit(server, renamed)
+    server.edit(renamed)
     eventually(lambda: "not changed: spread: name: spread -> other" in server.output, UPDATE_S, "refused")
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert pids(server) == before
