@@ -5,6 +5,7 @@ often as a job may begin. Nothing that goes wrong with a worker, or with the sto
 """
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class VideoJobs:
         self._file_of = file_of
         self._metrics = metrics
         self._jobs: dict[str, VideoJob] = {}
-        self._rendering: dict[str, asyncio.Task[None]] = {}  # by job
+        self._rendering: dict[str, asyncio.Task[bool]] = {}  # by job
         self._workers: dict[str, Worker] = {}
         self._free: set[str] = set()
         self._busy: set[str] = set()
@@ -103,25 +104,28 @@ class VideoJobs:
         for job, worker_id in zip(waiting, sorted(self._free), strict=False):
             self._free.remove(worker_id)
             self._busy.add(worker_id)
-            self._rendering[job.id] = asyncio.create_task(self._render(job, self._workers[worker_id]))
+            worker = self._workers[worker_id]
+            task = self._rendering[job.id] = asyncio.create_task(self._render(job, worker))
+            task.add_done_callback(functools.partial(self._over, job.id, worker))
 
-    async def _render(self, job: VideoJob, worker: Worker) -> None:
-        """One attempt. Afterwards the worker is free, or has to be settled first."""
-        well = False
+    async def _render(self, job: VideoJob, worker: Worker) -> bool:
+        """One attempt. Whether the worker is free afterwards; otherwise it has to be settled first."""
         try:
-            well = await (self._attempt(job, worker) if job.attempts < MAX_ATTEMPTS else self._give_up(job))
-        except asyncio.CancelledError:
-            self._settle(worker)
-            raise
+            return await (self._attempt(job, worker) if job.attempts < MAX_ATTEMPTS else self._give_up(job))
         except Exception as failure:  # whatever Ray or the store raises: an accepted job is not dropped for it
             log.warning("video %s: %s", job.id, _told(failure))
             await self._requeue(job)
-        finally:
-            self._rendering.pop(job.id, None)
-            self._busy.discard(worker.worker_id)
-            if well and worker.worker_id in self._workers:
-                self._free.add(worker.worker_id)
-            self._dispatch()
+            return False
+
+    def _over(self, job_id: str, worker: Worker, rendering: asyncio.Task[bool]) -> None:
+        """Also of one that was cancelled before it began, of which its own code would tell nothing."""
+        self._rendering.pop(job_id, None)
+        self._busy.discard(worker.worker_id)
+        if rendering.cancelled():
+            self._settle(worker)
+        elif rendering.result() and worker.worker_id in self._workers:
+            self._free.add(worker.worker_id)
+        self._dispatch()
 
     async def _attempt(self, job: VideoJob, worker: Worker) -> bool:
         """One rendering, its steps written to the store. False where the worker takes no more jobs now."""

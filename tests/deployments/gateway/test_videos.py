@@ -19,10 +19,12 @@ from cluster.errors import EngineFailed, InvalidRequest
 from cluster.family import Video
 from deployments.control.words import Worker
 from deployments.gateway.video_jobs import MAX_ATTEMPTS
+from deployments.gateway.videos_wire import parse_json
 from deployments.stores.jobs import JOBS_FILE
 from deployments.stores.keys import KEYS_FILE, KeyStore
 from deployments.video.encode import write_mp4
 from deployments.video.engine import RenderSpec
+from deployments.video.jobs import queued
 from deployments.video.worker import Begun, Rendered, StepDone
 
 VIDEO = b"moving pictures"
@@ -410,6 +412,18 @@ async def test_a_job_whose_worker_is_lent_goes_on_elsewhere_and_no_attempt_count
         assert len(client.renderer.specs) == MAX_ATTEMPTS + 3
         page = (await client.send("GET", "/metrics", query="only=gateway")).body.decode()
         assert f"moray_video_preemptions_total {MAX_ATTEMPTS + 2}.0" in page
+
+
+async def test_a_job_that_is_deleted_before_its_rendering_has_begun_keeps_no_worker(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        await client.until(await client.create("done"), "completed")
+        jobs = client.videos._jobs
+        while not jobs._free:
+            await asyncio.sleep(0)
+        jobs.add(queued(parse_json(b'{"prompt": "hangs"}', jobs.video, 1), "video_x", "somebody", 1))
+        jobs.drop("video_x")  # in the same turn of the loop
+        await client.until(await client.create("done"), "completed")
+        assert [spec.prompt for spec in client.renderer.specs] == ["done", "done"]
 
 
 async def test_jobs_wait_in_order_for_a_free_worker(tmp_path: Path) -> None:
