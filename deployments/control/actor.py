@@ -51,6 +51,7 @@ class Control:
         self._threads = ThreadPoolExecutor(max_workers=1)
         self._source = self._looking(self._family)
         self._pool = await _pool(self._family)
+        self._let_go: Mapping[str, int] = {}  # tiers that Serve is to try anew, with what it has
         last = self._record.last() if kept.again else None
         self._controller = Controller(self._world(), spec_of(self._family), _initial(self._family), last, Parameters())
         self._loop = asyncio.create_task(self._controller.run(self._metrics.show))
@@ -72,7 +73,11 @@ class Control:
         )
 
     async def _observe(self) -> fleet.Observed:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, fleet.observe, self._family)
+        seen = await asyncio.get_running_loop().run_in_executor(self._threads, fleet.observe, self._family)
+        self._let_go = {key: count for key, count in seen.given_up.items() if key not in self._let_go}
+        for key in self._let_go:
+            log.warning("tier %s: its replicas could not start, the log of Serve says why; they are tried again", key)
+        return seen
 
     async def announce(self, hello: Hello) -> Standing:
         """What a gateway says about once a second."""
@@ -90,8 +95,11 @@ class Control:
         self._controller.wake()
 
     async def targets(self) -> dict[str, int]:
-        """By tier and video; never empty."""
-        return dict(self._controller.targets)
+        """By tier and video; never empty.
+
+        Of a tier that Serve has given up, what it has, every other look: another target makes Serve try again.
+        """
+        return {key: min(target, self._let_go.get(key, target)) for key, target in self._controller.targets.items()}
 
     async def adopt(self, family: Family) -> int:
         """Serve a changed family; returns its version. Raises ConfigurationError, OSError where it cannot be kept."""

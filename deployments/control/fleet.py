@@ -18,6 +18,7 @@ from deployments.control.words import WORKER
 APP = "moray"
 SERVES = "SERVE_REPLICA::"  # and application#deployment#id: the placement group of a replica of Serve
 GONE = {"REMOVED"}
+FAILED = "REPLICA_STARTUP_FAILED"  # so often that Serve tries no more, until it has another target
 KINDS = {
     "STARTING": "starting",
     "UPDATING": "starting",
@@ -30,13 +31,17 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """`gpus_held`: by tier and "video". `nodes_of`: by tier, the nodes that hold ranks of its groups."""
+    """`gpus_held`: by tier and "video". `nodes_of`: by tier, the nodes that hold ranks of its groups.
+
+    `given_up`: by tier of which Serve starts no more replicas since the last ones could not start, how many it has.
+    """
 
     fleet: Fleet
     rooms: tuple[Room, ...]
     awaiting: tuple[Awaiting, ...]
     gpus_held: dict[str, int]
     nodes_of: dict[str, tuple[str, ...]]
+    given_up: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +70,23 @@ def as_nodes(listed: Iterable[Mapping[str, Any]], family: Family) -> list[Node]:
 
 def observe(family: Family) -> Observed:
     """Blocks, for as long as Ray's tables take."""
-    return told(
-        family, nodes=ray.nodes(), groups=ray.util.placement_group_table().values(), replicas=_replicas(family.tiers)
-    )
+    groups = ray.util.placement_group_table().values()
+    deployments = _deployments(family.tiers)
+    if deployments is None:
+        return told(family, nodes=ray.nodes(), groups=groups, replicas=None)
+    replicas = {key: each.replica_states for key, each in deployments.items()}
+    failed = [key for key, each in deployments.items() if each.status_trigger == FAILED]
+    return told(family, nodes=ray.nodes(), groups=groups, replicas=replicas, failed=failed)
 
 
-def _replicas(tiers: Iterable[str]) -> dict[str, Mapping[str, int]] | None:
-    """By tier, how many replicas are in which of Serve's states. None where Serve does not answer."""
+def _deployments(tiers: Iterable[str]) -> dict[str, Any] | None:
+    """What Serve says of each tier. None where it does not answer."""
     try:
         applications = serve.status().applications
     except Exception:  # whatever Ray tells of a lost controller
         return None
     found = {key: applications[tier_app(key)].deployments for key in tiers if tier_app(key) in applications}
-    return {key: each[key].replica_states for key, each in found.items() if key in each}
+    return {key: each[key] for key, each in found.items() if key in each}
 
 
 def told(
@@ -86,8 +95,12 @@ def told(
     nodes: Iterable[Mapping[str, Any]],
     groups: Iterable[Mapping[str, Any]],
     replicas: Mapping[str, Mapping[str, int]] | None,
+    failed: Iterable[str] = (),
 ) -> Observed:
-    """The same from Ray's tables as they are, and from the states of Serve's replicas by tier."""
+    """The same from Ray's tables as they are, and from the states of Serve's replicas by tier.
+
+    `failed`: tiers whose last replicas could not start.
+    """
     machines = as_nodes(nodes, family)
     owned = [(_owner(group["name"]), group) for group in groups if group["state"] not in GONE]
     kind = "GPU" if family.accelerator == "cuda" else CPU_RESOURCE
@@ -120,7 +133,14 @@ def told(
         ),
         gpus_held={owner: by_owner[owner] for owner in (*family.tiers, VIDEO)},
         nodes_of={key: tuple(dict.fromkeys(each.node for each in held if each.owner == key)) for key in family.tiers},
+        given_up={key: counts["RUNNING"] for key in failed if (counts := _still(replicas, key)) is not None},
     )
+
+
+def _still(replicas: Mapping[str, Mapping[str, int]] | None, key: str) -> Counter[str] | None:
+    """Replicas by state where none starts or stops."""
+    counts = Counter({str(state): count for state, count in (replicas or {}).get(key, {}).items() if count})
+    return counts if counts.keys() <= {"RUNNING"} else None
 
 
 def _owner(name: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -81,6 +82,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
         awaiting=(),
         gpus_held={"mini": 0},
         nodes_of={"mini": ("n",)},
+        given_up={},
     )
     context = Mock(get_session_name=Mock(return_value="session"))
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
@@ -134,6 +136,20 @@ async def test_a_gateway_hears_what_stands(tmp_path: Path, start: Start) -> None
         assert standing.targets == await control.targets()
     async with start(awake(tmp_path / "no_video")) as control:
         assert (await control.announce(hello())).workers == ()
+
+
+async def test_a_tier_that_serve_has_given_up_is_tried_anew_by_a_target_that_comes_and_goes(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = replace(fleet.observe(awake(tmp_path)), given_up={"mini": 0, "turbo": 1})
+    monkeypatch.setattr(fleet, "observe", lambda family: failed)
+    async with start(awake(tmp_path)) as control:
+        told = []
+        for _ in range(4):
+            await decided(control)
+            told.append(await control.targets())
+        assert {"mini": 0, "turbo": 1} in told
+        assert {"mini": 2, "turbo": 2} in told
 
 
 async def test_jobs_that_a_gateway_says_raise_video_and_a_restart_goes_on(tmp_path: Path, start: Start) -> None:

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -71,9 +71,17 @@ def observed(
     groups: list[dict[str, Any]] = GROUPS,
     replicas: Mapping[str, Mapping[str, int]] | None = REPLICAS,
     nodes: list[dict[str, Any]] = NODES,
+    failed: Sequence[str] = (),
     **changes: Any,
 ) -> Observed:
-    return told(family(**changes), nodes=nodes, groups=groups, replicas=replicas)
+    return told(family(**changes), nodes=nodes, groups=groups, replicas=replicas, failed=failed)
+
+
+def test_serve_has_given_up_a_tier_whose_replicas_failed_and_of_which_none_starts_or_stops() -> None:
+    failed = ("pro", "turbo", "ultra")
+    assert observed(failed=failed).given_up == {"pro": 2}
+    assert observed(failed=failed, replicas={"turbo": {"RUNNING": 0}}).given_up == {"pro": 0, "turbo": 0, "ultra": 0}
+    assert observed().given_up == {}
 
 
 def test_replicas_are_counted_by_what_serve_says_of_them() -> None:
