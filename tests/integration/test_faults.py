@@ -1,4 +1,4 @@
-"""What a client sees when a part dies under its request: an error that says so, never a bare end; and then service.
+"""What a client sees when a part dies under its request: a pause, or an error that says so, never a bare end.
 
 Every fault is tried on both ways that tokens can take from a replica to the gateway.
 """
@@ -63,15 +63,18 @@ def test_a_client_that_hangs_up_frees_its_place_and_disturbs_nobody(server: Serv
     eventually(lambda: idle(server, tier), CANCELLED_S, "all ended")
 
 
-def test_a_killed_replica_ends_its_streams_with_an_error_and_is_replaced(server: Server) -> None:
-    hit, other = Stream(server, "turbo", LONG).begun(), Stream(server, "mini", LONG, seed=5).begun()
-    (replica,) = server.replicas("turbo")
+@pytest.mark.parametrize(("tier", "bystander"), [("turbo", "mini"), ("mini", "turbo")])
+def test_a_killed_replica_pauses_its_streams_which_go_on_where_they_stopped(
+    server: Server, tier: str, bystander: str
+) -> None:
+    hit, other = Stream(server, tier, LONG, seed=3).begun(), Stream(server, bystander, LONG, seed=5).begun()
+    (replica,) = server.replicas(tier)
     replica.kill()
-    assert hit.ended(30).code == "replica_lost"
-    assert hit.finish_reason is None
-    assert simulated(1, LONG).startswith(hit.text)
-    eventually(lambda: serves(server, "turbo"), RESTART_S, "turbo serves again")
+    assert (hit.ended().finish_reason, hit.error) == ("length", None)
     assert (other.ended().finish_reason, other.error) == ("length", None)
+    assert hit.text == whole(server, tier, LONG, seed=3), "not the text of an unbroken run"
+    assert other.text == whole(server, bystander, LONG, seed=5)
+    assert server.metric("moray_resumed_total", tier=tier) >= 1
 
 
 def test_a_killed_gateway_takes_its_requests_along_and_is_replaced(server: Server) -> None:
