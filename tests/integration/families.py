@@ -82,6 +82,19 @@ def spread(folder: Path, port: int) -> dict[str, Any]:
     } | _place(folder, port)
 
 
+def watched(folder: Path, port: int) -> dict[str, Any]:
+    """One tier that is always awake, and two that sleep soon, whose one replica holds any crowd."""
+    naps = {"min": 0, "max": 3, "initial": 0, "idle_s": 5}
+    light = {"max_running": 256, "cost": QUICK | {"a_ms": 2}, "replicas": naps, **READY_SOON}
+    return {
+        "name": "watched",
+        "accelerator": "cpu",
+        "gpu_budget_gpus": 8,
+        "cells": [{"name": "here", "gpus": 8}],
+        "tiers": {"steady": _tier("steady"), "sleepy": _tier("sleepy", **light), "dozy": _tier("dozy", **light)},
+    } | _place(folder, port)
+
+
 def written(folder: Path, raw: dict[str, Any]) -> Path:
     file = folder / "family.yaml"
     file.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
