@@ -38,7 +38,7 @@ class Sink:
             self._chunks.append(data)
             self._fresh.extend(ids)
             self._size_bytes += len(data)
-        if self._size_bytes > SINK_LIMIT_BYTES:
+        if self._size_bytes > SINK_LIMIT_BYTES and not last:  # behind the last ones no more can gather
             self.fail(
                 Overloaded(
                     f"stream: {self._size_bytes} bytes lie unread; {SINK_LIMIT_BYTES} are kept; read faster",
@@ -73,7 +73,8 @@ class Sink:
                 async with asyncio.timeout(timeout_s):
                     await self._waiter
             except TimeoutError:
-                return b""
+                if not self._chunks and not self._ended:  # they may have come in the turn in which the time was up
+                    return b""
             finally:
                 self._waiter = None
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from shell import Handle, chat, family
-from virtual_time import run
+from virtual_time import VirtualLoop, run
 
 from cluster.errors import ContextTooLong, EngineFailed, MorayError, Overloaded, ReplicaLost
 from cluster.request import Chat, Served, Usage
@@ -226,6 +226,17 @@ def test_a_begun_stream_that_falls_silent_goes_on_elsewhere(play: Play) -> None:
         assert world.desk.ended_ == [("a", True, None), ("b", False, USAGE)]
 
     play(scenario, [said(1), 1000.0], [said(2), LAST])
+
+
+def test_a_gateway_that_stood_still_takes_no_stream_for_lost(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.call_later(1.0, lambda: setattr(loop.clock, "now_s", 60.0))
+        assert await read(world.open()) == b"<1><2>" + DONE
+        assert world.desk.ended_ == [("a", False, USAGE)]
+
+    play(scenario, [said(1), 5.0, said(2), LAST])
 
 
 def test_a_stream_that_has_not_begun_may_be_silent(play: Play) -> None:
