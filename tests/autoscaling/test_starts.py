@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaling.starts import MOST, Starts, looked
+from autoscaling.starts import LONGEST_S, MOST, Starts, looked
 
 
 def course(*looks: tuple[int, int], tick_s: float = 2.0) -> Starts:
@@ -31,6 +31,12 @@ def test_a_start_between_two_looks_took_half_the_time_between() -> None:
 
 def test_a_replica_that_leaves_is_no_start() -> None:
     assert course((2, 0), (1, 0), (0, 0)).mean_s is None
+
+
+def test_a_night_in_which_nothing_could_start_is_soon_forgotten() -> None:
+    night = [(0, 1)] * 600
+    assert course((0, 0), *night, (1, 0), tick_s=60.0).mean_s == LONGEST_S
+    assert course((0, 0), *night, (0, 0), (0, 1), (1, 0), tick_s=60.0).mean_s == 60.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=30))
