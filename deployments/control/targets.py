@@ -24,7 +24,7 @@ class Targets:
         self.last: Mapping[str, int] | None = None
 
     def follow(self, stopped: Callable[[], bool]) -> None:
-        """Until stopped. Says once when no answer comes any more, and once when one comes again."""
+        """Until stopped. Says once when no answer comes any more."""
         while not stopped():
             try:
                 self.last = self._ask()
