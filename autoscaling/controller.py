@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from autoscaling.parameters import Parameters
 from autoscaling.policy import VIDEO, Memory, step
-from autoscaling.readings import Count, Fleet, Reading, read
+from autoscaling.readings import Count, Fleet, Reading, asked_for, read
 from autoscaling.record import Lending, Record, Scaling
 from autoscaling.series import Look
 from autoscaling.series import Memory as Series
@@ -113,6 +113,7 @@ class Controller:
         self._failing: set[str] = set()
         self._ticking = asyncio.Lock()
         self._woken = asyncio.Event()
+        self._asked: set[str] = set()
         self.adopt(spec, initial)
 
     def adopt(self, spec: Spec, initial: Mapping[str, int]) -> None:
@@ -131,8 +132,9 @@ class Controller:
         """By tier and video."""
         return self._memory.targets
 
-    def wake(self) -> None:
-        """Tick now, or as soon as the last tick is REST_S ago."""
+    def wake(self, tier: str = "") -> None:
+        """Tick now, or as soon as the last tick is REST_S ago. `tier`: a request waits for it."""
+        self._asked.add(tier)
         self._woken.set()
 
     async def run(self, ticked: Callable[[Shown], None]) -> None:
@@ -214,7 +216,9 @@ class Controller:
             self._gpus = fleet.gpus
             self.shown.counts = fleet.counts or {}
             self._tell(found)
-            return replace(found, seen=self._started(found.seen, fleet))
+            seen = asked_for(found.seen, self._asked, self._memory)
+            self._asked.clear()
+            return replace(found, seen=self._started(seen, fleet))
         return None
 
     def _started(self, seen: Seen, fleet: Fleet) -> Seen:

@@ -5,11 +5,12 @@ exist. What cannot be believed makes its tier blind, with a fault that says why;
 says.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from autoscaling.policy import VIDEO
+from autoscaling.policy import Memory as Past
 from autoscaling.series import COUNTERS, GAUGES, SKEW_S, STALE_S, Look, Memory, View, taken
 from autoscaling.signals import JobSeen, Seen, Spec, TierSeen, VideoSeen
 
@@ -78,6 +79,17 @@ def read(
         flaws += [flaw] if flaw else []
     seen = Seen(now_s=now_s, gpus=fleet.gpus, tiers=tiers, video=video)
     return Reading(seen=seen, memory=after, flaws=(*flaws, *_skewed(look, spec, now_s)), ages_s=ages_s)
+
+
+def asked_for(seen: Seen, asked: Set[str], past: Past) -> Seen:
+    """With one held request in each tier that was asked for, sleeps, and is not seen: blind must not be deaf."""
+    tiers = dict(seen.tiers)
+    for tier in asked & tiers.keys():
+        if tiers[tier] is None and not past.targets.get(tier):
+            known = past.tiers.get(tier)
+            last = TierSeen(ready=0) if known is None else known.seen
+            tiers[tier] = replace(last, held_requests=1)
+    return replace(seen, tiers=tiers)
 
 
 def _flaw(view: View, look: Look, count: Count | None, wrong: str | None) -> Flaw | None:

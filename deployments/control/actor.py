@@ -92,7 +92,7 @@ class Control:
 
     async def wake(self, tier: str) -> None:
         """A request waits for a tier that sleeps."""
-        self._controller.wake()
+        self._controller.wake(tier)
 
     async def targets(self) -> dict[str, int]:
         """By tier and video; never empty.

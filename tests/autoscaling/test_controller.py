@@ -270,6 +270,52 @@ def test_a_restart_goes_on_from_the_last_record() -> None:
     virtual_time.run(scenario())
 
 
+def sleeper(outside: Outside) -> Controller:
+    """Of one tier that may sleep, and does."""
+    mini = replace(SPEC.tiers["mini"], min=0, idle_s=5.0)
+    outside.cluster = Cluster(fleet=Fleet(counts={"mini": Count()}, gpus=16))
+    return Controller(outside.world(), Spec(tiers={"mini": mini}), {"mini": 0}, None, Parameters())
+
+
+def test_a_minute_without_signals_puts_nobody_to_sleep_and_what_then_is_seen_counts_again() -> None:
+    async def scenario() -> None:
+        outside = Outside()
+        outside.held = 1.0
+        controller = sleeper(outside)
+        await controller.tick()
+        assert controller.targets == {"mini": 1}
+        outside.broken.add("dark")
+        outside.held = 0.0
+        await ticks(outside, controller, 31)
+        assert controller.targets == {"mini": 1}
+        assert {record.decision.tiers["mini"].cause for record in outside.scalings[1:]} == {"blind"}
+        assert controller.shown.faults["mini", "unreachable"] == 31
+        outside.broken.clear()
+        await controller.tick()
+        assert controller.targets == {"mini": 0}
+
+    virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_request_for_a_sleeping_tier_wakes_it_though_nothing_is_seen(known: bool) -> None:
+    async def scenario() -> None:
+        outside = Outside()
+        controller = sleeper(outside)
+        await ticks(outside, controller, int(known))
+        outside.broken.add("dark")
+        await ticks(outside, controller, 2)
+        assert controller.targets == {"mini": 0}
+        controller.wake("nobody's")
+        controller.wake("mini")
+        await ticks(outside, controller, 5)
+        assert controller.targets == {"mini": 1}
+        assert controller.shown.decisions["mini", "rise"] == 1
+        assert differing(line(record) for record in outside.records) == []
+
+    virtual_time.run(scenario())
+
+
 def test_time_neither_goes_back_nor_stands_still() -> None:
     async def scenario() -> None:
         outside = Outside()

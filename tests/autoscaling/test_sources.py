@@ -211,6 +211,17 @@ async def test_the_newest_of_a_range_counts_and_foreign_labels_do_not(answering:
     assert reading(look).flaws[0].fault == "contradictory"
 
 
+async def test_a_prometheus_with_another_clock_is_named_and_still_read(answering: Callable[[Answer], str]) -> None:
+    names = [name for name in NAMES if name.startswith(("moray_arriv", "moray_held", "moray_ongoing"))]
+    series = [{"metric": {"__name__": name, "tier": "mini"}, "values": [[99, "7"]]} for name in names]
+    look = await looked(Prometheus(f"http://{answering(told(series))}"))
+    ours = read(look, FLEET, None, None, SPEC, 400.0)
+    assert [(flaw.tier, flaw.fault) for flaw in ours.flaws] == [("mini", "skewed")]
+    seen = ours.seen.tiers["mini"]
+    assert seen is not None
+    assert (ours.seen.now_s, seen.arrived_requests, ours.ages_s["mini"]) == (400.0, 7, 1.0)
+
+
 async def test_an_error_status_or_nobody_is_a_fault(answering: Callable[[Answer], str]) -> None:
     for url in (f"http://{answering(lambda _: (503, b'{}'))}", "http://127.0.0.1:1", "http://no host"):
         assert (await looked(Prometheus(url))).fault is not None
