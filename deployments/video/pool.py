@@ -20,7 +20,7 @@ from deployments.video.actors import WorkerActors
 
 log = logging.getLogger("moray.control")
 VACATE_S = 120.0  # a job under way gets this long for its step, or its encoding
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between tries to have a worker removed
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between tries to have a worker removed, or to start one after a failure
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -46,6 +46,8 @@ class Pool:
         self._held: dict[str, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._starts: list[float] = []
+        self._pause_s = FIRST_PAUSE_S  # after the next start that fails
+        self._next_start_s = 0.0
         self._family = family
         self._video = _video(family)
 
@@ -97,11 +99,11 @@ class Pool:
         return sum(self._starts) / len(self._starts) if self._starts else None
 
     async def apply(self, moves: Moves) -> None:
-        """Returns at once: starts and stops take their time."""
+        """Returns at once: starts and stops take their time. No start so soon after one that failed: ask again."""
         for worker_id in moves.vacate:
             if worker_id in self._held:
                 self._vacate(self._held[worker_id])
-        for node in moves.start:
+        for node in moves.start if asyncio.get_running_loop().time() >= self._next_start_s else ():
             self._live(_Held(worker_id=uuid4().hex[:12], node_id=node, gpus=self._video.gpus))
 
     def _live(self, held: _Held) -> None:
@@ -140,6 +142,8 @@ class Pool:
                     self._vacate(held)
         except Exception as error:  # whatever Ray says of a worker that cannot start or has died
             log.warning("video worker %s on %s is gone: %s", held.worker_id, held.node_id, _short(error))
+            if held.state == "starting":
+                self._rest()
         finally:
             held.state = "leaving"
             # A task of its own: the end of this one may be a cancellation.
@@ -161,10 +165,16 @@ class Pool:
                 f"{held.worker_id}: not ready after {video.start_timeout_s:g} s; see its log, or raise "
                 "video.start_timeout_s"
             ) from None
+        self._pause_s = FIRST_PAUSE_S
         if held.state == "starting":
             held.state = "ready"
         if not adopted:
             self._starts.append(loop.time() - start_s)
+
+    def _rest(self) -> None:
+        """A checkpoint that is broken, or too large, stays so: each start of it reads it again."""
+        self._next_start_s = asyncio.get_running_loop().time() + self._pause_s
+        self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
 
     async def _begin(self, held: _Held, video: Video) -> None:
         """Shielded: a group or an actor that a cancelled start has just made must be known, to be removed."""

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import virtual_time
 from shell import family
 
 from autoscaling.readings import Count
 from cluster.lending import Moves
 from deployments.video.actors import Found, WorkerActors
-from deployments.video.pool import Pool
+from deployments.video.pool import LONGEST_PAUSE_S, Pool
 from deployments.video.worker import Doing
 
 
@@ -167,6 +168,32 @@ async def test_a_worker_that_cannot_start_is_removed(tmp_path: Path, actors: Act
     await pool.apply(Moves(start=("lost", "n1")))
     await until(lambda: len(pool.held()) == 1)
     assert list(actors.groups) == [pool.held()[0].worker_id]
+
+
+def test_workers_that_cannot_start_are_tried_ever_less_often_until_one_starts(tmp_path: Path) -> None:
+    async def tried(pool: Pool, actors: Actors, node: str, seconds: int) -> int:
+        before = len(actors.nodes)
+        for _ in range(seconds):
+            await pool.apply(Moves(start=(node,)))
+            await asyncio.sleep(1.0)
+        return len(actors.nodes) - before
+
+    async def scenario() -> None:
+        actors = Actors()
+        pool = pool_of(tmp_path, actors)
+        assert await tried(pool, actors, "lost", 60) == 6
+        assert await tried(pool, actors, "lost", 3600) == pytest.approx(120, abs=1)
+        await asyncio.sleep(LONGEST_PAUSE_S)
+        await ready(pool, actors)
+        assert await tried(pool, actors, "n1", 3) == 3
+        for held in pool.held():
+            await pool.apply(Moves(vacate=(held.worker_id,)))
+        for actor in actors.groups.values():
+            assert actor is not None
+            actor.may_leave.set()
+        await until(lambda: not pool.held())
+
+    virtual_time.run(scenario())
 
 
 @pytest.mark.parametrize("reserved", [True, False])
