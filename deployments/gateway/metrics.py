@@ -46,7 +46,7 @@ class GatewayMetrics(Collector):
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._meters = Meters(self._registry, (*GATEWAY, *LINK, *VIDEO))
-        self._client = httpx.AsyncClient(timeout=PAGE_TIMEOUT_S)
+        self._client = httpx.AsyncClient(timeout=PAGE_TIMEOUT_S, trust_env=False)  # a proxy knows no replicas
         self._jobs: Mapping[str, int] = {}
         self._making: asyncio.Task[bytes] | None = None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None

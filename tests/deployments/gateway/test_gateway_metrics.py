@@ -78,6 +78,18 @@ async def test_each_family_has_one_help_however_many_pages_it_came_from(metrics:
         assert {name: count for name, count in named.items() if count > 1} == {}
 
 
+async def test_replicas_are_asked_without_the_proxy_of_the_machine(
+    metrics: GatewayMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    asking = GatewayMetrics(LinkCounts())
+    asking.control_address = metrics.serve("127.0.0.1")
+    metrics.request("mini", "ok", 0.1)
+    shown = samples(await asking.page(only_gateway=False))
+    assert shown["moray_requests_total", (("code", "ok"), ("tier", "mini"))] == 1
+
+
 async def test_the_page_of_a_dead_replica_is_skipped(metrics: GatewayMetrics) -> None:
     answering({"a": dead, "b": page(2), "c": lambda: httpx.Response(500, text="Traceback")}, metrics)
     shown = samples(await metrics.page(only_gateway=False))
