@@ -291,9 +291,9 @@ class Controller:
         shown = self.shown
         shown.targets = self.targets
         shown.gpus = self._gpus
+        shown.ticked_at_s = self._now_s
         if decision is None:
             return
         targets = dict(decision.tiers) if decision.video is None else {**decision.tiers, VIDEO: decision.video}
-        shown.ticked_at_s = self._now_s
         shown.wanted = {name: target.wanted for name, target in targets.items()}
         shown.decisions.update((name, target.cause) for name, target in targets.items())

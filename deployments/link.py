@@ -236,15 +236,17 @@ class Links:
         opening = self._links.get(reply_to)
         if opening is None:
             opening = self._links[reply_to] = asyncio.ensure_future(self._open(reply_to))
-        try:
-            link = await asyncio.shield(opening)
-        except OSError:
-            self._links.pop(reply_to, None)
-            raise
+            opening.add_done_callback(lambda opened: self._opened(reply_to, opened))
+        link = await asyncio.shield(opening)
         if link.lost:
             raise ConnectionError(f"link to {reply_to.host}:{reply_to.port}: lost")
         self._streams.setdefault(reply_to, {})[stream] = on_lost
         return link
+
+    def _opened(self, reply_to: ReplyTo, opened: asyncio.Task[Link]) -> None:
+        """One that could not be opened is tried anew by whoever joins next, though all who waited for it have left."""
+        if (opened.cancelled() or opened.exception() is not None) and self._links.get(reply_to) is opened:
+            del self._links[reply_to]
 
     def leave(self, reply_to: ReplyTo, stream: int) -> None:
         self._streams.get(reply_to, {}).pop(stream, None)

@@ -136,7 +136,7 @@ CONTROL = (
     _gauge("moray_gpus", "GPUs that the family may hold now."),
     _gauge("moray_gpus_held", "GPUs that replicas hold.", "tier"),
     _counter("moray_gpu_seconds_total", "GPU-seconds held, by replicas that start or drain too.", "tier"),
-    _gauge("moray_control_tick_timestamp_seconds", "Unix time of the last decision."),
+    _gauge("moray_control_tick_timestamp_seconds", "Unix time of the last control tick."),
     _histogram("moray_control_tick_seconds", "Duration of a control tick.", WAIT_S),
     _gauge("moray_signal_age_seconds", "Age of the oldest signal that the last decision rests on.", "tier"),
     _counter("moray_signal_faults_total", "Looks at a tier that could not be believed.", "tier", "fault"),

@@ -45,6 +45,7 @@ class Control:
         self._session = ray.get_runtime_context().get_session_name()
         kept = served(self._folder, self._session, family)
         self._family, self._version = kept.family, kept.version
+        self._adopting = asyncio.Lock()
         self._gateways = Gateways(asyncio.get_running_loop().time)
         self._metrics = ControlMetrics(node_address())
         # One thread: where Ray's tables hang, later questions are given up and do not pile up.
@@ -108,17 +109,18 @@ class Control:
                 f"state_folder: {family.state_folder!r} was {str(self._folder)!r}; it stays while a family is served; "
                 "change it back, or stop first"
             )
-        if family != self._family:
-            keep(self._folder, self._session, self._version + 1, family)
-            if family.control != self._family.control:
-                await self._source.close()
-                self._source = self._looking(family)
-            self._family, self._version = family, self._version + 1
-            self._pool = await _followed(self._pool, family)
-            self._controller.world = self._world()
-            self._controller.adopt(spec_of(family), _initial(family))
-            self._controller.wake()
-        return self._version
+        async with self._adopting:
+            if family != self._family:
+                keep(self._folder, self._session, self._version + 1, family)
+                before, self._family, self._version = self._family, family, self._version + 1
+                if family.control != before.control:
+                    await self._source.close()
+                    self._source = self._looking(family)
+                self._pool = await _followed(self._pool, family)
+                self._controller.world = self._world()
+                self._controller.adopt(spec_of(family), _initial(family))
+                self._controller.wake()
+            return self._version
 
 
 async def _pool(family: Family) -> Pool | None:

@@ -164,23 +164,24 @@ class GatewayMetrics(Collector):
     async def _everything(self) -> bytes:
         pages = {r.replica_id: r.metrics_address for each in seen.everywhere().values() for r in each}
         pages |= {"": self.control_address} if self.control_address else {}
-        texts = await asyncio.gather(*map(self._fetch, pages.values()))
+        families = await asyncio.gather(*map(self._fetch, pages.values()))
         everything = CollectorRegistry(auto_describe=False)
-        everything.register(Merged(self._registry, dict(zip(pages, texts, strict=True))))
+        everything.register(Merged(self._registry, dict(zip(pages, families, strict=True))))
         return generate_latest(everything)
 
-    async def _fetch(self, address: str) -> str:
-        """One page; nothing where its process just died: the others are still worth seeing."""
+    async def _fetch(self, address: str) -> list[Metric]:
+        """One page; nothing where its process just died, or another one answers: the others are still worth seeing."""
         try:
-            return (await self._client.get(f"http://{address}/metrics")).raise_for_status().text
-        except httpx.HTTPError:
-            return ""
+            page = (await self._client.get(f"http://{address}/metrics")).raise_for_status().text
+            return list(text_string_to_metric_families(page))
+        except (httpx.HTTPError, ValueError):
+            return []
 
 
 class Merged(Collector):
     """One family per name, however many pages it came from. Pages are by replica, the one of "" gets no label."""
 
-    def __init__(self, own: CollectorRegistry, pages: dict[str, str]) -> None:
+    def __init__(self, own: CollectorRegistry, pages: dict[str, list[Metric]]) -> None:
         self._own = own
         self._pages = pages
 
@@ -189,8 +190,8 @@ class Merged(Collector):
 
     def collect(self) -> Iterator[Metric]:
         families = {family.name: family for family in self._own.collect()}
-        for replica_id, text in self._pages.items():
-            for family in text_string_to_metric_families(text):
+        for replica_id, page in self._pages.items():
+            for family in page:
                 label = {"replica": replica_id} if replica_id else {}
                 samples = [s._replace(labels=s.labels | label) for s in family.samples]
                 known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))

@@ -187,7 +187,7 @@ def test_nothing_is_decided_before_anything_was_seen(dark: set[str]) -> None:
         await ticks(outside, controller, 3)
         assert controller.targets == INITIAL
         assert outside.records == []
-        assert controller.shown.ticked_at_s == 0.0
+        assert controller.shown.ticked_at_s > 0.0
         assert controller.shown.faults["mini", "unreachable"] == 3
         outside.broken.clear()
         await controller.tick()

@@ -445,3 +445,24 @@ async def test_a_gateway_that_cannot_be_reached_is_an_error_for_each_that_tries(
     for _ in range(2):
         with pytest.raises(OSError, match="Connect call failed"):
             await links.join(reply_to, 1, nothing)
+
+
+async def test_a_link_that_failed_to_open_after_all_had_left_is_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener, links = Listener(), Links()
+    reply_to = await listener.start("127.0.0.1")
+    opened, refused = links._open, asyncio.Event()
+
+    async def refuse(_: object) -> Any:
+        await refused.wait()
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(links, "_open", refuse)
+    joining = asyncio.create_task(links.join(reply_to, 1, nothing))
+    await asyncio.sleep(0)
+    opening = links._links[reply_to]
+    joining.cancel()
+    refused.set()
+    await asyncio.wait((joining, opening))
+    monkeypatch.setattr(links, "_open", opened)
+    (await links.join(reply_to, 2, nothing)).close()
+    await listener.stop()
