@@ -31,7 +31,7 @@ class Candidate:
 
     `ongoing_requests`: sent from here and not yet finished. `sent_*`: sent from here since the report, so not in it;
     `sent_done_s`: when their prompts will be computed. `ended_*`: in the report, and finished since. `open`: takes new
-    requests.
+    requests. `slowness`: measured over modelled step, remembered for while it is idle.
     """
 
     replica_id: str
@@ -43,6 +43,7 @@ class Candidate:
     ended_requests: int = 0
     ended_kv_tokens: int = 0
     open: bool = True
+    slowness: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from cluster.batching import LEAST_TOKENS, SLACK_SHARE
 from cluster.cost import Service
-from cluster.fleet import Candidate
+from cluster.fleet import Candidate, ReplicaReport
 from cluster.loads import Ask, Choice, Loads
 from cluster.workload import Floats
 
@@ -158,15 +158,15 @@ def reported(candidates: Sequence[Candidate], ask: Ask, service: Service) -> tup
     The ask comes back with the measured cost of a prompt token, of the middle replica; without any it stays as it is.
     """
     with np.errstate(all="ignore"):
-        rows = np.array([_row(candidate) for candidate in candidates], dtype=float).reshape(-1, 14)
+        rows = np.array([_row(candidate) for candidate in candidates], dtype=float).reshape(-1, 15)
         heard_s, running, waiting, queued, held, capacity, measured_ms, us = rows.T[:8]
-        ongoing, sent, sent_tokens, sent_done_s, ended, ended_kv = rows.T[8:]
+        ongoing, sent, sent_tokens, sent_done_s, ended, ended_kv, slowness = rows.T[8:]
         measured = us[np.isfinite(us) & (us > 0.0)]
         us = np.where(us > 0.0, us, ask.us_per_token)
         modelled_ms = service.batch_ms.take(np.minimum(running, service.max_running).astype(np.int64), mode="clip")
         modelled_ms += service.c_ms_per_token * held
         # An idle replica measured some earlier batch: taken as is, it would look as slow as it was when full.
-        correction = np.where((running > 0.0) & (measured_ms > 0.0), measured_ms / modelled_ms, 1.0)
+        correction = np.where((running > 0.0) & (measured_ms > 0.0), measured_ms / modelled_ms, slowness)
         queued_ms = queued * us / 1000.0
         queued_ms += _riding_ms(correction * modelled_ms, queued_ms, us, service) * (running > 0.0)
         loads = Loads(
@@ -206,7 +206,16 @@ def _row(candidate: Candidate) -> tuple[float, ...]:
         candidate.sent_done_s,
         candidate.ended_requests,
         candidate.ended_kv_tokens,
+        candidate.slowness,
     )
+
+
+def slowness(report: ReplicaReport, service: Service) -> float | None:
+    """Measured over modelled step; None where nothing ran, or nothing was measured."""
+    if not (report.running and report.step_ms > 0):
+        return None
+    batch_ms = float(service.batch_ms[min(report.running, service.max_running)])
+    return report.step_ms / (batch_ms + service.c_ms_per_token * report.kv_used_tokens)
 
 
 def least_correction(loads: Loads) -> float:

@@ -6,6 +6,7 @@ replica of their tier changes, when a request ends, and every TICK_S.
 """
 
 import asyncio
+import logging
 import math
 import random
 import time
@@ -16,7 +17,7 @@ from itertools import count
 
 from cluster.admission import decide, overdue_s, retry_after_s
 from cluster.breaker import Event, after
-from cluster.errors import Overloaded, ReplicaLost, StartTimeout
+from cluster.errors import MorayError, Overloaded, ReplicaLost, StartTimeout
 from cluster.family import Family
 from cluster.held import Action, Held
 from cluster.request import Served, Usage
@@ -25,6 +26,7 @@ from deployments import seen
 from deployments.gateway.asked import RESUMED, Asked, Place, Waiting, fail
 from deployments.gateway.desk_tier import DeskTier, Offer, Wants, renewed
 
+log = logging.getLogger("ray.serve")
 TICK_S = 0.05
 WAKE_AGAIN_S = 1.0
 
@@ -218,7 +220,15 @@ class Desk:
         self._wind()
 
     def _release(self, tier: DeskTier[Waiting], now_s: float) -> None:
-        tier.held.release(now_s, tier.served_gpu_s, lambda waiting: self._judged(waiting, now_s))
+        tier.held.release(now_s, tier.served_gpu_s, lambda waiting: self._released(waiting, now_s))
+
+    def _released(self, waiting: Waiting, now_s: float) -> Action:
+        try:
+            return self._judged(waiting, now_s)
+        except Exception:  # a fault of ours: its caller must not wait for ever, nor all who stand behind
+            log.exception("tier %s: a held request could not be judged", waiting.range.tiers[0])
+            fail(waiting, MorayError("gateway: internal error; give the request id to the operator"))
+            return "refuse"
 
     def _wind(self) -> None:
         if self._timer is None and self._loop is not None:

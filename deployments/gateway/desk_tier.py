@@ -14,15 +14,21 @@ from cluster.fleet import Candidate, ReplicaReport
 from cluster.held import HeldQueue, Kind
 from cluster.loads import Answers, Ask, Choice, Loads
 from cluster.request import Usage
-from cluster.routing import attainable, choose, idle, least_correction, reported
+from cluster.routing import attainable, choose, idle, least_correction, reported, slowness
 from deployments import seen
 
 T = TypeVar("T")
 
 
+SLOW_HALF_S = 30.0  # an idle replica that was slow is given another chance: half of it is forgotten in this time
+
+
 @dataclass(slots=True)
 class Replica:
-    """`ongoing`: sent from here and not ended. What was sent and what ended since the report is not in it."""
+    """`ongoing`: sent from here and not ended. What was sent and what ended since the report is not in it.
+
+    `slowness`: measured over modelled step, at `slow_at_s`, when it last ran something.
+    """
 
     report: ReplicaReport | None = None
     ongoing: int = 0
@@ -32,10 +38,19 @@ class Replica:
     ended_requests: int = 0
     ended_tokens: int = 0
     breaker: Breaker = CLOSED
+    slowness: float = 1.0
+    slow_at_s: float = 0.0
 
-    def hear(self, report: ReplicaReport | None) -> None:
+    def hear(self, report: ReplicaReport | None, service: Service) -> None:
         self.report, self.sent_done_s = report, 0.0
+        found = slowness(report, service) if report is not None else None
+        if report is not None and found is not None:
+            self.slowness, self.slow_at_s = found, report.at_s
         self.sent_requests = self.sent_tokens = self.ended_requests = self.ended_tokens = 0
+
+    def slow(self, now_s: float) -> float:
+        """What is still remembered of it."""
+        return 1.0 + (self.slowness - 1.0) * math.pow(0.5, max(0.0, now_s - self.slow_at_s) / SLOW_HALF_S)
 
     def send(self, prompt_tokens: int, done_s: float, now_s: float) -> None:
         self.ongoing += 1
@@ -116,7 +131,7 @@ class DeskTier(Generic[T]):
         for key, report in alive.items():
             known = self.replicas.setdefault(key, Replica())
             if report != known.report:
-                known.hear(report)
+                known.hear(report, self.service)
         if alive and self.awake_s is None:
             self.awake_s = now_s
         elif not alive and (first or self.awake_s is not None):
@@ -177,6 +192,7 @@ class DeskTier(Generic[T]):
                 ended_requests=replica.ended_requests,
                 ended_kv_tokens=replica.ended_tokens,
                 open=key in allowed,
+                slowness=replica.slow(now_s),
             )
             for key, replica in self.replicas.items()
         ]

@@ -461,6 +461,53 @@ def test_where_all_have_failed_breakers_do_not_count_and_who_is_gone_is_forgotte
     play(scenario)
 
 
+def test_a_replica_that_was_slow_is_avoided_while_idle_and_later_given_another_chance() -> None:
+    async def scenario(world: World) -> None:
+        def show(**slow: float) -> None:
+            told = [
+                seen.SeenReplica(
+                    replica_id=name, metrics_address="", report=world.report(name, int(step_ms > 0), step_ms)
+                )
+                for name, step_ms in slow.items()
+            ]
+            seen.publish("pro", tuple(told))
+
+        show(slow=500.0, other=0.0)
+        await world.desk.place(world.asked())
+        show(slow=0.0, other=0.0)
+        for _ in range(5):
+            place = await world.desk.place(world.asked())
+            assert place.served.replica == "other"
+            world.desk.ended(place, None, False)
+        await asyncio.sleep(600.0)
+        show(slow=0.0, other=0.0)
+        served = {(await world.desk.place(world.asked())).served.replica for _ in range(2)}
+        assert served == {"slow", "other"}
+
+    play(scenario)
+
+
+def test_a_fault_of_the_desk_ends_the_one_whom_it_hit_and_nobody_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        hit, behind = world.ask(), world.ask()
+        await settled()
+        judged, faults = world.desk._judged, iter([True])
+
+        def faulty(waiting: Any, now_s: float) -> Any:
+            if next(faults, False):
+                raise ZeroDivisionError
+            return judged(waiting, now_s)
+
+        monkeypatch.setattr(world.desk, "_judged", faulty)
+        world.show(a=0)
+        await settled()
+        error = error_of(hit)
+        assert isinstance(error, MorayError)
+        assert (error.status, behind.result().served.replica) == (500, "a")
+
+    play(scenario)
+
+
 def test_a_dead_replica_gets_nothing() -> None:
     async def scenario(world: World) -> None:
         dead = seen.SeenReplica(replica_id="dead", metrics_address="", report=world.report("dead", 0), dead=True)
