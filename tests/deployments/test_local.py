@@ -81,6 +81,10 @@ def test_serves_fast_ways_are_on(tmp_path: Path) -> None:
     assert (given["RAY_SERVE_ENABLE_HA_PROXY"], given["RAY_SERVE_THROUGHPUT_OPTIMIZED"]) == ("1", "1")
 
 
+def test_small_replicas_fill_nodes_before_they_take_an_empty_one(tmp_path: Path) -> None:
+    assert local.environment(tmp_path)["RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY"] == "1"
+
+
 def test_one_machine_stands_for_one_node(tmp_path: Path) -> None:
     local.check_size(family(tmp_path))
     two = family(tmp_path).model_copy(update={"cells": (Cell(name="here", gpus=8, count=2),)})
