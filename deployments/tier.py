@@ -79,9 +79,6 @@ class TierReplica:
             steps = report.steps
             await self._end_if_dead()
 
-    async def greet(self) -> None:
-        """Nothing: a first call by which a gateway's router meets its replicas."""
-
     async def complete(self, chat: Chat) -> Outcome:
         """The whole answer at once."""
         return await self._run(chat, Answer(chat, self._engine.label, self._sweeper, None))

@@ -97,6 +97,9 @@ class Handle:
         self._stream = stream
         self.calls: list[Response | Items] = []
 
+    def _init(self) -> None:
+        """Its router would be made."""
+
     def options(self, *, stream: bool) -> "Handle":
         other = Handle(self._target, stream=stream)
         other.calls = self.calls

@@ -1,7 +1,6 @@
 """The ingress: one FastAPI application on Ray Serve, OpenAI's wire in front, the family's handles behind."""
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -64,13 +63,15 @@ class Gateway:
         self._videos = Videos(family, jobs, folder / "videos", self._metrics) if family.video else None
         if self._videos is not None:
             self._videos.resume()
-        self._greetings: dict[str, asyncio.Task[None]] = {}
         self._follow(family)
         self._talk = asyncio.create_task(self._announcer.run())
 
     def _follow(self, family: Family) -> None:
         for tier in family.tiers.keys() - self._handles.keys():
             self._handles[tier] = serve.get_deployment_handle(tier, app_name=tier_app(tier))
+            # Its router meets the replicas: a first call would too, but where one waits for a replica Serve wants one,
+            # whatever its policy says.
+            self._handles[tier]._init()
         self._metrics.follow(family.tiers)
         self._desk.follow(family)
         if self._videos is not None:
@@ -88,17 +89,8 @@ class Gateway:
             self._follow(standing.family)
             self._version = standing.version
         self._metrics.control_address = standing.metrics_address
-        self._greet({tier for tier, replicas in standing.targets.items() if replicas})
         if self._videos is not None:
             self._videos.take(standing.workers)
-
-    def _greet(self, tiers: set[str]) -> None:
-        """A router of Serve meets its replicas with its first call: not a user's, and none that wakes a sleeping tier,
-
-        since Serve starts a replica for whoever waits for one, whatever its policy says.
-        """
-        for tier in (self._handles.keys() & tiers) - self._greetings.keys():
-            self._greetings[tier] = asyncio.create_task(_greet(self._handles[tier]))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = FastAPI(title="Moray", docs_url=None, redoc_url=None, openapi_url=None)
@@ -129,11 +121,6 @@ class Gateway:
     async def _metrics_page(self, only: str = "") -> Response:
         page = await self._metrics.page(only_gateway=only == "gateway")
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-async def _greet(handle: DeploymentHandle[Any]) -> None:
-    with contextlib.suppress(Exception):  # Serve tells of replicas that cannot start; this is only a greeting
-        await handle.greet.remote()
 
 
 def _json(value: Any) -> Response:

@@ -34,12 +34,11 @@ class Stage:
         self.gateway = gateway
         self.app = app
         self._handle = handle
-        self._greetings = len(handle.calls)
         self._headers = {"authorization": f"Bearer {key}"}
 
     @property
     def calls(self) -> list[Any]:
-        return self._handle.calls[self._greetings :]
+        return self._handle.calls
 
     def ask(self, headers: dict[str, str] | None = None, **changes: Any) -> Exchange:
         return self.send(json.dumps(ASKED | changes).encode(), headers=headers)
@@ -82,8 +81,6 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
             if not asleep:
                 awake("mini", "turbo")
             gateway, app, key = await application(spec, {"mini": handle, "turbo": handle})
-            gateway._greet(set(spec.tiers))
-            await asyncio.gather(*gateway._greetings.values())
             await scenario(Stage(gateway, app, key, handle))
 
         monkeypatch.setattr(seen, "_replicas", {})
