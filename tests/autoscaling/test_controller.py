@@ -332,6 +332,30 @@ def test_time_neither_goes_back_nor_stands_still() -> None:
     virtual_time.run(scenario())
 
 
+def test_jobs_that_cannot_be_told_cost_a_tick_and_no_target() -> None:
+    def broken() -> tuple[JobSeen, ...]:
+        raise RuntimeError("jobs")
+
+    async def scenario() -> None:
+        outside = Outside()
+        controller = outside.controller(world=replace(outside.world(), jobs=broken))
+        await ticks(outside, controller, 2)
+        assert controller.targets == INITIAL
+        assert dict(controller.shown.errors) == {"look": 2}
+
+    virtual_time.run(scenario())
+
+
+def test_without_a_pool_the_cluster_tells_how_many_video_replicas_there_are() -> None:
+    async def scenario() -> None:
+        outside = Outside()
+        controller = outside.controller(world=replace(outside.world(), pool=None))
+        await ticks(outside, controller)
+        assert controller.shown.counts == FLEET.counts
+
+    virtual_time.run(scenario())
+
+
 def test_gpu_seconds_are_those_held_also_while_nobody_can_be_asked() -> None:
     async def scenario() -> None:
         outside = Outside()

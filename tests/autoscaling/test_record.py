@@ -17,6 +17,7 @@ from autoscaling.record import (
     Refused,
     Routing,
     Scaling,
+    Tick,
     Tiering,
     again,
     differing,
@@ -84,6 +85,22 @@ def test_a_chain_of_scaling_decisions_is_taken_again() -> None:
         memory = record.after
     assert memory is not None
     assert list(memory.tiers) == ["ultra", "pro", "turbo"]  # mini was never seen
+
+
+def test_a_tick_goes_on_from_the_decision_before_it() -> None:
+    before = scaling(look())
+    after = scaling(look(2.0, 31), before.after)
+    last = scaling(look(4.0, 99), after.after)
+    ticks = [Tick(seen=each.seen, decision=each.decision) for each in (after, last)]
+    assert all(again(tick) == tick for tick in ticks)
+    assert not differing([line(before), *map(line, ticks)])
+    target = ticks[1].decision.tiers["pro"]
+    assert target is not None
+    tiers = {**ticks[1].decision.tiers, "pro": replace(target, replicas=target.replicas + 1)}
+    other = replace(ticks[1], decision=replace(ticks[1].decision, tiers=tiers))
+    assert differing([line(before), line(ticks[0]), line(other)]) == [3]
+    with pytest.raises(ConfigurationError, match="line 1: a tick"):
+        differing([line(ticks[0])])
 
 
 def test_a_decision_that_was_another_is_noticed() -> None:

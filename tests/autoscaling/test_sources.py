@@ -183,13 +183,13 @@ SERIES: list[Any] = [
 ]
 
 
-def told(series: list[Any]) -> Answer:
+def told(series: list[Any], now_s: float = 100.0) -> Answer:
     """A Prometheus: two questions come at once, told apart by their length."""
 
     def answer(request: BaseHTTPRequestHandler) -> tuple[int, bytes]:
         found: dict[str, Any] = {"resultType": "matrix", "result": series}
         if int(request.headers["Content-Length"]) < 50:
-            found = {"resultType": "scalar", "result": [100.0, "100"]}
+            found = {"resultType": "scalar", "result": [now_s, str(now_s)]}
         return 200, json.dumps({"status": "success", "data": found}).encode()
 
     return answer
@@ -220,6 +220,12 @@ async def test_a_prometheus_with_another_clock_is_named_and_still_read(answering
     seen = ours.seen.tiers["mini"]
     assert seen is not None
     assert (ours.seen.now_s, seen.arrived_requests, ours.ages_s["mini"]) == (400.0, 7, 1.0)
+
+
+async def test_a_time_that_is_none_is_a_fault(answering: Callable[[Answer], str]) -> None:
+    look = await looked(Prometheus(f"http://{answering(told([], math.inf))}"))
+    assert look.fault is not None
+    assert "the time is inf" in look.fault
 
 
 async def test_an_error_status_or_nobody_is_a_fault(answering: Callable[[Answer], str]) -> None:

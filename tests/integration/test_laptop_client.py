@@ -32,7 +32,7 @@ def test_the_printed_python_works_when_pasted(laptop: Server) -> None:
 
 def test_every_model_of_the_family_is_listed(laptop: Server) -> None:
     listed = [model.id for model in laptop.client().models.list()]
-    assert sorted(listed) == sorted([*TIERS, "sora-2"])
+    assert sorted(listed) == sorted([*TIERS, "gpt-5.2", "sora-2"])
     assert laptop.client().models.retrieve("sora-2").owned_by == "moray"
 
 
