@@ -113,9 +113,10 @@ class _Plan:
 def lend(rooms: Sequence[Room], workers: Sequence[WorkerHeld], awaiting: Sequence[Awaiting], video: Wish) -> Moves:
     """Free GPUs of the rooms must not include those that a starting worker will take.
 
-    Workers on nodes that are not in `rooms` count, and stop where there are too many.
+    Workers on nodes that are not in `rooms` stop: one that was to start on a node that is lost would wait for ever.
     """
     plan = _Plan(places=_places(rooms, workers))
+    _leave_lost(plan, workers)
     for group in sorted(awaiting, key=lambda one: -one.ranks):
         _make_room(plan, group)
     gone = {worker.worker_id for worker in plan.vacate}
@@ -127,6 +128,13 @@ def lend(rooms: Sequence[Room], workers: Sequence[WorkerHeld], awaiting: Sequenc
         vacate=tuple(worker.worker_id for worker in [*plan.vacate, *surplus]),
         reason="; ".join([*plan.reasons, *_said(len(surplus), start, video.target, len(staying))]),
     )
+
+
+def _leave_lost(plan: _Plan, workers: Sequence[WorkerHeld]) -> None:
+    lost = [worker for worker in workers if not worker.leaving and worker.node not in plan.places]
+    plan.vacate.extend(lost)
+    if lost:
+        plan.reasons.append(f"{len(lost)} video replicas of lost nodes stop")
 
 
 def _loss(worker: WorkerHeld) -> tuple[bool, float, str]:
@@ -197,8 +205,7 @@ def _surplus(plan: _Plan, staying: Sequence[WorkerHeld], target: int) -> list[Wo
     """Those on nodes that are kept first, then the idle, then those that lose least."""
 
     def order(worker: WorkerHeld) -> tuple[bool, bool, float, str]:
-        place = plan.places.get(worker.node)
-        return place is None or not place.kept, *_loss(worker)
+        return not plan.places[worker.node].kept, *_loss(worker)
 
     return sorted(staying, key=order)[: max(len(staying) - target, 0)]
 

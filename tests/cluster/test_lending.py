@@ -79,7 +79,14 @@ def test_too_many_replicas_stop_idle_ones_first_then_those_that_lose_least() -> 
     workers = [worker("a", "n", lost_gpu_s=3), worker("b", "n", lost_gpu_s=2), worker("c", "n", idle=True)]
     assert lend([room("n")], workers, [], wish(2)).vacate == ("c",)
     assert lend([room("n")], workers, [], wish(1)).vacate == ("c", "b")
-    assert lend([], workers, [], wish(0)).vacate == ("c", "b", "a")
+    assert lend([room("n")], workers, [], wish(0)).vacate == ("c", "b", "a")
+
+
+def test_replicas_of_a_lost_node_stop_and_others_start_in_their_place() -> None:
+    workers = [worker("a", "lost"), worker("b", "lost", leaving=True), worker("c", "n")]
+    moves = lend([room("n", 3)], workers, [], wish(3))
+    assert (moves.vacate, moves.start) == (("a",), ("n", "n"))
+    assert moves.reason.startswith("1 video replicas of lost nodes stop")
 
 
 def test_among_too_many_those_on_a_node_that_is_kept_stop_first() -> None:
