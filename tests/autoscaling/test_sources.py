@@ -14,6 +14,7 @@ import pytest
 from integration.server import eventually
 from prometheus import prometheus
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client.parser import text_string_to_metric_families
 
 from autoscaling.controller import Source
 from autoscaling.readings import Count, Fleet, Reading, read
@@ -242,7 +243,8 @@ def test_prometheus_and_a_scrape_see_the_same(
 ) -> None:
     """Prometheus scrapes the gateway's page, on which the replicas' series are, too."""
     merged = CollectorRegistry(auto_describe=False)
-    merged.register(Merged(registry, {"x": generate_latest(engine).decode()}))
+    page = text_string_to_metric_families(generate_latest(engine).decode())
+    merged.register(Merged(registry, {"x": list(page)}))
     gateway, replica = expose(merged), expose(engine)
     scraped = reading(asyncio.run(looked(Scrape(lambda: {gateway: None, replica: "x"}, lambda: 50.0))))
     with prometheus(tmp_path, [{"targets": [gateway]}]) as url:
