@@ -112,6 +112,7 @@ def environment(folder: Path) -> dict[str, str]:
         # The fullest node that has room, not the emptiest: or small replicas leave no node to a large group.
         "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
         "RAY_SERVE_NODE_COMPACTION_DELAY_S": "1e9",  # nobody is moved afterwards
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # one that hangs would hold its GPUs for another minute
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
