@@ -195,7 +195,7 @@ def test_streams_of_a_replica_that_hangs_go_on_elsewhere_and_serve_replaces_it(s
 
 @contextlib.contextmanager
 def slowed(process: psutil.Process) -> Iterator[None]:
-    """It runs for a tenth of the time. (A simulated engine catches up with its schedule: its reports do not show it.)"""
+    """It runs for a tenth of the time. A simulated engine catches up with its schedule, so its reports do not show it."""
     stop = threading.Event()
 
     def beat() -> None:
