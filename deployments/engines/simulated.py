@@ -2,11 +2,12 @@
 
     step_ms = step_ms(B decoding, K KV tokens held) + us_per_token(prompt) * prefill tokens of this step / 1000
 
-Steps lie on an absolute schedule of the event loop, one timer for all streams, so that late wake-ups do not add up. A
-sequence runs once a place and KV room for its prompt and whole output are free, first come first served; a long prompt
-waits its turn, nobody overtakes. The text follows from seed and position alone, so a token that is lost, doubled or
-out of order shows; a token's id is its position. An answer has exactly `max_tokens` tokens; where none are given, 32 to
-543, drawn from the seed.
+Steps lie on an absolute schedule of the event loop, one timer for all streams, so that late wake-ups do not add up;
+but what was stopped for longer than LATE_S has lost that time, as a GPU would, and reports that it is so much slower.
+A sequence runs once a place and KV room for its prompt and whole output are free, first come first served; a long
+prompt waits its turn, nobody overtakes. The text follows from seed and position alone, so a token that is lost,
+doubled or out of order shows; a token's id is its position. An answer has exactly `max_tokens` tokens; where none are
+given, 32 to 543, drawn from the seed.
 """
 
 import asyncio
@@ -26,6 +27,8 @@ from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.text import TextStream
 
 log = logging.getLogger(__name__)
+LATE_S = 0.05
+FADE = 0.98  # per step
 _PIECE = re.compile(r"\S{1,4}")
 
 
@@ -73,6 +76,29 @@ class _Sequence:
         return self.prompt_tokens + self.given - self.prefilled
 
 
+class _Pace:
+    """How much longer the last steps took than planned; the last fifty or so count."""
+
+    def __init__(self) -> None:
+        self._planned_s = self._took_s = 0.0
+        self._begun_s: float | None = None
+
+    @property
+    def slowness(self) -> float:
+        return max(1.0, self._took_s / self._planned_s) if self._planned_s else 1.0
+
+    def turned(self, now_s: float) -> None:
+        if self._begun_s is not None:
+            self._took_s = self._took_s * FADE + now_s - self._begun_s
+        self._begun_s = now_s
+
+    def planned(self, step_s: float) -> None:
+        self._planned_s = self._planned_s * FADE + step_s
+
+    def rest(self) -> None:
+        self._begun_s = None
+
+
 class SimulatedEngine:
     """Real time, no work: for trying routing, scaling and the gateway without GPUs."""
 
@@ -88,6 +114,7 @@ class SimulatedEngine:
         self._steps = 0
         self._step_ms = 0.0
         self._prefill_us = 0.0
+        self._pace = _Pace()
         self._failure: EngineFailed | None = None
 
     async def start(self) -> None:
@@ -167,7 +194,7 @@ class SimulatedEngine:
             kv_used_tokens=sum(one.reserved_tokens for one in running),
             kv_capacity_tokens=self._tier.kv_tokens,
             steps=self._steps,
-            step_ms=self._step_ms,
+            step_ms=self._step_ms * self._pace.slowness,
             prefill_us_per_token=self._prefill_us,
         )
 
@@ -180,9 +207,11 @@ class SimulatedEngine:
 
     def _turn(self, due_s: float | None) -> None:
         """The end of one step and the begin of the next. `due_s` None: the engine was idle, its schedule starts now."""
+        now_s = self._loop.time()
         try:
             self._end_step()
-            self._begin_step(self._loop.time() if due_s is None else due_s)
+            self._pace.turned(now_s)
+            self._begin_step(now_s if due_s is None or now_s - due_s > LATE_S else due_s)
         except Exception:
             log.exception("the simulated engine cannot go on")
             self._end_all(EngineFailed("engine: it failed; its replica is being replaced; send the request again"))
@@ -191,6 +220,7 @@ class SimulatedEngine:
         self._admit(now_s)
         if not self._running:
             self._timer = None
+            self._pace.rest()
             return
         prefill_us, budget = 0.0, self._tier.prefill_chunk_tokens
         self._batch = list(self._running.values())
@@ -204,6 +234,7 @@ class SimulatedEngine:
         held = sum(one.prefilled + one.generated - one.given for one in self._batch)
         self._step_ms = step_ms(self._tier.cost, decoding, held)
         due_s = now_s + self._step_ms / 1e3 + prefill_us / 1e6
+        self._pace.planned(due_s - now_s)
         self._timer = self._loop.call_at(due_s, self._turn, due_s)
 
     def _admit(self, now_s: float) -> None:

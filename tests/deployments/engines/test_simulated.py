@@ -134,6 +134,25 @@ def test_late_wake_ups_do_not_add_up() -> None:
     assert max(late_ms) > 3
 
 
+def test_time_for_which_it_was_stopped_is_lost_and_its_report_says_how_slow_it_is() -> None:
+    stage = Stage()
+    reported_ms: list[float] = []
+
+    def stopped() -> None:
+        """Nine tenths of the time, as by a signal."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.clock.now_s += 0.9
+
+    stage.play(
+        before=lambda: stage.submit("a", max_tokens=100),
+        during={0.05 + at_s: stopped for at_s in range(10)}
+        | {9.5: lambda: reported_ms.append(stage.engine.report().step_ms)},
+    )
+    assert stage.times_ms("a")[90] == pytest.approx(8500, rel=0.1)
+    assert reported_ms[0] == pytest.approx(100, rel=0.2)
+
+
 def test_an_answer_is_its_words_in_order_and_a_last_piece_with_usage() -> None:
     stage = Stage()
     stage.play(before=lambda: stage.submit("a", prompt_tokens=9, max_tokens=20, seed=5))
