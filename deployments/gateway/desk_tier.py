@@ -41,10 +41,10 @@ class Replica:
     slowness: float = 1.0
     slow_at_s: float = 0.0
 
-    def hear(self, report: ReplicaReport | None, service: Service) -> None:
+    def hear(self, report: ReplicaReport, service: Service) -> None:
         self.report, self.sent_done_s = report, 0.0
-        found = slowness(report, service) if report is not None else None
-        if report is not None and found is not None:
+        found = slowness(report, service)
+        if found is not None:
             self.slowness, self.slow_at_s = found, report.at_s
         self.sent_requests = self.sent_tokens = self.ended_requests = self.ended_tokens = 0
 
@@ -129,13 +129,29 @@ class DeskTier(Generic[T]):
         for gone in self.replicas.keys() - alive.keys():
             del self.replicas[gone]
         for key, report in alive.items():
-            known = self.replicas.setdefault(key, Replica())
-            if report != known.report:
+            known = self.replicas.get(key)
+            if known is None:
+                known = self.replicas[key] = Replica(report=self._empty(key, now_s))
+            if report is not None and report != known.report:
                 known.hear(report, self.service)
         if alive and self.awake_s is None:
             self.awake_s = now_s
         elif not alive and (first or self.awake_s is not None):
             self.awake_s, self.asleep_s = None, now_s
+
+    def _empty(self, key: str, now_s: float) -> ReplicaReport:
+        """Of a replica that is new here: were nothing known of it, all who are held would be sent there at once."""
+        return ReplicaReport(
+            replica_id=key,
+            at_s=now_s,
+            running=0,
+            waiting=0,
+            waiting_prefill_tokens=0,
+            kv_used_tokens=0,
+            kv_capacity_tokens=self.service.kv_tokens,
+            step_ms=0.0,
+            prefill_us_per_token=0.0,
+        )
 
     def offer(self, wants: Wants, now_s: float) -> Offer:
         """No engine here caches prefixes, so none is counted on; and nobody tells whether the tier scales in."""

@@ -21,7 +21,7 @@ from autoscaling.parameters import Parameters
 from autoscaling.signals import spec_of
 from autoscaling.twin import Scenario, rehearse
 from cluster import routing
-from cluster.family import Family
+from cluster.family import Family, Plan
 from cluster.traces import parse_azure
 from cluster.workload import Workload, merge, taken, window
 from deployments.simulate_cluster import started_in
@@ -99,7 +99,14 @@ def _written(part: Workload, name: str, folder: Path) -> str:
 
 def _twin(family: Family, requests: Workload, cold_start_s: float | None, seed: int) -> dict[str, Any]:
     family = family if cold_start_s is None else started_in(family, cold_start_s)
-    scenario = Scenario(family=family, gpus=family.gpu_budget_gpus, seed=seed, chunking="fixed")
+    plan = Plan(tiers=tuple(family.tiers), spill="none")  # as a key without a plan is treated
+    scenario = Scenario(
+        family=family,
+        gpus=family.gpu_budget_gpus,
+        seed=seed,
+        chunking="fixed",
+        plans=dict.fromkeys(requests.tenants, plan),
+    )
     scaler = policy.scaler(spec_of(family), Parameters())
     figures = rehearse(scenario, requests, None, scaler, routing.choose).figures
     return {
