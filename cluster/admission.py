@@ -9,10 +9,11 @@ Where every promise holds at the best replica: dispatch. Otherwise the first of 
     dispatch   the best replica is calm        little work is ahead of it there: late is better than never
     postpone   otherwise                       its promise is lost: it waits behind all that can still be in time
 
-    calm       ttft - own prefill <= TTFT*(CALM + h), pace <= TPOT*(1 + h), h = HURRY*(waited/patience)^2
+    calm       ttft - own prefill <= TTFT*(CALM + h), pace <= TPOT, h = HURRY*(waited/patience)^2
 
 Why postpone: in an overload served in order, a queue longer than the promise makes everybody late. Sent only where it
-is calm, those who are late already cost few others a promise. A refused caller is told to come back when the wait will
+is calm, those who are late already cost few others a promise; and never the pace, which all who run there share: in a
+long overload everybody is late, and would slow everybody down. A refused caller is told to come back when the wait will
 have shrunk to the patience. Held requests: highest priority, then the tenant served least, then the earliest deadline.
 Times in seconds. Ignored: what a held request costs others.
 """
@@ -26,7 +27,7 @@ from cluster.loads import Choice
 
 LEAST_RETRY_S = 1.0
 CALM_SHARE = 0.25  # of the promised first token: work ahead of it for so long still counts as calm
-HURRY = 0.5  # times as far each promise may be exceeded by a request at the end of its patience
+HURRY = 0.5  # of the promised first token more work may be ahead of a request at the end of its patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def decide(best: Choice | None, due: Due) -> Verdict:
 def _calm(best: Choice, due: Due, waited_s: float) -> bool:
     hurry = HURRY * (waited_s / due.patience_s) ** 2
     quick = best.ttft_s - best.own_s <= due.ttft_s * (CALM_SHARE + hurry)
-    return quick and best.tpot_ms <= due.tpot_ms * (1 + hurry)
+    return quick and best.tpot_ms <= due.tpot_ms
 
 
 def _refusal(waited_s: float, first_s: float, patience_s: float) -> Verdict:

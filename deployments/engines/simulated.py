@@ -2,6 +2,8 @@
 
     step_ms = step_ms(B decoding, K KV tokens held) + us_per_token(prompt) * prefill tokens of this step / 1000
 
+The prompt tokens of a step are as many as the promised pace leaves room for (cluster.batching).
+
 Steps lie on an absolute schedule of the event loop, one timer for all streams, so that late wake-ups do not add up;
 but what was stopped for longer than LATE_S has lost that time, as a GPU would, and reports that it is so much slower.
 A sequence runs once a place and KV room for its prompt and whole output are free, first come first served; a long
@@ -19,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from cluster.cost import prefill_us_per_token, step_ms
+from cluster.batching import chunk_tokens
+from cluster.cost import prefill_us_per_token, service, step_ms
 from cluster.errors import ContextTooLong, EngineFailed, InvalidRequest, Overloaded
 from cluster.family import Tier
 from cluster.request import FinishReason, Generation, Message, Piece, TokenLogprob, Usage
@@ -107,6 +110,7 @@ class SimulatedEngine:
     def __init__(self, tier: Tier) -> None:
         self.context_tokens = tier.context_tokens
         self._tier = tier
+        self._service = service(tier, "", chunking="slack")  # the promise is that of its start
         self._waiting: dict[str, _Sequence] = {}
         self._running: dict[str, _Sequence] = {}
         self._timer: asyncio.Handle | None = None
@@ -222,8 +226,12 @@ class SimulatedEngine:
             self._timer = None
             self._pace.rest()
             return
-        prefill_us, budget = 0.0, self._tier.prefill_chunk_tokens
         self._batch = list(self._running.values())
+        decoding = sum(one.generated > 0 for one in self._batch)
+        held = sum(one.prefilled + one.generated for one in self._batch)
+        self._step_ms = step_ms(self._tier.cost, decoding, held)
+        reading = next((one.prefill_us for one in self._batch if one.unread_tokens), 1.0)
+        prefill_us, budget = 0.0, chunk_tokens(self._service, decoding, self._step_ms, reading)
         for one in self._batch:
             one.chunk_tokens = min(budget, one.unread_tokens)
             if one.chunk_tokens:

@@ -7,7 +7,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from cluster.admission import Due, patience_from_s, queue_wait_s
 from cluster.breaker import CLOSED, Breaker, after
-from cluster.cost import Service, fluid_rps, prefill_us_per_token, request_gpu_s, service
+from cluster.cost import Chunking, Service, fluid_rps, prefill_us_per_token, request_gpu_s, service
 from cluster.fairness import charged
 from cluster.family import Tier
 from cluster.fleet import Candidate, ReplicaReport
@@ -117,8 +117,8 @@ class DeskTier(Generic[T]):
         self.follow(self.spec)
 
     def follow(self, spec: Tier) -> None:
-        # The engines here take chunks of a fixed size.
-        self.spec, self.service = spec, service(spec, self.key, chunking="fixed")
+        chunking: Chunking = "slack" if spec.engine == "simulated" else "fixed"  # as the engine reads prompts
+        self.spec, self.service = spec, service(spec, self.key, chunking=chunking)
 
     def look(self, now_s: float) -> None:
         told = seen.replicas(self.key)

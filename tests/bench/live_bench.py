@@ -1,8 +1,7 @@
 """The live cluster and its twin on the same minutes: GPU-seconds and promises kept, measured and rehearsed.
 
 A public trace, compressed, is sent to `moray up` on a small simulated family whose control loop scales it; then the
-twin is given the same arrivals, the same parameters, prompts in chunks as the simulated engine makes them, and the
-cold start that was measured. The gaps say how far rehearsals can be believed.
+twin is given the same arrivals, the same parameters, and the cold start that was measured. The gaps say how far rehearsals can be believed.
 """
 
 import json
@@ -104,7 +103,6 @@ def _twin(family: Family, requests: Workload, cold_start_s: float | None, seed: 
         family=family,
         gpus=family.gpu_budget_gpus,
         seed=seed,
-        chunking="fixed",
         plans=dict.fromkeys(requests.tenants, plan),
     )
     scaler = policy.scaler(spec_of(family), Parameters())

@@ -46,7 +46,6 @@ def tier(name: str, **changes: Any) -> dict[str, Any]:
         "kv_tokens": 400_000,
         "max_running": 64,
         "max_waiting": 256,
-        "prefill_chunk_tokens": 512,
         "slo": {"ttft_s": 3, "tpot_ms": 120},
         "patience_s": 10,
         "price": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2},

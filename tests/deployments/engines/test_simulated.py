@@ -100,14 +100,14 @@ def test_a_step_takes_what_the_cost_model_says() -> None:
 
 
 def test_a_long_prompt_is_read_in_chunks_beside_those_that_decode() -> None:
-    stage = Stage(prefill_chunk_tokens=100)
+    stage = Stage()
     stage.play(
         before=lambda: stage.submit("a", max_tokens=6),
-        during={0.001: lambda: stage.submit("b", prompt_tokens=250, max_tokens=2)},
+        during={0.001: lambda: stage.submit("b", prompt_tokens=800, max_tokens=2)},
     )
-    # 10 ms a step, 0.1 ms for each prompt token: "b" is read in 100 + 100 + 50 beside tokens 2, 3 and 4 of "a".
-    assert stage.times_ms("a") == pytest.approx([10.1, 30.1, 50.1, 65.1, 75.1, 85.1])
-    assert stage.times_ms("b") == pytest.approx([65.1, 75.1])
+    # 10 ms a step, 0.1 ms for each prompt token, 47.5 ms planned for both: "b" is read in 375 + 375 + 50.
+    assert stage.times_ms("a") == pytest.approx([10.1, 57.6, 105.1, 120.1, 130.1, 140.1])
+    assert stage.times_ms("b") == pytest.approx([120.1, 130.1])
 
 
 def test_requests_of_one_moment_share_every_step() -> None:
@@ -336,17 +336,17 @@ def test_a_stream_may_be_cancelled_from_within_its_own_piece() -> None:
 
 
 def test_the_report_tells_load_and_pace() -> None:
-    stage, reports = Stage(cost=COST, max_running=2, prefill_chunk_tokens=50), list[EngineReport]()
+    stage, reports = Stage(cost=COST, max_running=2), list[EngineReport]()
     stage.play(
         before=lambda: [stage.submit(name, prompt_tokens=60, max_tokens=40) for name in "abc"],
-        during={0.02: lambda: reports.append(stage.engine.report())},
+        during={0.025: lambda: reports.append(stage.engine.report())},
     )
     (busy,) = reports
     assert (busy.running, busy.waiting, busy.kv_used_tokens, busy.kv_capacity_tokens) == (2, 1, 200, 100_000)
-    # The first step read 50 of "a"; 10 of "a", 60 of "b" and 60 of "c" are left.
-    assert (busy.steps, busy.waiting_prefill_tokens) == (1, 130)
+    # The first step read "a" and "b"; "c" has no place yet.
+    assert (busy.steps, busy.waiting_prefill_tokens) == (1, 60)
     assert busy.prefill_us_per_token == pytest.approx(100.0)
-    assert busy.step_ms == pytest.approx(step_ms(COST, 0, 50))
+    assert busy.step_ms == pytest.approx(step_ms(COST, 2, 122))
     idle = stage.engine.report()
     assert (idle.running, idle.waiting, idle.kv_used_tokens, idle.waiting_prefill_tokens) == (0, 0, 0, 0)
 
@@ -431,7 +431,7 @@ arrivals = st.lists(
 def test_every_accepted_request_gets_exactly_its_words_or_is_cancelled(
     asked: list[tuple[int, int, int, int | None]], max_running: int
 ) -> None:
-    stage = Stage(cost=COST, context_tokens=100, kv_tokens=200, max_running=max_running, prefill_chunk_tokens=32)
+    stage = Stage(cost=COST, context_tokens=100, kv_tokens=200, max_running=max_running)
     held: list[int] = []
 
     def watch() -> None:

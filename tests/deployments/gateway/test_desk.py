@@ -342,7 +342,7 @@ def test_whose_wait_would_outlast_its_patience_is_refused_at_once_but_not_a_high
 
 def test_a_saturated_tier_spills_where_the_caller_may_go_and_says_why() -> None:
     async def scenario(world: World) -> None:
-        world.show("pro", one=8)
+        world.show("pro", one=12)
         world.show("ultra", two=0)
         stays, goes = world.ask("pro"), world.ask("pro", "ultra")
         place = await goes
