@@ -1,7 +1,8 @@
 """The live cluster and its twin on the same minutes: GPU-seconds and promises kept, measured and rehearsed.
 
 A public trace, compressed, is sent to `moray up` on a small simulated family whose control loop scales it; then the
-twin is given the same arrivals, the same parameters, and the cold start that was measured. The gaps say how far rehearsals can be believed.
+twin is given the same arrivals, the same parameters, and the cold start that was measured. The gaps say how far
+rehearsals can be believed.
 """
 
 import json

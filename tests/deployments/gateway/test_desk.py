@@ -342,7 +342,7 @@ def test_whose_wait_would_outlast_its_patience_is_refused_at_once_but_not_a_high
 
 def test_a_saturated_tier_spills_where_the_caller_may_go_and_says_why() -> None:
     async def scenario(world: World) -> None:
-        world.show("pro", one=12)
+        world.show("pro", one=8)
         world.show("ultra", two=0)
         stays, goes = world.ask("pro"), world.ask("pro", "ultra")
         place = await goes
@@ -352,7 +352,7 @@ def test_a_saturated_tier_spills_where_the_caller_may_go_and_says_why() -> None:
         assert world.desk.ongoing() == {"pro": 0, "ultra": 1}
         assert world.desk.admissions["pro", "spill"] == 1
 
-    play(scenario, spec("pro", "ultra", slo=Slo(ttft_s=0.5, tpot_ms=20)))
+    play(scenario, spec("pro", "ultra", slo=Slo(ttft_s=0.5, tpot_ms=40)))
 
 
 def test_a_resumed_request_goes_to_another_replica_ahead_of_newcomers() -> None:
