@@ -30,6 +30,9 @@ from deployments.control.words import Hello, Standing
 from deployments.ranks import node_address
 from deployments.video.pool import Pool
 
+AGAIN_S = (
+    15.0  # before a tier whose replicas could not start is tried again; whoever deploys sees meanwhile that it failed
+)
 log = logging.getLogger("moray.control")
 
 
@@ -52,6 +55,7 @@ class Control:
         self._threads = ThreadPoolExecutor(max_workers=1)
         self._source = self._looking(self._family)
         self._pool = await _pool(self._family)
+        self._failed_s: dict[str, float] = {}  # since when Serve has given a tier up, or when it was last told to go on
         self._let_go: Mapping[str, int] = {}  # tiers that Serve is to try anew, with what it has
         last = self._record.last() if kept.again else None
         self._controller = Controller(self._world(), spec_of(self._family), _initial(self._family), last, Parameters())
@@ -75,8 +79,12 @@ class Control:
 
     async def _observe(self) -> fleet.Observed:
         seen = await asyncio.get_running_loop().run_in_executor(self._threads, fleet.observe, self._family)
-        self._let_go = {key: count for key, count in seen.given_up.items() if key not in self._let_go}
+        now_s = asyncio.get_running_loop().time()
+        self._failed_s = {key: self._failed_s.get(key, now_s) for key in seen.given_up}
+        due = {key for key, at_s in self._failed_s.items() if now_s - at_s >= AGAIN_S} - self._let_go.keys()
+        self._let_go = {key: seen.given_up[key] for key in due}
         for key in self._let_go:
+            self._failed_s[key] = now_s
             log.warning("tier %s: its replicas could not start, the log of Serve says why; they are tried again", key)
         return seen
 
@@ -98,7 +106,7 @@ class Control:
     async def targets(self) -> dict[str, int]:
         """By tier and video; never empty.
 
-        Of a tier that Serve has given up, what it has, every other look: another target makes Serve try again.
+        Of a tier that Serve has given up, what it has, now and then: another target makes Serve try again.
         """
         return {key: min(target, self._let_go.get(key, target)) for key, target in self._controller.targets.items()}
 

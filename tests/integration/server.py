@@ -197,6 +197,7 @@ class Server:
         if self._process.poll() is None:
             self.processes()
         self._process.kill()
+        self._process.wait()
         for process in self._seen.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -143,13 +143,20 @@ async def test_a_tier_that_serve_has_given_up_is_tried_anew_by_a_target_that_com
 ) -> None:
     failed = replace(fleet.observe(awake(tmp_path)), given_up={"mini": 0, "turbo": 1})
     monkeypatch.setattr(fleet, "observe", lambda family: failed)
-    async with start(awake(tmp_path)) as control:
-        told = []
+
+    async def told(control: Control) -> list[dict[str, int]]:
+        found = []
         for _ in range(4):
             await decided(control)
-            told.append(await control.targets())
-        assert {"mini": 0, "turbo": 1} in told
-        assert {"mini": 2, "turbo": 2} in told
+            found.append(await control.targets())
+        return found
+
+    async with start(awake(tmp_path)) as control:
+        assert {"mini": 0, "turbo": 1} not in await told(control), "whoever deploys must see that it failed"
+        monkeypatch.setattr(actor, "AGAIN_S", 0.0)
+        looks = await told(control)
+        assert {"mini": 0, "turbo": 1} in looks
+        assert {"mini": 2, "turbo": 2} in looks
 
 
 async def test_jobs_that_a_gateway_says_raise_video_and_a_restart_goes_on(tmp_path: Path, start: Start) -> None:
