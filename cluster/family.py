@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -19,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from cluster.engines import Closed, Engine, Experts, Offload, Vllm
 from cluster.errors import ConfigurationError
 
 BUNDLED = Path(__file__).parent / "families"
@@ -26,10 +25,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 # A cell's name becomes the value of a node label, which Ray and Kubernetes hold to 63 characters; room for "-<index>".
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=57)]
 Specialist = Literal["math", "code_security", "scientific_reasoning", "creative_writing"]
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Slo(Closed):
@@ -104,8 +99,11 @@ class Tier(Closed):
 
     names: tuple[Name, ...] = Field(min_length=1)
     checkpoint: str
-    engine: Literal["torch", "simulated"]
+    engine: Engine
     ranks: PositiveInt = 1
+    experts: Experts = Experts()
+    vllm: Vllm | None = None
+    offload: Offload | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     context_tokens: PositiveInt
     kv_tokens: PositiveInt
@@ -127,6 +125,11 @@ class Tier(Closed):
         if self.kv_tokens < self.context_tokens:
             raise ValueError(f"kv_tokens {self.kv_tokens} must hold one full context of {self.context_tokens} tokens")
         return self
+
+    @property
+    def deferrable(self) -> bool:
+        """Built for throughput alone: answers those who name it, and nobody is sent there by a rule or by a spill."""
+        return self.engine == "deepspeed"
 
 
 class VideoSlo(Closed):
@@ -249,7 +252,7 @@ class Auto(Closed):
     long: Name
     long_prompt_tokens: PositiveInt
     tools: Name | None = None
-    hints: dict[Specialist, Name] = {}
+    hints: dict[Specialist, Name] = Field(default={})
     price: Price | None = None
 
     def named(self) -> Iterator[tuple[str, str]]:
@@ -273,7 +276,7 @@ class Family(Closed):
     cells: tuple[Cell, ...] = Field(min_length=1)
     tiers: dict[Name, Tier] = Field(min_length=1)
     video: Video | None = None
-    plans: dict[Name, Plan] = {}
+    plans: dict[Name, Plan] = Field(default={})
     auto: Auto | None = None
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ class Sampling:
 
     temperature 0 is greedy. `top_logprobs` None means no log-probabilities; 0 means the chosen token's only.
     Penalties are those of the OpenAI API, over generated tokens: logit -= presence + frequency * count.
+    `json_schema`: JSON text of the schema that the answer must meet; only engines with `structured` take one.
     """
 
     temperature: float = 1.0
@@ -22,6 +23,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     seed: int = 0
     top_logprobs: int | None = None
+    json_schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,8 @@ class Chat:
     """A parsed and validated chat completion. `model` is the name that the caller sent and gets back.
 
     `served` is the gateway's choice, None before it was made. `given`: tokens of the answer that the client already
-    has from a lost replica; the answer goes on behind them, and counts them.
+    has from a lost replica; the answer goes on behind them, and counts them. `domain`: the specialist that a hint or a
+    persona names, "" where neither does. Higher `priority` goes first.
     """
 
     request_id: str
@@ -62,6 +65,8 @@ class Chat:
     created_s: int = 0
     served: Served | None = None
     given: tuple[int, ...] = ()
+    domain: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +81,8 @@ class Generation:
     prompt: tuple[int, ...]
     sampling: Sampling
     given: tuple[int, ...] = ()
+    domain: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,12 @@
 import threading
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Metric, start_http_server
 from prometheus_client.registry import Collector
 
 from cluster.request import Piece
-from deployments.engines.engine import Emit, Engine, EngineReport
+from deployments.engines.engine import Emit, Engine, ExpertReport
 from deployments.observe import Meters
 from monitoring.metrics import REPLICA
 
@@ -23,7 +24,7 @@ class ReplicaMetrics(Collector):
         self._engine = engine
         self._steps = 0
         self._lock = threading.Lock()
-        self._expert_tokens: dict[tuple[int, int], int] = {}
+        self._expert_tokens: dict[tuple[int, ...], int] = {}
         registry = CollectorRegistry()
         registry.register(self)
         self._meters = Meters(registry, REPLICA)
@@ -54,15 +55,19 @@ class ReplicaMetrics(Collector):
             self._meters.gauge(name).labels(tier=self._tier).set(value)
         self._meters.counter("moray_steps_total").labels(tier=self._tier).inc(report.steps - self._steps)
         self._steps = report.steps
-        self._experts(report)
+        self._experts(report.experts)
 
-    def _experts(self, report: EngineReport) -> None:
+    def _experts(self, experts: ExpertReport | None) -> None:
+        if experts is None:
+            return
         counter = self._meters.counter("moray_expert_tokens_total")
-        for layer, (tokens, ranks) in enumerate(zip(report.expert_tokens, report.expert_rank, strict=True)):
-            for expert, (count, rank) in enumerate(zip(tokens, ranks, strict=True)):
-                grown = count - self._expert_tokens.get((layer, expert), 0)
-                counter.labels(tier=self._tier, layer=layer, expert=expert, rank=rank).inc(grown)
-                self._expert_tokens[layer, expert] = count
+        for at in np.argwhere(experts.tokens):
+            domain, layer, expert, rank = key = tuple(map(int, at))
+            count = int(experts.tokens[key])
+            counter.labels(
+                tier=self._tier, layer=layer, expert=expert, rank=rank, domain=experts.domains[domain] or "unknown"
+            ).inc(count - self._expert_tokens.get(key, 0))
+            self._expert_tokens[key] = count
 
     def watch(self, emit: Emit) -> Emit:
         """`emit`, with the queue wait of the first piece observed on the way."""

@@ -118,7 +118,14 @@ class TierReplica:
         key = f"{chat.request_id}/{next(self._numbers)}"  # callers may send one request id many times
         try:
             prompt = self._engine.encode(chat.messages)
-            generation = Generation(request_id=key, prompt=prompt, sampling=chat.sampling, given=chat.given)
+            generation = Generation(
+                request_id=key,
+                prompt=prompt,
+                sampling=chat.sampling,
+                given=chat.given,
+                domain=chat.domain,
+                priority=chat.priority,
+            )
             self._engine.submit(generation, self._metrics.watch(answer.emit))
         except MorayError as error:
             return Outcome(error=error)

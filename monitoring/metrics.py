@@ -23,6 +23,7 @@ LABELS = {
     "layer": "the mixture-of-experts layers of the tier's checkpoint",
     "expert": "the routed experts of a layer",
     "rank": "the ranks of an expert group",
+    "domain": "the specialists of the family, general, and unknown",
 }
 
 # Around the promises of the tiers (0.5 to 4 s, 15 to 80 ms), fine enough that a p99 near one can be read.
@@ -112,11 +113,26 @@ REPLICA = (
     _gauge("moray_prefill_seconds_per_token", "Prefill time per token, smoothed by the engine.", "tier"),
     _counter("moray_steps_total", "Engine steps.", "tier"),
     _gauge("moray_start_seconds", "From the replica's construction until it was ready.", "tier"),
+    _counter("moray_cached_prompt_tokens_total", "Prompt tokens that a prefix cache spared.", "tier"),
     _counter(
         "moray_expert_tokens_total",
-        "Token rows routed to an expert, and the rank that computed them.",
+        "Token rows that a rank computed for a routed expert, by the request's domain.",
+        *("tier", "layer", "expert", "rank", "domain"),
+    ),
+    _gauge(
+        "moray_expert_window_tokens",
+        "Token rows that a rank computed for a routed expert in the last window.",
         *("tier", "layer", "expert", "rank"),
     ),
+    _gauge("moray_expert_copies", "Ranks that hold a routed expert.", "tier", "layer", "expert"),
+    _gauge(
+        "moray_expert_imbalance_ratio",
+        "Most over mean token rows of the ranks for routed experts in the last window.",
+        *("tier", "layer"),
+    ),
+    _counter("moray_expert_rebalances_total", "Times that experts moved between ranks.", "tier"),
+    _counter("moray_expert_moves_total", "Copies of experts that a rank received in rebalances.", "tier"),
+    _gauge("moray_expert_rebalance_stall_seconds", "What the last rebalance added to decoding.", "tier"),
 )
 
 VIDEO = (

@@ -2,6 +2,7 @@
 
 from typing import Literal, assert_never
 
+from cluster.errors import ConfigurationError
 from cluster.family import Tier
 from deployments.engines.engine import Engine
 from deployments.ranks import ExpertGroup
@@ -31,5 +32,7 @@ def build(tier: Tier, accelerator: Literal["cpu", "cuda"], group: ExpertGroup) -
                 specialists=tier.specialists,
             )
             return TorchEngine(spec, group.launch(spec))
+        case "vllm" | "deepspeed":
+            raise ConfigurationError(f"engine: {tier.engine}: not built in; torch and simulated are; choose one")
         case never:
             assert_never(never)

@@ -1,8 +1,11 @@
-"""The one seam behind which language engines live: torch, simulated, later vLLM and DeepSpeed."""
+"""The one seam behind which language engines live: torch, vLLM, DeepSpeed, and the simulated one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cluster.request import Generation, Message, Piece
 
@@ -10,11 +13,28 @@ Emit = Callable[[Piece], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineReport:
-    """What routing needs to know of an engine now. Counters only grow.
+class ExpertReport:
+    """Where the routed experts of a group lie and what they computed. Layers are those that have experts.
 
-    `expert_tokens[layer][expert]` are the token rows routed since start, physical rank by `expert_rank[layer][expert]`.
+    `tokens` [domains, layers, experts, ranks] are the rows that a rank computed for an expert since start; `window`
+    [layers, experts, ranks] those of the last window. `domains` names the first axis; "" is unknown. `slots`
+    [layers, slots] is the expert in each physical slot; ranks hold runs of equally many. `imbalance` [layers] is
+    max/mean of the ranks' window tokens, nan where there were none. `stall_s`: what the last rebalance cost streams.
     """
+
+    domains: tuple[str, ...]
+    tokens: NDArray[np.int64]
+    window: NDArray[np.int64]
+    slots: tuple[tuple[int, ...], ...]
+    imbalance: tuple[float, ...]
+    rebalances: int = 0
+    moved: int = 0
+    stall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """What routing needs to know of an engine now. Counters only grow."""
 
     running: int
     waiting: int
@@ -24,18 +44,20 @@ class EngineReport:
     steps: int
     step_ms: float
     prefill_us_per_token: float
-    expert_tokens: tuple[tuple[int, ...], ...] = ()
-    expert_rank: tuple[tuple[int, ...], ...] = ()
+    cached_tokens: int = 0  # prompt tokens since start that a prefix cache spared
+    experts: ExpertReport | None = None
 
 
 class Engine(Protocol):
     """Continuous batching behind calls that do not block, made on the replica's event loop; `report` from any thread.
 
-    `label` is empty for a real engine; the simulated one says so there, and every response carries it.
+    `label` is empty for a real engine; the simulated one says so there, and every response carries it. `structured`:
+    answers can be held to a JSON schema; where they cannot, such a request is refused with InvalidRequest.
     """
 
     label: str
     context_tokens: int
+    structured: bool
 
     async def start(self) -> None:
         """Load and warm up. Raises CheckpointError."""

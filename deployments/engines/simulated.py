@@ -106,6 +106,7 @@ class SimulatedEngine:
     """Real time, no work: for trying routing, scaling and the gateway without GPUs."""
 
     label = "simulated"
+    structured = False
 
     def __init__(self, tier: Tier) -> None:
         self.context_tokens = tier.context_tokens

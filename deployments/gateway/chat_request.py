@@ -159,7 +159,7 @@ def _text(content: str | list[_Part]) -> str:
 
 def _sampling(asked: ChatBody, seed: int) -> Sampling:
     floats = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
-    given: dict[str, float] = {name: value for name in floats if (value := getattr(asked, name)) is not None}
+    given: dict[str, Any] = {name: value for name in floats if (value := getattr(asked, name)) is not None}
     return Sampling(
         max_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
         stop=tuple(asked.stop or ()),

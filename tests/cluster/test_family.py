@@ -108,7 +108,11 @@ def test_checkpoints_are_meant_relative_to_the_file(tmp_path: Path) -> None:
     [
         ("gpu_budget", 8, "mine.yaml: gpu_budget: 8; Extra inputs are not permitted"),
         ("tiers.mini.ranks", 0, "mine.yaml: tiers.mini.ranks: 0; Input should be greater than 0"),
-        ("tiers.mini.engine", "magic", "tiers.mini.engine: 'magic'; Input should be 'torch' or 'simulated'"),
+        (
+            "tiers.mini.engine",
+            "magic",
+            "tiers.mini.engine: 'magic'; Input should be 'torch', 'simulated', 'vllm' or 'deepspeed'",
+        ),
         ("tiers.mini.slo.ttft_s", float("inf"), "tiers.mini.slo.ttft_s: inf; Input should be a finite number"),
         ("tiers.mini.cost.a_ms", float("nan"), "tiers.mini.cost.a_ms: nan; Input should be a finite number"),
         ("name", None, "mine.yaml: name: Field required"),

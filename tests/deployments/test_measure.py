@@ -4,15 +4,18 @@ from typing import Any
 from unittest.mock import Mock, patch
 
 import httpx
+import numpy as np
 import prometheus_client
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.request import Piece
-from deployments.engines.engine import EngineReport
+from deployments.engines.engine import EngineReport, ExpertReport
 from deployments.measure import ReplicaMetrics
 from monitoring.metrics import REPLICA
 
+ROWS = np.array([[[[10, 0], [0, 20]], [[30, 0], [0, 0]]]])  # one domain, two layers, two experts, two ranks
+EXPERTS = ExpertReport(domains=("math",), tokens=ROWS, window=ROWS[0], slots=((0, 1), (0, 1)), imbalance=(20 / 15, 2.0))
 REPORT = EngineReport(
     running=2,
     waiting=3,
@@ -22,8 +25,7 @@ REPORT = EngineReport(
     steps=7,
     step_ms=8.0,
     prefill_us_per_token=9.0,
-    expert_tokens=((10, 20), (30, 0)),
-    expert_rank=((0, 1), (0, 1)),
+    experts=EXPERTS,
 )
 
 
@@ -87,11 +89,13 @@ def test_token_rows_are_counted_per_layer_expert_and_rank() -> None:
     engine = Engine()
     metrics = measured(engine)
     scrape(metrics)
-    engine.now = replace(REPORT, expert_tokens=((10, 25), (30, 0)), expert_rank=((0, 1), (1, 1)))
+    engine.now = replace(
+        REPORT, experts=replace(EXPERTS, tokens=ROWS + np.array([[[[0, 0], [0, 5]], [[0, 0], [0, 0]]]]))
+    )
     page = scrape(metrics)
 
     def rows(layer: int, expert: int, rank: int) -> float:
-        labels = {"tier": "mini", "layer": str(layer), "expert": str(expert), "rank": str(rank)}
+        labels = {"tier": "mini", "layer": str(layer), "expert": str(expert), "rank": str(rank), "domain": "math"}
         return page["moray_expert_tokens_total", tuple(sorted(labels.items()))]
 
     assert (rows(0, 0, 0), rows(0, 1, 1), rows(1, 0, 0)) == (10, 25, 30)

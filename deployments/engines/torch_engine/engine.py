@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 class TorchEngine:
     label = ""
+    structured = False
 
     # Set while starting, by the thread, before `start` returns.
     _leader: Leader
@@ -110,8 +111,7 @@ class TorchEngine:
                 steps=self._meter.steps,
                 step_ms=self._meter.step_ms,
                 prefill_us_per_token=self._meter.prefill_us_per_token,
-                expert_tokens=self._leader.expert_tokens,
-                expert_rank=self._leader.expert_rank,
+                experts=self._leader.experts,
             )
 
     def check(self) -> None:

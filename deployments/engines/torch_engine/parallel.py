@@ -8,16 +8,19 @@ once as a closed connection, a stuck one after COLLECTIVE_TIMEOUT_S; when idle, 
 HEARTBEAT_S, so that each side notices the loss of the other.
 """
 
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import chain
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from cluster.errors import EngineFailed
+from deployments.engines.engine import ExpertReport
 from deployments.engines.torch_engine.moe import Experts, stay
 from deployments.engines.torch_engine.rank import Order, Rank, load_rank
 from deployments.engines.torch_engine.schedule import Plan
@@ -69,10 +72,19 @@ class Leader:
         self._steps = 0
 
     @property
-    def expert_tokens(self) -> tuple[tuple[int, ...], ...]:
-        """Rows routed to each expert of each layer; of several ranks, as of the last time they were summed."""
-        routed = self._routed if self._others else self._rank.routed()
-        return tuple(map(tuple, routed.tolist()))
+    def experts(self) -> ExpertReport:
+        """Of several ranks, the counts as of the last time they were summed."""
+        routed = (self._routed if self._others else self._rank.routed()).numpy()
+        ranks = len(self._others) + 1
+        owners = np.array(self.expert_rank, np.int64).reshape(routed.shape)
+        tokens = np.where(owners[..., None] == np.arange(ranks), routed[..., None], 0)
+        return ExpertReport(
+            domains=("",),
+            tokens=tokens[None],
+            window=tokens,
+            slots=tuple(tuple(sorted(range(len(o)), key=lambda e: (o[e], e))) for o in self.expert_rank),
+            imbalance=tuple(float(load.max() / load.mean()) if load.any() else math.nan for load in tokens.sum(1)),
+        )
 
     def step(self, order: Order) -> Iterator[tuple[int, list[float]]]:
         """Every place that has a new token, with its row."""

@@ -328,9 +328,11 @@ async def test_the_report_counts_what_was_routed(engine: TorchEngine) -> None:
     await ask(engine, "a").last()
     after = engine.report()
     computed = 20 + 12 - 1  # the last token is never fed back
-    routed = [sum(b) - sum(a) for a, b in zip(before.expert_tokens, after.expert_tokens, strict=True)]
-    assert routed == [computed * 2] * 2  # two experts per token, two layers that have experts
-    assert after.expert_rank == ((0,) * 8,) * 2
+    assert before.experts is not None
+    assert after.experts is not None
+    routed = (after.experts.tokens - before.experts.tokens).sum(axis=(0, 2, 3))
+    assert routed.tolist() == [computed * 2] * 2  # two experts per token, two layers that have experts
+    assert after.experts.slots == (tuple(range(8)),) * 2
     assert after.steps == before.steps + 2 + 11  # 20 prompt tokens in chunks of 16
     assert after.step_ms > 0
     assert after.prefill_us_per_token > 0

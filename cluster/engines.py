@@ -1,0 +1,50 @@
+"""What a tier tells its engine beyond the checkpoint: where experts lie, and the settings of single engines."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Engine = Literal["torch", "simulated", "vllm", "deepspeed"]
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Experts(Closed):
+    """The routed experts of one expert group. `redundant`: slots per layer, over all ranks, beyond one per expert.
+
+    Loads are counted over the last `window_s`; with `rebalance`, experts move while requests run, where that pays.
+    """
+
+    redundant: int = Field(default=0, ge=0)
+    rebalance: bool = True
+    window_s: PositiveFloat = 60.0
+
+
+class Vllm(Closed):
+    """How vLLM splits a tier over its ranks: `tensor_parallel` * `data_parallel` of them.
+
+    With `expert_parallel`, routed experts are split over all of them and balanced by vLLM's own EPLB.
+    """
+
+    tensor_parallel: PositiveInt = 1
+    data_parallel: PositiveInt = 1
+    expert_parallel: bool = False
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    tool_parser: str | None = None
+    sleep: bool = False
+
+
+class Offload(Closed):
+    """Where DeepSpeed keeps the weights that no GPU holds now. A request that takes longer than `limit_s` fails."""
+
+    to: Literal["cpu", "nvme"] = "cpu"
+    folder: str | None = None
+    limit_s: PositiveFloat = 600.0
+
+    @model_validator(mode="after")
+    def reachable(self) -> Self:
+        if (self.to == "nvme") != (self.folder is not None):
+            raise ValueError(f"to is {self.to!r}, folder is {self.folder!r}; nvme needs a folder on it, cpu takes none")
+        return self
