@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +27,31 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the caller offers. `parameters`: JSON text of the schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: str = '{"type":"object","properties":{}}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """One call of a tool. `arguments`: JSON text, as the model wrote it; it may not meet the tool's schema."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
+    """`tool_calls`: what an assistant called. `tool_call_id`: the call that a message of role tool answers."""
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +75,7 @@ class Chat:
 
     `served` is the gateway's choice, None before it was made. `given`: tokens of the answer that the client already
     has from a lost replica; the answer goes on behind them, and counts them. `domain`: the specialist that a hint or a
-    persona names, "" where neither does. Higher `priority` goes first.
+    persona names, "" where neither does. Higher `priority` goes first. `tools`: those the model may call, none or some.
     """
 
     request_id: str
@@ -67,6 +89,7 @@ class Chat:
     given: tuple[int, ...] = ()
     domain: str = ""
     priority: int = 0
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +97,8 @@ class Generation:
     """What an engine is asked: prompt tokens in, at most `sampling.max_tokens` out, the `given` ones included.
 
     `given`: the first tokens of the answer, generated elsewhere. They are computed as a prompt is and emit nothing;
-    what follows is the same as if this engine had generated them: text, penalties, draws, limit and usage.
+    what follows is the same as if this engine had generated them: text, calls, penalties, draws, limit and usage.
+    `tools`: those whose calls are to be found in the answer; the prompt has them already.
     """
 
     request_id: str
@@ -83,6 +107,7 @@ class Generation:
     given: tuple[int, ...] = ()
     domain: str = ""
     priority: int = 0
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +134,15 @@ class Piece:
     `ids`: the tokens of this step, as many as `tokens`; with them another replica can go on behind this piece.
     `text` may be empty: bytes of an unfinished character, or text held back because it may begin a stop string.
     `queued_s` comes with the first piece: from submission to the first step that had a place for the request.
+    `tool_calls`: all calls of the answer, whole, in its last piece; its finish reason is then "tool_calls". The text of
+    a call is no `text`; while it is generated, pieces have tokens and ids alone.
     """
 
     tokens: int = 0
     ids: tuple[int, ...] = ()
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     queued_s: float | None = None

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.request import Generation, Message, Piece
+from cluster.request import Generation, Message, Piece, Tool
 
 Emit = Callable[[Piece], None]
 
@@ -52,17 +52,19 @@ class Engine(Protocol):
     """Continuous batching behind calls that do not block, made on the replica's event loop; `report` from any thread.
 
     `label` is empty for a real engine; the simulated one says so there, and every response carries it. `structured`:
-    answers can be held to a JSON schema; where they cannot, such a request is refused with InvalidRequest.
+    answers can be held to a JSON schema. `tools`: calls of tools are written into prompts and found in answers. The
+    replica refuses what its engine cannot do, with InvalidRequest, before it reaches the engine.
     """
 
     label: str
     context_tokens: int
     structured: bool
+    tools: bool
 
     async def start(self) -> None:
         """Load and warm up. Raises CheckpointError."""
 
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """The chat template applied and tokenized. What is far too long is refused early: ContextTooLong."""
 
     def submit(self, generation: Generation, emit: Emit) -> None:

@@ -25,7 +25,7 @@ from cluster.batching import chunk_tokens
 from cluster.cost import prefill_us_per_token, service, step_ms
 from cluster.errors import ContextTooLong, EngineFailed, InvalidRequest, Overloaded
 from cluster.family import Tier
-from cluster.request import FinishReason, Generation, Message, Piece, TokenLogprob, Usage
+from cluster.request import FinishReason, Generation, Message, Piece, TokenLogprob, Tool, Usage
 from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.text import TextStream
 
@@ -107,6 +107,7 @@ class SimulatedEngine:
 
     label = "simulated"
     structured = False
+    tools = False
 
     def __init__(self, tier: Tier) -> None:
         self.context_tokens = tier.context_tokens
@@ -125,7 +126,7 @@ class SimulatedEngine:
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
 
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """One token for each message's role and one for every four characters of a word, as its checksum."""
         texts = list(itertools.islice(_pieces(messages), self.context_tokens + 1))
         if len(texts) > self.context_tokens:  # counted no further: a long prompt must not hold up the others

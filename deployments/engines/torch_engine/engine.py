@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from cluster.errors import ContextTooLong, EngineFailed, InvalidRequest, Overloaded
-from cluster.request import Generation, Message, Piece, Sampling
+from cluster.request import Generation, Message, Piece, Sampling, Tool
 from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.torch_engine.chat import ChatTokenizer
 from deployments.engines.torch_engine.kv import BLOCK_TOKENS, blocks_for
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 class TorchEngine:
     label = ""
     structured = False
+    tools = False
 
     # Set while starting, by the thread, before `start` returns.
     _leader: Leader
@@ -62,7 +63,7 @@ class TorchEngine:
         self._thread.start()
         await self._ready
 
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         return self._tokenizer.encode(messages)
 
     def submit(self, generation: Generation, emit: Emit) -> None:
