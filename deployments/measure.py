@@ -3,14 +3,14 @@
 import threading
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Metric, start_http_server
 from prometheus_client.registry import Collector
 
 from cluster.request import Piece
-from deployments.engines.engine import Emit, Engine, ExpertReport
+from deployments.engines.engine import Emit, Engine, EngineReport
+from deployments.measure_experts import expert_families
 from deployments.observe import Meters
-from monitoring.metrics import REPLICA
+from monitoring.metrics import EXPERTS, REPLICA
 
 
 class ReplicaMetrics(Collector):
@@ -22,12 +22,11 @@ class ReplicaMetrics(Collector):
     def __init__(self, tier: str, engine: Engine, host: str, start_s: float) -> None:
         self._tier = tier
         self._engine = engine
-        self._steps = 0
+        self._counted: dict[str, int] = {}  # as of the last scrape
         self._lock = threading.Lock()
-        self._expert_tokens: dict[tuple[int, ...], int] = {}
         registry = CollectorRegistry()
         registry.register(self)
-        self._meters = Meters(registry, REPLICA)
+        self._meters = Meters(registry, [metric for metric in REPLICA if metric not in EXPERTS])
         self._meters.gauge("moray_start_seconds").labels(tier=tier).set(start_s)
         server, _ = start_http_server(0, addr=host, registry=registry)
         self.address = f"{host}:{server.server_port}"
@@ -37,11 +36,12 @@ class ReplicaMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:  # several may scrape at once, each on a thread of its own
-            self._refresh()
-        return iter(())
+            report = self._engine.report()
+            self._refresh(report)
+        if report.experts is not None:
+            yield from expert_families(self._tier, report.experts)
 
-    def _refresh(self) -> None:
-        report = self._engine.report()
+    def _refresh(self, report: EngineReport) -> None:
         gauges = {
             "moray_running_requests": report.running,
             "moray_waiting_requests": report.waiting,
@@ -53,21 +53,10 @@ class ReplicaMetrics(Collector):
         }
         for name, value in gauges.items():
             self._meters.gauge(name).labels(tier=self._tier).set(value)
-        self._meters.counter("moray_steps_total").labels(tier=self._tier).inc(report.steps - self._steps)
-        self._steps = report.steps
-        self._experts(report.experts)
-
-    def _experts(self, experts: ExpertReport | None) -> None:
-        if experts is None:
-            return
-        counter = self._meters.counter("moray_expert_tokens_total")
-        for at in np.argwhere(experts.tokens):
-            domain, layer, expert, rank = key = tuple(map(int, at))
-            count = int(experts.tokens[key])
-            counter.labels(
-                tier=self._tier, layer=layer, expert=expert, rank=rank, domain=experts.domains[domain] or "unknown"
-            ).inc(count - self._expert_tokens.get(key, 0))
-            self._expert_tokens[key] = count
+        counts = {"moray_steps_total": report.steps, "moray_cached_prompt_tokens_total": report.cached_tokens}
+        for name, count in counts.items():
+            self._meters.counter(name).labels(tier=self._tier).inc(count - self._counted.get(name, 0))
+        self._counted = counts
 
     def watch(self, emit: Emit) -> Emit:
         """`emit`, with the queue wait of the first piece observed on the way."""

@@ -99,21 +99,8 @@ LINK = (
     _counter("moray_link_failures_total", "Streams that broke because their link was lost."),
 )
 
-# What a language replica sees.
-REPLICA = (
-    _histogram(
-        "moray_queue_wait_seconds", "From submission to the engine until the first prefill step.", WAIT_S, "tier"
-    ),
-    _gauge("moray_running_requests", "Sequences in the batch.", "tier"),
-    _gauge("moray_waiting_requests", "Requests accepted by the engine, not yet in the batch.", "tier"),
-    _gauge("moray_waiting_prefill_tokens", "Prompt tokens of waiting requests.", "tier"),
-    _gauge("moray_kv_used_tokens", "Tokens in the key-value cache.", "tier"),
-    _gauge("moray_kv_capacity_tokens", "Tokens that the key-value cache can hold.", "tier"),
-    _gauge("moray_step_seconds", "Engine step time, smoothed by the engine.", "tier"),
-    _gauge("moray_prefill_seconds_per_token", "Prefill time per token, smoothed by the engine.", "tier"),
-    _counter("moray_steps_total", "Engine steps.", "tier"),
-    _gauge("moray_start_seconds", "From the replica's construction until it was ready.", "tier"),
-    _counter("moray_cached_prompt_tokens_total", "Prompt tokens that a prefix cache spared.", "tier"),
+# What an engine that places experts sees of them.
+EXPERTS = (
     _counter(
         "moray_expert_tokens_total",
         "Token rows that a rank computed for a routed expert, by the request's domain.",
@@ -133,6 +120,24 @@ REPLICA = (
     _counter("moray_expert_rebalances_total", "Times that experts moved between ranks.", "tier"),
     _counter("moray_expert_moves_total", "Copies of experts that a rank received in rebalances.", "tier"),
     _gauge("moray_expert_rebalance_stall_seconds", "What the last rebalance added to decoding.", "tier"),
+)
+
+# What a language replica sees.
+REPLICA = (
+    _histogram(
+        "moray_queue_wait_seconds", "From submission to the engine until the first prefill step.", WAIT_S, "tier"
+    ),
+    _gauge("moray_running_requests", "Sequences in the batch.", "tier"),
+    _gauge("moray_waiting_requests", "Requests accepted by the engine, not yet in the batch.", "tier"),
+    _gauge("moray_waiting_prefill_tokens", "Prompt tokens of waiting requests.", "tier"),
+    _gauge("moray_kv_used_tokens", "Tokens in the key-value cache.", "tier"),
+    _gauge("moray_kv_capacity_tokens", "Tokens that the key-value cache can hold.", "tier"),
+    _gauge("moray_step_seconds", "Engine step time, smoothed by the engine.", "tier"),
+    _gauge("moray_prefill_seconds_per_token", "Prefill time per token, smoothed by the engine.", "tier"),
+    _counter("moray_steps_total", "Engine steps.", "tier"),
+    _gauge("moray_start_seconds", "From the replica's construction until it was ready.", "tier"),
+    _counter("moray_cached_prompt_tokens_total", "Prompt tokens that a prefix cache spared.", "tier"),
+    *EXPERTS,
 )
 
 VIDEO = (

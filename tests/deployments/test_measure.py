@@ -14,8 +14,8 @@ from deployments.engines.engine import EngineReport, ExpertReport
 from deployments.measure import ReplicaMetrics
 from monitoring.metrics import REPLICA
 
-ROWS = np.array([[[[10, 0], [0, 20]], [[30, 0], [0, 0]]]])  # one domain, two layers, two experts, two ranks
-EXPERTS = ExpertReport(domains=("math",), tokens=ROWS, window=ROWS[0], slots=((0, 1), (0, 1)), imbalance=(20 / 15, 2.0))
+ROWS = np.array([[[[10]]]])  # of one domain, layer, expert and rank
+EXPERTS = ExpertReport(domains=("math",), tokens=ROWS, window=ROWS[0], slots=((0,),), imbalance=(1.0,))
 REPORT = EngineReport(
     running=2,
     waiting=3,
@@ -25,6 +25,7 @@ REPORT = EngineReport(
     steps=7,
     step_ms=8.0,
     prefill_us_per_token=9.0,
+    cached_tokens=100,
     experts=EXPERTS,
 )
 
@@ -79,26 +80,18 @@ def test_a_scrape_shows_the_engine_as_it_is_now() -> None:
     assert first["moray_prefill_seconds_per_token", TIER] == pytest.approx(9e-6)
     assert first["moray_steps_total", TIER] == 7
     assert first["moray_start_seconds", TIER] == 12.5
-    engine.now = replace(REPORT, running=0, steps=11)
+    assert first["moray_cached_prompt_tokens_total", TIER] == 100
+    engine.now = replace(REPORT, running=0, steps=11, cached_tokens=150)
     second = scrape(metrics)
     assert second["moray_running_requests", TIER] == 0
     assert second["moray_steps_total", TIER] == 11
+    assert second["moray_cached_prompt_tokens_total", TIER] == 150
 
 
-def test_token_rows_are_counted_per_layer_expert_and_rank() -> None:
+def test_an_engine_that_tells_nothing_of_experts_shows_nothing_of_them() -> None:
     engine = Engine()
-    metrics = measured(engine)
-    scrape(metrics)
-    engine.now = replace(
-        REPORT, experts=replace(EXPERTS, tokens=ROWS + np.array([[[[0, 0], [0, 5]], [[0, 0], [0, 0]]]]))
-    )
-    page = scrape(metrics)
-
-    def rows(layer: int, expert: int, rank: int) -> float:
-        labels = {"tier": "mini", "layer": str(layer), "expert": str(expert), "rank": str(rank), "domain": "math"}
-        return page["moray_expert_tokens_total", tuple(sorted(labels.items()))]
-
-    assert (rows(0, 0, 0), rows(0, 1, 1), rows(1, 0, 0)) == (10, 25, 30)
+    engine.now = replace(REPORT, experts=None)
+    assert not [name for name, _ in scrape(measured(engine)) if name.startswith("moray_expert")]
 
 
 def test_the_queue_wait_is_observed_once_on_the_way_of_the_first_piece() -> None:
