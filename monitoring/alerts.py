@@ -16,6 +16,9 @@ TOO_FAST = round(FAST_BURN * (1 - OBJECTIVE), 6)
 FEWEST_MISSED = 5  # one miss at night is no trend
 SILENT_S = 10  # five control ticks
 VIDEO_WAIT_S = 3600
+UNEVEN = 1.5  # most over mean: the ranks wait for one that computes half as much again
+FEWEST_ROWS = 1000  # of a window: chance alone makes fewer uneven
+RESTLESS = 6  # rebalances in half an hour: none lasts five minutes
 EVERY = "10s"  # how often the rules are evaluated
 DURATION = re.compile(r"\b(\d+)(s|m|h)\b")
 UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000}
@@ -165,6 +168,33 @@ ALERTS = (
         look="moray_rejections_total by code; moray_wanted_replicas against moray_target_replicas and moray_gpus.",
         mend="Wanted above target: the GPU budget is the limit, raise it. Equal: replicas are starting, wait. One "
         "tenant's flood: lower that plan.",
+    ),
+    Alert(
+        name="ExpertsUneven",
+        severity="ticket",
+        expr=f"max by (tier) (moray_expert_imbalance_ratio) > {UNEVEN}"
+        f" and sum by (tier) (moray_expert_window_tokens) >= {FEWEST_ROWS}",
+        lasting="15m",
+        summary="A rank of {{ $labels.tier }} computes {{ $value | humanize }} times the mean of its group",
+        means="Each layer waits for its busiest rank. For a quarter of an hour the experts that requests choose have "
+        "lain together, and no rebalance has parted them.",
+        look="`moray experts`: which experts carry the load, for which domains, and how many copies they have; "
+        "moray_expert_rebalances_total.",
+        mend="Give the tier redundant slots, or more of them, and let it rebalance. Already so: one expert may take "
+        "more than its copies can share, or moving would cost more than it gains.",
+    ),
+    Alert(
+        name="ExpertsRestless",
+        severity="ticket",
+        expr=f"max by (tier) (increase(moray_expert_rebalances_total[30m])) >= {RESTLESS}",
+        lasting="0s",
+        summary="Experts of {{ $labels.tier }} move again and again",
+        means="No placement has lasted five minutes over the last half hour: each rebalance costs decoding a stall, "
+        "and the load that it was made for is gone soon.",
+        look="moray_expert_rebalance_stall_seconds, moray_expert_moves_total, and whether requests of different "
+        "domains take turns: moray_expert_tokens_total by domain.",
+        mend="Lengthen window_s of the tier's experts until it covers the turns, or turn rebalance off and give "
+        "redundant slots instead.",
     ),
     Alert(
         name="VideoBacklog",

@@ -49,6 +49,10 @@ KEPT = 'moray_promises_total{tier="ultra",outcome="kept"}'
 MISSED = 'moray_promises_total{tier="ultra",outcome="missed"}'
 ARRIVALS = 'moray_arrivals_total{tier="mini"}'
 REFUSED = 'moray_admissions_total{tier="mini",action="refuse"}'
+UNEVEN = 'moray_expert_imbalance_ratio{tier="ultra",layer="1",replica="a"}'
+EVEN = 'moray_expert_imbalance_ratio{tier="ultra",layer="0",replica="a"}'
+ROWS = 'moray_expert_window_tokens{tier="ultra",layer="1",expert="3",rank="0",replica="a"}'
+MOVED = 'moray_expert_rebalances_total{tier="ultra",replica="a"}'
 QUEUED = 'moray_video_jobs{status="queued"}'
 FINISHED = 'moray_video_jobs_finished_total{code="ok"}'
 
@@ -98,6 +102,21 @@ CASES = (
     case("Shedding", "a tenth is refused", {ARRIVALS: "0+10x60", REFUSED: "0+1x60"}, "8m", MINI),
     case("Shedding", "one in fifty is refused", {ARRIVALS: "0+50x60", REFUSED: "0+1x60"}, "8m"),
     case("Shedding", "for a moment", {ARRIVALS: "0+10x90", REFUSED: "0x30 40x60"}, "6m"),
+    case("ExpertsUneven", "one layer of two", {UNEVEN: "1.8x180", EVEN: "1x180", ROWS: "5000x180"}, "16m", ULTRA),
+    case("ExpertsUneven", "for ten minutes", {UNEVEN: "1.8x180", ROWS: "5000x180"}, "10m"),
+    case("ExpertsUneven", "evened out by a rebalance", {UNEVEN: "1.8x60 1.1x120", ROWS: "5000x180"}, "20m"),
+    case("ExpertsUneven", "less than half as much again", {UNEVEN: "1.4x180", ROWS: "5000x180"}, "20m"),
+    case("ExpertsUneven", "a handful of rows", {UNEVEN: "2x180", ROWS: "40x180"}, "20m"),
+    case("ExpertsUneven", "nothing is routed any more", {UNEVEN: "1.8x60 stale", ROWS: "5000x60 0x120"}, "20m"),
+    case(
+        "ExpertsRestless",
+        "every two minutes",
+        {MOVED: "0x11 1x11 2x11 3x11 4x11 5x11 6x11 7x11 8x11 9x11 10x60"},
+        "25m",
+        ULTRA,
+    ),
+    case("ExpertsRestless", "moved twice and rest", {MOVED: "0x30 1x30 2x120"}, "25m"),
+    case("ExpertsRestless", "rest again", {MOVED: "0+1x30 30x300"}, "45m"),
     case("VideoBacklog", "two hours wait", {QUEUED: "80x240", FINISHED: "0+0.1x240"}, "35m", [{}]),
     case("VideoBacklog", "a quarter of an hour waits", {QUEUED: "9x240", FINISHED: "0+0.1x240"}, "35m"),
     case("VideoBacklog", "nothing ever finishes", {QUEUED: "1x240"}, "35m", [{}]),
