@@ -3,6 +3,7 @@
 Every model here is closed (`extra="forbid"`): a misspelt key fails at once, with file, path, value and what is allowed.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,8 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from cluster.checkpoint import GIB, faults, shape
 from cluster.engines import Closed, Engine, Experts, Offload, Vllm
-from cluster.errors import ConfigurationError
+from cluster.errors import CheckpointError, ConfigurationError
 
 BUNDLED = Path(__file__).parent / "families"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
@@ -183,11 +185,15 @@ class Video(Closed):
 
 
 class Cell(Closed):
-    """A node or NVLink domain, `count` of them alike. On accelerator cpu a "GPU" is a slot for one rank's process."""
+    """A node or NVLink domain, `count` of them alike. On accelerator cpu a "GPU" is a slot for one rank's process.
+
+    Where the memory of one GPU is given, a tier that cannot fit into it is refused.
+    """
 
     name: CellName
     count: int = Field(default=1, ge=1, le=100_000)
     gpus: PositiveInt
+    gpu_memory_gib: PositiveFloat | None = None
 
     @property
     def instances(self) -> tuple[str, ...]:
@@ -345,6 +351,12 @@ class Family(Closed):
         """The tier that answers to a model name, None where no tier does."""
         return next((key for key, tier in self.tiers.items() if model in tier.names), None)
 
+    def gpu_bytes(self, tier: Tier) -> int | None:
+        """The least memory of a GPU that its group may be given: cells are chosen by their number of GPUs alone."""
+        whole = [cell for cell in self.cells if cell.gpus >= tier.ranks] or self.cells
+        stated = [cell.gpu_memory_gib for cell in whole if cell.gpu_memory_gib is not None]
+        return int(min(stated) * GIB) if stated else None
+
 
 def parse(text: str, where: str) -> Family:
     """The family in a YAML text. Raises ConfigurationError with every fault, each as `where: path: given; mend`."""
@@ -409,7 +421,7 @@ def located(path: str | Path) -> Path:
 def load(path: str | Path) -> Family:
     """The family in a file. A bare name (`laptop`, `h200`) is one that ships. Checkpoints become absolute paths.
 
-    Raises ConfigurationError where the file is missing or wrong.
+    Raises ConfigurationError where the file is missing or wrong, or asks for what a checkpoint that is here cannot do.
     """
     file = located(path)
     try:
@@ -417,7 +429,26 @@ def load(path: str | Path) -> Family:
     except (OSError, UnicodeDecodeError) as error:
         shipped = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.yaml")))
         raise ConfigurationError(f"{file}: {error}; give a family file, or one that ships: {shipped}") from error
-    return _anchored(parse(text, str(file)), file.resolve().parent)
+    family = _anchored(parse(text, str(file)), file.resolve().parent)
+    found = [f"{file}: tiers.{key}.{fault}" for key, tier in family.tiers.items() for fault in _unfit(family, tier)]
+    if found:
+        raise ConfigurationError("\n".join(found))
+    return family
+
+
+def _unfit(family: Family, tier: Tier) -> tuple[str, ...]:
+    """A checkpoint that is not here may be where the tier will run."""
+    folder = Path(tier.checkpoint)
+    seen = None
+    if tier.engine != "simulated" and folder.is_dir():
+        config = folder / "config.json"
+        try:
+            seen = shape(json.loads(config.read_text(encoding="utf-8")), str(config))
+        except (OSError, ValueError) as error:
+            return (f"checkpoint: {config}: {error}; a JSON object is needed; fetch the checkpoint again",)
+        except CheckpointError as error:
+            return (f"checkpoint: {error.message}",)
+    return faults(tier, seen, family.gpu_bytes(tier))
 
 
 def _anchored(family: Family, folder: Path) -> Family:

@@ -1,0 +1,279 @@
+"""What a family must know of a checkpoint before anything starts, and what a tier cannot do with it.
+
+Sizes are read from config.json under the names that transformers gives them. Norms and biases are left out, as is what
+no field tells: no checkpoint is smaller than counted here, so what is refused as too large never fits.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cluster.engines import Vllm
+from cluster.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from cluster.family import Tier
+
+Dtype = Literal["float32", "bfloat16"]
+BITS: dict[Dtype, int] = {"float32": 32, "bfloat16": 16}
+QUANTISED_BITS = {"fp8": 8, "fbgemm_fp8": 8, "mxfp4": 4}
+LEAST_BITS = 4  # of a quantisation that does not say
+GIB = 2**30
+
+# The architectures that implement MixtureOfExperts in vLLM 0.32; Qwen2-MoE does not.
+VLLM_BALANCES = (
+    *("deepseek_v2", "deepseek_v3", "deepseek_v32", "ernie4_5_moe", "gemma4", "glm4_moe", "glm4_moe_lite", "kimi_k2"),
+    *("llama4", "mixtral", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """`experts`: routed ones of each of the `moe_layers`; 0 of both in a dense model.
+
+    `expert_weights` are those of one routed expert, `other_weights` all that are no routed expert's. `kv_values`: what
+    one token keeps over all layers, in `kv_heads` parts. `bits` per weight where the checkpoint is quantised.
+    """
+
+    model_type: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    moe_layers: int
+    experts: int
+    top_k: int
+    expert_ffn: int
+    expert_weights: int
+    other_weights: int
+    kv_values: int
+    context_tokens: int
+    bits: int | None = None
+
+    @property
+    def dense(self) -> bool:
+        return self.experts * self.moe_layers == 0
+
+    def bytes_of(self, weights: int, dtype: Dtype) -> int:
+        """Weights of a quantised checkpoint stay as they are, others are kept in the tier's dtype."""
+        return weights * (self.bits or BITS[dtype]) // 8
+
+    def expert_bytes(self, dtype: Dtype) -> int:
+        """One routed expert."""
+        return self.bytes_of(self.expert_weights, dtype)
+
+    def weight_bytes(self, dtype: Dtype) -> int:
+        return self.bytes_of(self.other_weights + self.moe_layers * self.experts * self.expert_weights, dtype)
+
+
+def shape(config: Mapping[str, Any], where: str) -> Shape:
+    """The shape in a config.json: of GLM-4, Qwen2, Qwen3 and Qwen3-Next MoE, DeepSeek V2 and V3, Mixtral and the like,
+    and of dense models. Raises CheckpointError where a field is missing or no number.
+    """
+    try:
+        return _shape(config, {**config, **(config.get("text_config") or {})})
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{where}: {error!r}; the fields that transformers saves are needed; fetch the checkpoint again"
+        ) from error
+
+
+def _shape(top: Mapping[str, Any], raw: Mapping[str, Any]) -> Shape:
+    layers, hidden, heads = int(raw["num_hidden_layers"]), int(raw["hidden_size"]), int(raw["num_attention_heads"])
+    experts = _first(raw, "n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
+    expert_ffn = _first(raw, "moe_intermediate_size", "intermediate_size") if experts else 0
+    moe_layers = _moe_layers(raw, layers) if experts else 0
+    attention, kv_values, kv_heads = _attention(raw, hidden, heads)
+    attending = _attending(raw, layers)
+    matrices = 3 if raw.get("hidden_act") == "silu" else 2  # gated, or perhaps not
+    dense_ffn = _first(raw, "intermediate_size_mlp", "intermediate_size")
+    shared_ffn = expert_ffn * _first(raw, "n_shared_experts", "moe_num_shared_experts")
+    shared_ffn = shared_ffn or _first(raw, "shared_expert_intermediate_size")
+    ffn = (layers - moe_layers) * dense_ffn + moe_layers * shared_ffn
+    ends = int(raw["vocab_size"]) * (1 if raw.get("tie_word_embeddings", True) else 2)
+    return Shape(
+        model_type=str(top["model_type"]),
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        moe_layers=moe_layers,
+        experts=experts,
+        top_k=_first(raw, "num_experts_per_tok", "top_k_experts", "moe_k") if experts else 0,
+        expert_ffn=expert_ffn,
+        expert_weights=matrices * hidden * expert_ffn,
+        other_weights=attending * attention + hidden * (matrices * ffn + moe_layers * experts + ends),
+        kv_values=attending * kv_values,
+        context_tokens=_context(raw),
+        bits=_bits(top.get("quantization_config")),
+    )
+
+
+def _first(raw: Mapping[str, Any], *names: str) -> int:
+    """The first of these fields that is given; 0 where none is."""
+    return next((int(raw[name]) for name in names if raw.get(name) is not None), 0)
+
+
+def _moe_layers(raw: Mapping[str, Any], layers: int) -> int:
+    dense = set(raw.get("mlp_only_layers") or ())
+    first = _first(raw, "first_k_dense_replace", "moe_layer_start_index")
+    step = _first(raw, "decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval") or 1
+    frequency = _first(raw, "moe_layer_freq") or 1  # DeepSeek counts from 0, the others from 1
+    return sum(i not in dense and (i + 1) % step == 0 and i % frequency == 0 for i in range(first, layers))
+
+
+def _attending(raw: Mapping[str, Any], layers: int) -> int:
+    """Layers with attention over all tokens; of hybrids the others keep a state instead, which is left out."""
+    types = raw.get("layer_types")
+    if types is not None and "linear_attention" in types:
+        return sum(each == "full_attention" for each in types)
+    return layers // (_first(raw, "full_attention_interval") or 1)
+
+
+def _attention(raw: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, int, int]:
+    """Of one layer: weights, values that a token keeps, and into how many parts these can be split.
+
+    Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) keeps one latent for all heads.
+    """
+    if latent := _first(raw, "kv_lora_rank"):
+        rope, nope, value = (int(raw[name]) for name in ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"))
+        queries, q_latent = heads * (nope + rope), _first(raw, "q_lora_rank")
+        q = q_latent * (hidden + queries) if q_latent else hidden * queries
+        kv = hidden * (latent + rope) + latent * heads * (nope + value)
+        return q + kv + heads * value * hidden, latent + rope, 1
+    kv_heads = _first(raw, "num_key_value_heads") or heads
+    head_dim = _first(raw, "head_dim") or hidden // heads
+    return hidden * head_dim * 2 * (heads + kv_heads), 2 * kv_heads * head_dim, kv_heads
+
+
+def _context(raw: Mapping[str, Any]) -> int:
+    """With YaRN's factor where it has one, as vLLM reads it."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    held = int(raw["max_position_embeddings"])
+    if rope.get("rope_type", rope.get("type")) != "yarn":
+        return held
+    return max(held, int(float(rope.get("factor", 1)) * _first({"own": held, **rope}, _ORIGINAL, "own")))
+
+
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def _bits(given: Mapping[str, Any] | None) -> int | None:
+    if not given:
+        return None
+    groups = (given.get("config_groups") or {}).values()
+    stated = [int(group["weights"]["num_bits"]) for group in groups if group.get("weights")]
+    bits = _first(given, "bits", "w_bit") or min(stated, default=0)
+    return bits or QUANTISED_BITS.get(str(given.get("quant_method")), LEAST_BITS)
+
+
+def faults(tier: "Tier", shape: Shape | None, gpu_bytes: int | None) -> tuple[str, ...]:
+    """What is wrong with a tier, each as `path: given; allowed; mend`; without a shape, what needs no checkpoint.
+
+    `gpu_bytes`: the memory of each of its GPUs, where it is known. The simulated engine takes the settings of every
+    other, since a rehearsal puts it in their place, and reads no checkpoint.
+    """
+    found = [*_settings(tier)]
+    if shape is None or tier.engine == "simulated":
+        return tuple(found)
+    if tier.engine == "torch" and shape.model_type != "glm4_moe":
+        return (*found, f"engine: torch; model_type glm4_moe is allowed, not {shape.model_type}; choose vllm")
+    found += _split(tier, shape)
+    if tier.engine == "vllm":
+        found += _vllm(tier.vllm or Vllm(), shape, tier)
+    if tier.context_tokens > shape.context_tokens:
+        found.append(
+            f"context_tokens: {tier.context_tokens}; at most the checkpoint's {shape.context_tokens}; lower it"
+        )
+    if gpu_bytes is not None and not found:
+        found += _memory(tier, shape, gpu_bytes)
+    return tuple(found)
+
+
+def _settings(tier: "Tier") -> Iterator[str]:
+    for path, given, engine in (("vllm", tier.vllm, "vllm"), ("offload", tier.offload, "deepspeed")):
+        if given is not None and tier.engine not in (engine, "simulated"):
+            yield f"{path}: given with engine {tier.engine}; {engine} takes it; leave it out or choose that engine"
+    redundant, vllm = tier.experts.redundant, tier.vllm or Vllm()
+    if redundant and tier.ranks == 1:
+        yield f"experts.redundant: {redundant}; 0 is allowed on one rank, which holds every expert; raise ranks"
+    elif redundant and tier.engine == "deepspeed":
+        yield f"experts.redundant: {redundant}; 0 is allowed with engine deepspeed; choose torch or vllm for copies"
+    elif redundant and tier.engine == "vllm" and not vllm.expert_parallel:
+        yield f"experts.redundant: {redundant}; 0 is allowed without vllm.expert_parallel; set that to true"
+    if tier.vllm is not None or tier.engine == "vllm":
+        tensor, data = vllm.tensor_parallel, vllm.data_parallel
+        if tensor * data != tier.ranks:
+            yield (
+                f"vllm: tensor_parallel {tensor} x data_parallel {data}; their product is the ranks, {tier.ranks}; "
+                "mend one of the three"
+            )
+
+
+def _split(tier: "Tier", shape: Shape) -> Iterator[str]:
+    """Each rank holds as many experts as the others, and never two copies of one."""
+    redundant, ranks, experts = tier.experts.redundant, tier.ranks, shape.experts
+    if shape.dense:
+        if redundant:
+            yield f"experts.redundant: {redundant}; 0 is allowed, as the checkpoint has no routed experts; set it to 0"
+        return
+    if ranks == 1 or not (tier.engine == "torch" or (tier.vllm or Vllm()).expert_parallel):
+        return
+    if ranks > experts:
+        yield f"ranks: {ranks}; at most the checkpoint's {experts} routed experts; lower it"
+    elif redundant > experts * (ranks - 1):
+        most = experts * (ranks - 1)
+        yield f"experts.redundant: {redundant}; at most {most}, which put every expert on every rank; lower it"
+    elif (experts + redundant) % ranks:
+        divisor = next(n for n in range(ranks, 0, -1) if experts % n == 0)
+        yield (
+            f"ranks: {ranks}; {experts} routed experts and {redundant} redundant slots must split evenly over them; "
+            f"set experts.redundant to {-experts % ranks}, or ranks to {divisor} with 0"
+        )
+
+
+def _vllm(vllm: Vllm, shape: Shape, tier: "Tier") -> Iterator[str]:
+    tensor = vllm.tensor_parallel
+    if shape.heads % tensor:
+        yield f"vllm.tensor_parallel: {tensor}; a divisor of the checkpoint's {shape.heads} heads; choose one"
+    elif shape.kv_heads > 1 and shape.kv_heads % tensor and tensor % shape.kv_heads:
+        yield (
+            f"vllm.tensor_parallel: {tensor}; a divisor or a multiple of the checkpoint's {shape.kv_heads} KV heads; "
+            "choose one"
+        )
+    if shape.dense:
+        return
+    if vllm.expert_parallel and tier.ranks > 1 and shape.model_type not in VLLM_BALANCES:
+        known = ", ".join(VLLM_BALANCES)
+        for path, given, mend in (
+            ("experts.redundant", tier.experts.redundant, "0"),
+            ("experts.rebalance", tier.experts.rebalance, "false"),
+        ):
+            if given:
+                shown = str(given).lower()
+                yield f"{path}: {shown} with {shape.model_type}; vLLM balances {known}; set it to {mend}"
+    if not vllm.expert_parallel and shape.expert_ffn % tier.ranks:
+        yield f"ranks: {tier.ranks}; a divisor of moe_intermediate_size {shape.expert_ffn}; set vllm.expert_parallel"
+
+
+def _memory(tier: "Tier", shape: Shape, gpu_bytes: int) -> Iterator[str]:
+    """torch keeps all but the routed experts on every rank, and `kv_tokens` on each; vLLM splits both by tensors."""
+    if tier.engine == "deepspeed":
+        weights, kv = shape.weight_bytes(tier.dtype) // tier.ranks, 0
+        fits = tier.offload is not None or weights <= gpu_bytes
+    else:
+        vllm = tier.vllm or Vllm()
+        tensor, data = (vllm.tensor_parallel, vllm.data_parallel) if tier.engine == "vllm" else (1, 1)
+        routed = shape.moe_layers * (shape.experts + tier.experts.redundant) * shape.expert_weights // tier.ranks
+        weights = shape.bytes_of(routed + shape.other_weights // tensor, tier.dtype)
+        parts = min(tensor, shape.kv_heads) * data
+        kv = tier.kv_tokens * shape.kv_values * BITS[tier.dtype] // 8 // parts
+        share = vllm.gpu_memory_utilization if tier.engine == "vllm" else 1.0
+        gpu_bytes = int(share * gpu_bytes)
+        fits = weights + kv <= gpu_bytes
+    if not fits:
+        yield (
+            f"ranks: {tier.ranks}; on each {weights / GIB:.1f} GiB of weights and {kv / GIB:.1f} GiB for kv_tokens "
+            f"{tier.kv_tokens}; {gpu_bytes / GIB:.1f} GiB are allowed; raise ranks, lower kv_tokens, or give engine "
+            "deepspeed an offload"
+        )
