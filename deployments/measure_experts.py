@@ -5,7 +5,6 @@ where all of them fit MOST_SERIES even after every expert has been everywhere; e
 evenly. The imbalance of every layer is always there.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,11 +27,11 @@ def expert_families(tier: str, report: ExpertReport) -> Iterator[Metric]:
     shown = _shown(report)
     lies = hosted(report) & shown
     imbalance = np.array(report.imbalance, np.float64)
-    routed = np.array([not math.isnan(ratio) for ratio in report.imbalance])
+    copies = lies.sum(2)
     yield _family("expert_tokens_total", tier, _counts(report, lies, shown))
     yield _family("expert_window_tokens", tier, _cells(lies, report.window))
-    yield _family("expert_copies", tier, _cells(lies.any(2), lies.sum(2)))
-    yield _family("expert_imbalance_ratio", tier, _cells(routed, imbalance))
+    yield _family("expert_copies", tier, _cells(copies > 0, copies))
+    yield _family("expert_imbalance_ratio", tier, _cells(~np.isnan(imbalance), imbalance))
     yield _family("expert_rebalances_total", tier, [((), report.rebalances)])
     yield _family("expert_moves_total", tier, [((), report.moved)])
     yield _family("expert_rebalance_stall_seconds", tier, [((), report.stall_s)])
