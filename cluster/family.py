@@ -28,6 +28,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=57)]
 Specialist = Literal["math", "code_security", "scientific_reasoning", "creative_writing"]
 
+Phrase = Annotated[str, Field(pattern=r"^\S.+\S$", max_length=256)]
+
 
 class Slo(Closed):
     """What users are promised: time to first token, and mean time per output token after it."""
@@ -127,6 +129,25 @@ class Tier(Closed):
         if self.kv_tokens < self.context_tokens:
             raise ValueError(f"kv_tokens {self.kv_tokens} must hold one full context of {self.context_tokens} tokens")
         return self
+
+    @model_validator(mode="after")
+    def offloaded(self) -> Self:
+        given = "given" if self.offload else "left out"
+        if (self.engine == "deepspeed") != (self.offload is not None):
+            raise ValueError(f"engine is {self.engine}, offload is {given}; deepspeed needs it, others take none")
+        if self.offload and self.ranks > 1:
+            raise ValueError(f"ranks is {self.ranks}; 1 is allowed with engine deepspeed; set it to 1")
+        return self
+
+    @property
+    def structured(self) -> bool:
+        """Whether answers can be held to a JSON schema."""
+        return self.engine == "vllm"
+
+    @property
+    def tools(self) -> bool:
+        """Whether calls of tools are found in answers: with the parser that fits the checkpoint's way to write them."""
+        return self.vllm is not None and self.vllm.tool_parser is not None
 
     @property
     def deferrable(self) -> bool:
@@ -284,6 +305,7 @@ class Family(Closed):
     video: Video | None = None
     plans: dict[Name, Plan] = Field(default={})
     auto: Auto | None = None
+    personas: dict[Specialist, tuple[Phrase, ...]] = Field(default={})
 
     @model_validator(mode="after")
     def distinct_cells(self) -> Self:
@@ -322,6 +344,18 @@ class Family(Closed):
         for path, tier in named:
             if tier not in self.tiers:
                 raise ValueError(f"{path} names {tier!r}; tiers are {', '.join(self.tiers)}; name one of them")
+        return self
+
+    @model_validator(mode="after")
+    def deferrable_by_name_alone(self) -> Self:
+        named = [(f"plans.{key}.floor", plan.floor) for key, plan in self.plans.items() if plan.floor]
+        if self.auto:
+            named += [(f"auto.{rule}", tier) for rule, tier in self.auto.named()]
+        for path, key in named:
+            if self.tiers[key].deferrable:
+                raise ValueError(
+                    f"{path} names {key!r}, which is deferrable and serves only who names it; name another tier"
+                )
         return self
 
     @model_validator(mode="after")

@@ -91,6 +91,16 @@ class Chat:
     priority: int = 0
     tools: tuple[Tool, ...] = ()
 
+    @property
+    def calls(self) -> bool:
+        """Whether its tier must know tools: offered, or called before."""
+        return bool(self.tools) or any(message.tool_calls for message in self.messages)
+
+    @property
+    def structured(self) -> bool:
+        """Whether its answer is held to a schema."""
+        return self.sampling.json_schema is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
@@ -98,7 +108,8 @@ class Generation:
 
     `given`: the first tokens of the answer, generated elsewhere. They are computed as a prompt is and emit nothing;
     what follows is the same as if this engine had generated them: text, calls, penalties, draws, limit and usage.
-    `tools`: those whose calls are to be found in the answer; the prompt has them already.
+    An answer held to a schema has none given. `tools`: those whose calls are to be found in the answer; the prompt has
+    them already.
     """
 
     request_id: str

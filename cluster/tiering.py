@@ -8,13 +8,15 @@ better tier cannot hold it.
 Others follow by distance in quality, the upper one first at equal distance: a better answer breaks no expectation, a
 lesser one does. None is below the request's floor, nor below the plan's where it is below the first tier; an upper one
 keeps the ceiling. Prompts need room for one token more than their own.
+
+A deferrable tier keeps no promise that another could take over: it serves who names it, alone, and nobody else.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.errors import ContextTooLong, InvalidRequest, NotFound, NotInPlan
-from cluster.family import Auto, Family, Plan, Specialist
+from cluster.family import Auto, Family, Plan, Specialist, Tier
 from cluster.loads import Choice
 
 SPILLED_PACE = 0.8  # of the pace asked for that a step of the other tier may take, chunks of prompts left out
@@ -22,11 +24,15 @@ SPILLED_PACE = 0.8  # of the pace asked for that a step of the other tier may ta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What a request asks. `floor`: the lowest tier that may serve it. The ceiling is on the output price of a tier."""
+    """What a request asks. `floor`: the lowest tier that may serve it. The ceiling is on the output price of a tier.
+
+    `tools`, `structured`: only a tier whose engine can may serve it, asked by name or chosen.
+    """
 
     model: str
     prompt_tokens: int
     tools: bool = False
+    structured: bool = False
     hint: Specialist | None = None
     ceiling_usd_per_mtok: float | None = None
     floor: str | None = None
@@ -49,6 +55,8 @@ def tiers_for(wish: Wish, plan: Plan | None, family: Family) -> Range:
     first = family.tier_of(wish.model)
     if first is not None:
         _check(wish, first, plan, family)
+        if family.tiers[first].deferrable:
+            return Range((first,), "asked by name; deferrable: it answers in batches, at no pace", False)
         return Range((first, *_others(wish, first, plan, family)), "asked by name", False)
     auto = family.auto
     if auto is None or wish.model not in auto.names:
@@ -95,6 +103,8 @@ def _check(wish: Wish, asked: str, plan: Plan | None, family: Family) -> None:
             "lower the floor, or ask a higher tier",
             param="floor",
         )
+    if not _able(wish, tiers[asked]):
+        raise _unable(wish, (asked,), family)
     if not _holds(wish, asked, family):
         raise _too_long(wish, (asked,), family)
 
@@ -102,13 +112,21 @@ def _check(wish: Wish, asked: str, plan: Plan | None, family: Family) -> None:
 def _chosen(wish: Wish, auto: Auto, plan: Plan | None, family: Family) -> tuple[str, str]:
     """The tier nearest to what the rules want, and why."""
     wanted, reason = _wanted(wish, auto, family)
-    keys = tuple(family.tiers) if plan is None else plan.tiers
+    keys = _chosen_among(plan, family)
+    if not keys:
+        raise NotInPlan(
+            f"model: {wish.model!r} chooses no deferrable tier, and the plan allows no other; name one of its tiers",
+            param="model",
+        )
     above = [key for key in keys if _above_floor(wish, key, family)]
     if not above:
         raise NotInPlan(f"floor: {wish.floor}; the plan allows {', '.join(keys)}; lower the floor", param="floor")
-    holding = [key for key in above if _holds(wish, key, family)]
+    able = [key for key in above if _able(wish, family.tiers[key])]
+    if not able:
+        raise _unable(wish, above, family)
+    holding = [key for key in able if _holds(wish, key, family)]
     if not holding:
-        raise _too_long(wish, above, family)
+        raise _too_long(wish, able, family)
     affordable = [key for key in holding if _affordable(wish, key, family)]
     if not affordable:
         least = min(family.tiers[key].price.output_usd_per_mtok for key in holding)
@@ -139,17 +157,23 @@ def _wanted(wish: Wish, auto: Auto, family: Family) -> tuple[str, str]:
 def _others(wish: Wish, first: str, plan: Plan | None, family: Family) -> list[str]:
     """Where the request may be spilled, in order."""
     quality = family.tiers[first].quality
-    keys = tuple(family.tiers) if plan is None else plan.tiers
+    keys = _chosen_among(plan, family)
     others = []
     for key in keys:
         above = family.tiers[key].quality - quality
-        if key == first or not _permitted(above, key, plan, family):
+        if key == first or not _permitted(above, key, plan, family) or not _able(wish, family.tiers[key]):
             continue
         if above > 0 and not _affordable(wish, key, family):
             continue
         if _above_floor(wish, key, family) and _holds(wish, key, family):
             others.append(key)
     return _nearest(others, first, family)
+
+
+def _chosen_among(plan: Plan | None, family: Family) -> list[str]:
+    """The tiers that nobody has to name."""
+    keys = tuple(family.tiers) if plan is None else plan.tiers
+    return [key for key in keys if not family.tiers[key].deferrable]
 
 
 def _permitted(above: int, key: str, plan: Plan | None, family: Family) -> bool:
@@ -185,6 +209,20 @@ def _affordable(wish: Wish, key: str, family: Family) -> bool:
 
 def _above_floor(wish: Wish, key: str, family: Family) -> bool:
     return wish.floor is None or family.tiers[key].quality >= family.tiers[wish.floor].quality
+
+
+def _able(wish: Wish, tier: Tier) -> bool:
+    return (tier.tools or not wish.tools) and (tier.structured or not wish.structured)
+
+
+def _unable(wish: Wish, keys: Sequence[str], family: Family) -> InvalidRequest:
+    param, what = ("tools", "calls of tools") if wish.tools else ("response_format", "answers held to a JSON schema")
+    able = [key for key, tier in family.tiers.items() if _able(wish, tier)]
+    mend = f"name one of {', '.join(able)}, or leave it out" if able else "leave it out"
+    return InvalidRequest(
+        f"{param}: given; tiers that serve {what} are {', '.join(able) or 'none'}, not {', '.join(keys)}; {mend}",
+        param=param,
+    )
 
 
 def _too_long(wish: Wish, keys: Sequence[str], family: Family) -> ContextTooLong:

@@ -1,7 +1,8 @@
 """One request on a replica: pieces of an engine in, bytes of the OpenAI wire out.
 
 A stream's first and last bytes leave at once; between them what has gathered leaves every `interval_s`, all streams of
-a replica in one sweep, so that a token costs a share of a write instead of a write.
+a replica in one sweep, so that a token costs a share of a write instead of a write. A begun stream whose tokens show
+no text for BEAT_S, as in a long call of a tool, writes a comment with their ids: it lives, and can go on behind them.
 """
 
 import asyncio
@@ -13,6 +14,8 @@ from cluster.errors import EngineFailed, MorayError
 from cluster.request import Chat, Piece, TokenLogprob, Usage
 from deployments.gateway.wire import ChatStream, completion
 
+BEAT_S = 2.0  # well below the silence after which a gateway takes a stream for lost
+BEAT = b": generating\n\n"
 Write = Callable[
     [bytes, Sequence[int], bool], None
 ]  # bytes, the ids of the tokens behind them, whether they are the last
@@ -82,7 +85,7 @@ class Answer:
         self._logprobs: list[TokenLogprob] = []
         self._tokens = 0
         self._begun = False  # whether anything was written
-        self._accepted_s = self._first_s = asyncio.get_running_loop().time()
+        self._accepted_s = self._first_s = self._wrote_s = asyncio.get_running_loop().time()
 
     def emit(self, piece: Piece) -> None:
         if self.outcome.done():
@@ -114,8 +117,10 @@ class Answer:
 
     def _flush(self) -> None:
         if self._write is not None and not self.outcome.done():
-            data = self._take()
+            now_s = asyncio.get_running_loop().time()
+            data = self._take() or (BEAT if self._begun and now_s - self._wrote_s >= BEAT_S else b"")
             if data:
+                self._wrote_s = now_s
                 self._write(data, self._taken(), False)
 
     def _taken(self) -> list[int]:
@@ -127,15 +132,14 @@ class Answer:
         if piece.error is not None:
             self.fail(piece.error)
             return
-        assert piece.finish_reason is not None
         assert piece.usage is not None
         body = b""
         if self._write is None:
             text = "".join(self._texts)
-            body = completion(self._chat, text, self._logprobs, piece.finish_reason, piece.usage, self._label)
+            body = completion(self._chat, text, self._logprobs, piece, piece.usage, self._label)
         else:
             data = self._take() or (b"" if self._begun else self._render.role())
-            self._write(data + self._render.end(piece.finish_reason, piece.usage), self._taken(), True)
+            self._write(data + self._render.end(piece, piece.usage), self._taken(), True)
         self.outcome.set_result(
             Outcome(
                 body=body,

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
-from cluster.errors import EngineFailed, MorayError, ReplicaLost
+from cluster.errors import EngineFailed, InvalidRequest, MorayError, ReplicaLost
 from cluster.family import Tier
 from cluster.fleet import DEAD, report_to_stats
 from cluster.placement import bundles
@@ -117,7 +117,8 @@ class TierReplica:
     async def _run(self, chat: Chat, answer: Answer) -> Outcome:
         key = f"{chat.request_id}/{next(self._numbers)}"  # callers may send one request id many times
         try:
-            prompt = self._engine.encode(chat.messages)
+            self._refuse(chat)
+            prompt = self._engine.encode(chat.messages, chat.tools)
             generation = Generation(
                 request_id=key,
                 prompt=prompt,
@@ -125,6 +126,7 @@ class TierReplica:
                 given=chat.given,
                 domain=chat.domain,
                 priority=chat.priority,
+                tools=chat.tools,
             )
             self._engine.submit(generation, self._metrics.watch(answer.emit))
         except MorayError as error:
@@ -136,6 +138,16 @@ class TierReplica:
         finally:
             self._answers.discard(answer)
             self._engine.cancel(key)
+
+    def _refuse(self, chat: Chat) -> None:
+        """The gateway goes by the family file; this by the engine that is here."""
+        wants = ((chat.structured, "structured", "response_format"), (chat.calls, "tools", "tools"))
+        for wanted, name, param in wants:
+            if wanted and not getattr(self._engine, name):
+                raise InvalidRequest(
+                    f"{param}: given; the engine of tier {self._tier} serves none; leave it out, or name another tier",
+                    param=param,
+                )
 
     def record_routing_stats(self) -> dict[str, float]:
         """A dead engine says so: routers hear it before Serve has taken the replica away."""

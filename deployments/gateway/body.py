@@ -4,13 +4,14 @@ JSON costs a parser by its structure, not its text: a megabyte of empty lists ho
 second, a megabyte of prompt for a millisecond. So what stands outside strings is bounded before anything is parsed.
 """
 
+import json
 import reprlib
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from cluster.errors import InvalidRequest
 
@@ -21,6 +22,25 @@ _MOST_FAULTS = 100
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 60
 _shown.maxlist = _shown.maxdict = _shown.maxlevel = 2
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]  # the API's for functions and formats
+
+
+class Strict(BaseModel):
+    """Closed, and without conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def only(*allowed: object) -> AfterValidator:
+    """A parameter of the public API that is not served yet: only values that ask for nothing pass."""
+    listed = " or ".join(map(json.dumps, allowed or (None,)))
+
+    def check(value: object) -> object:
+        if value is not None and value not in allowed:
+            raise PydanticCustomError(UNSUPPORTED, "not served here, {allowed} is allowed", {"allowed": listed})
+        return value
+
+    return AfterValidator(check)
 
 
 def shown(value: object) -> str:

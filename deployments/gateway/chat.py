@@ -5,10 +5,11 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.types import Receive, Scope, Send
 
+from cluster.domains import domain_of
 from cluster.errors import MorayError, Overloaded
 from cluster.family import Family, Plan, Slo
 from cluster.request import Chat, Served, Usage
@@ -17,7 +18,7 @@ from deployments.gateway.asked import Asked
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Course, Courses
 from deployments.gateway.wire import error_event, parse_chat
-from deployments.gateway.wishes import Estimates, plan_of, range_of, wish_of
+from deployments.gateway.wishes import Estimates, hint_of, plan_of, range_of, wish_of
 from deployments.stores.keys import KeyStore
 from deployments.stream import Outcome
 
@@ -63,6 +64,8 @@ class ChatCompletions:
             plan = plan_of(record, self._family)
             body = await read_body(scope, receive, self._family.gateway.max_body_bytes)
             chat = parse_chat(body, scope[REQUEST_ID], int(time.time()), secrets.randbits(63))
+            domain = domain_of(hint_of(scope), chat.messages, self._family.personas)
+            chat = replace(chat, domain=domain, priority=plan.priority if plan else 0)
             asked = self._asked(scope, chat, record.id, plan, request)
             await self._serve(chat, asked, request, send)
         except MorayError as error:
@@ -96,7 +99,7 @@ class ChatCompletions:
             request_id=chat.request_id,
             range=tiers,
             tenant=tenant,
-            priority=plan.priority if plan else 0,
+            priority=chat.priority,
             share=plan.share if plan else 1.0,
             prompt_tokens=prompt_tokens,
             arrived_s=request.arrived_s,

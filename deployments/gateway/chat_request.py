@@ -8,27 +8,15 @@ bounded depth and numbers; a second, plain pass over valid bodies refuses a key 
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from cluster.errors import InvalidRequest
 from cluster.request import Chat, Message, Sampling
-from deployments.gateway.body import UNSUPPORTED, bound_structure, distinct, refusal
+from deployments.gateway.body import UNSUPPORTED, Strict, bound_structure, distinct, only, refusal
+from deployments.gateway.schemas import Format, json_schema
+from deployments.gateway.tools import Calls, Id, Tools, calls_of, check_calls, offered
 
 MOST_MESSAGES = 2048  # as in the API
-
-
-def _only(*allowed: object) -> AfterValidator:
-    """A parameter of the public API that is not served yet: only values that ask for nothing pass."""
-    listed = " or ".join(map(json.dumps, allowed or (None,)))
-
-    def check(value: object) -> object:
-        if value is not None and value not in allowed:
-            raise PydanticCustomError(UNSUPPORTED, "not served here, {allowed} is allowed", {"allowed": listed})
-        return value
-
-    return AfterValidator(check)
-
 
 _STRING, _PARTS = "<string>", "<parts>"
 
@@ -41,18 +29,14 @@ def _as_list(stop: object) -> object:
     return [stop] if isinstance(stop, str) else stop
 
 
-Nothing = Annotated[Any, _only()]
+Nothing = Annotated[Any, only()]
 Text = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _Part(_Strict):
-    type: Annotated[str, _only("text")]
+class _Part(Strict):
+    type: Annotated[str, only("text")]
     text: str
     prompt_cache_breakpoint: Nothing = None
 
@@ -68,25 +52,25 @@ _Content = Annotated[
 ]
 
 
-class _Message(_Strict):
+class _Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: _Content
+    content: _Content | None = None
     name: str | None = None
-    tool_call_id: str | None = None
+    tool_calls: Calls | None = None
+    tool_call_id: Id | None = None
     # An assistant message of an earlier answer comes back with these, mostly null.
     refusal: Nothing = None
-    annotations: Annotated[Any, _only([])] = None
+    annotations: Annotated[Any, only([])] = None
     audio: Nothing = None
     function_call: Nothing = None
-    tool_calls: Annotated[Any, _only([])] = None
 
 
-class _StreamOptions(_Strict):
+class _StreamOptions(Strict):
     include_usage: bool | None = None
-    include_obfuscation: Annotated[bool | None, _only(False)] = None
+    include_obfuscation: Annotated[bool | None, only(False)] = None
 
 
-class ChatBody(_Strict):
+class ChatBody(Strict):
     """The closed list of parameters. Null means absent, as in the API."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -103,6 +87,10 @@ class ChatBody(_Strict):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    response_format: Format | None = None
+    tools: Tools | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: Annotated[bool | None, only(True)] = None
 
     # Accepted: they change no answer.
     user: str | None = None
@@ -111,25 +99,21 @@ class ChatBody(_Strict):
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
 
     # Not served yet: only what asks for nothing passes.
-    n: Annotated[int | None, _only(1)] = None
-    response_format: Annotated[Any, _only({"type": "text"})] = None
-    tools: Annotated[Any, _only([])] = None
-    tool_choice: Annotated[Any, _only("none")] = None
-    parallel_tool_calls: Nothing = None
-    functions: Annotated[Any, _only([])] = None
-    function_call: Annotated[Any, _only("none")] = None
-    logit_bias: Annotated[Any, _only({})] = None
-    modalities: Annotated[Any, _only(["text"])] = None
+    n: Annotated[int | None, only(1)] = None
+    functions: Annotated[Any, only([])] = None
+    function_call: Annotated[Any, only("none")] = None
+    logit_bias: Annotated[Any, only({})] = None
+    modalities: Annotated[Any, only(["text"])] = None
     audio: Nothing = None
     prediction: Nothing = None
-    reasoning_effort: Annotated[Any, _only("none")] = None
-    verbosity: Annotated[Any, _only("medium")] = None
+    reasoning_effort: Annotated[Any, only("none")] = None
+    verbosity: Annotated[Any, only("medium")] = None
     web_search_options: Nothing = None
     moderation: Nothing = None
-    store: Annotated[bool | None, _only(False)] = None
-    service_tier: Annotated[Any, _only("auto", "default")] = None
+    store: Annotated[bool | None, only(False)] = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
     prompt_cache_options: Nothing = None
-    prompt_cache_retention: Annotated[Any, _only("in_memory")] = None
+    prompt_cache_retention: Annotated[Any, only("in_memory")] = None
 
 
 def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
@@ -142,22 +126,44 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
         raise refusal(error, ChatBody.model_fields) from None
     _refuse_repeated_keys(body)
     _refuse_contradictions(asked)
+    messages = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(asked.messages))
+    check_calls(messages)
+    tools, schema = offered(asked.tools or (), asked.tool_choice), json_schema(asked.response_format)
+    if tools and schema is not None:
+        raise InvalidRequest(
+            "response_format: given beside tools; an answer held to a schema can call none; text is allowed beside "
+            "tools; leave one of the two out",
+            param="response_format",
+            code=UNSUPPORTED,
+        )
     return Chat(
         request_id=request_id,
         model=asked.model,
-        messages=tuple(Message(role=message.role, content=_text(message.content)) for message in asked.messages),
-        sampling=_sampling(asked, seed),
+        messages=messages,
+        sampling=_sampling(asked, seed, schema),
+        tools=tools,
         stream=bool(asked.stream),
         include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
         created_s=created_s,
     )
 
 
-def _text(content: str | list[_Part]) -> str:
-    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+def _message(asked: _Message, where: str) -> Message:
+    if asked.content is None and not asked.tool_calls:
+        param = f"{where}.content"
+        raise InvalidRequest(
+            f"{param}: not given; text is needed, but where an assistant called tools; add it", param=param
+        )
+    content = asked.content or ""
+    return Message(
+        role=asked.role,
+        content=content if isinstance(content, str) else "\n".join(part.text for part in content),
+        tool_calls=calls_of(asked.tool_calls or ()),
+        tool_call_id=asked.tool_call_id,
+    )
 
 
-def _sampling(asked: ChatBody, seed: int) -> Sampling:
+def _sampling(asked: ChatBody, seed: int, schema: str | None) -> Sampling:
     floats = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
     given: dict[str, Any] = {name: value for name in floats if (value := getattr(asked, name)) is not None}
     return Sampling(
@@ -165,6 +171,7 @@ def _sampling(asked: ChatBody, seed: int) -> Sampling:
         stop=tuple(asked.stop or ()),
         seed=seed if asked.seed is None else asked.seed,
         top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+        json_schema=schema,
         **given,
     )
 

@@ -1,7 +1,8 @@
 """A request's course over replicas: held by the desk, asked of one, and of another where that one is lost.
 
 A stream goes on behind the tokens that its client already has: the client sees a pause. A whole answer is asked for
-again. The seed is the same, so is the answer. cluster.retry says how often.
+again. The seed is the same, so is the answer. cluster.retry says how often. An answer held to a JSON schema goes on
+only where its client has none of it yet: engines begin a schema with the answer, and cannot take one up midway.
 """
 
 import asyncio
@@ -170,9 +171,15 @@ class Course:
         if self.rescues == MOST_RESCUES or not self._shared.permit(tier):
             self._shared.metrics.count("moray_retries_refused_total", tier=tier)
             raise error
+        given = self._chat.given + (answering.ids if answering is not None else ())
+        if given and self._chat.structured:
+            self._shared.metrics.count("moray_retries_refused_total", tier=tier)
+            raise ReplicaLost(
+                f"stream: its replica was lost behind {len(given)} tokens; an answer held to a JSON schema cannot go "
+                "on elsewhere; send the request again"
+            ) from error
         self.rescues += 1
         self._lost_s, self._heard_s = self._lost_s or _now(), math.inf
-        given = self._chat.given + (answering.ids if answering is not None else ())
         self._chat = replace(self._chat, given=given)
         log.info("request_id=%s code=%s goes on behind %d tokens", self._chat.request_id, error.code, len(given))
         self._placing = asyncio.ensure_future(self._shared.desk.again(place, len(given)))

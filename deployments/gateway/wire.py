@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.errors import MorayError, NotFound, Overloaded
 from cluster.family import Auto, Family, Tier, Video
-from cluster.request import Chat, FinishReason, Piece, Served, TokenLogprob, Usage
+from cluster.request import Chat, Piece, Served, TokenLogprob, ToolCall, Usage
 from deployments.gateway.chat_request import parse_chat
 
 __all__ = [
@@ -67,8 +67,12 @@ class ChatStream:
             return b""
         return f"{self._content}{quoted(piece.text)}{self._tail}".encode("ascii")
 
-    def end(self, finish_reason: FinishReason, usage: Usage) -> bytes:
-        events = [self._chunk("{}", quoted(finish_reason))]
+    def end(self, last: Piece, usage: Usage) -> bytes:
+        """The calls of the last piece, each whole in one delta, its finish reason, the usage, and [DONE]."""
+        assert last.finish_reason is not None
+        calls = [{"index": index} | _call(call) for index, call in enumerate(last.tool_calls)]
+        events = [self._chunk(_dumps({"tool_calls": [call]}), "null") for call in calls]
+        events.append(self._chunk("{}", quoted(last.finish_reason)))
         if self._chat.include_usage:
             told = _dumps(_usage(usage, self._chat.served))
             events.append(f'{self._head}"choices":[],"usage":{told}}}\n\n'.encode("ascii"))
@@ -83,16 +87,19 @@ def completion(
     chat: Chat,
     text: str,
     logprobs: Sequence[TokenLogprob],
-    finish_reason: FinishReason,
+    last: Piece,
     usage: Usage,
     label: str = "",
 ) -> bytes:
-    """The body of an answer that is not streamed."""
+    """The body of an answer that is not streamed. `last` has its calls and its finish reason."""
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if last.tool_calls:
+        message |= {"content": text or None, "tool_calls": [_call(call) for call in last.tool_calls]}
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": text, "refusal": None},
+        "message": message,
         "logprobs": None if chat.sampling.top_logprobs is None else _logprobs(logprobs),
-        "finish_reason": finish_reason,
+        "finish_reason": last.finish_reason,
     }
     body = {
         "id": chat.request_id,
@@ -160,6 +167,8 @@ def _tier_facts(key: str, tier: Tier) -> dict[str, Any]:
         "engine": tier.engine,
         "context_tokens": tier.context_tokens,
         "specialists": list(tier.specialists),
+        "structured": tier.structured,
+        "tools": tier.tools,
         "slo": tier.slo.model_dump(),
         "price": tier.price.model_dump(),
     }
@@ -195,6 +204,10 @@ def _served(served: Served) -> dict[str, Any]:
     if served.resumed:
         told["resumed"] = served.resumed
     return told
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:

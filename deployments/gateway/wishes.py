@@ -36,19 +36,26 @@ def plan_of(record: KeyRecord, family: Family) -> Plan | None:
 
 def wish_of(scope: Scope, chat: Chat, prompt_tokens: int) -> Wish:
     """Raises InvalidRequest where a header cannot be understood. A floor is judged with the tiers."""
+    return Wish(
+        model=chat.model,
+        prompt_tokens=prompt_tokens,
+        tools=chat.calls,
+        structured=chat.structured,
+        hint=hint_of(scope),
+        ceiling_usd_per_mtok=_ceiling(header(scope, CEILING).decode("latin-1")),
+        floor=header(scope, FLOOR).decode("latin-1")[:64] or None,
+    )
+
+
+def hint_of(scope: Scope) -> Specialist | None:
+    """Raises InvalidRequest where the header names no specialist."""
     hint = header(scope, HINT).decode("latin-1")
     known: dict[str, Specialist] = {specialist: specialist for specialist in get_args(Specialist)}
     if hint and hint not in known:
         raise InvalidRequest(
             f"{HINT.decode()}: {hint[:64]!r}; {', '.join(known)} are allowed; choose one, or leave it out", param="hint"
         )
-    return Wish(
-        model=chat.model,
-        prompt_tokens=prompt_tokens,
-        hint=known.get(hint),
-        ceiling_usd_per_mtok=_ceiling(header(scope, CEILING).decode("latin-1")),
-        floor=header(scope, FLOOR).decode("latin-1")[:64] or None,
-    )
+    return known.get(hint)
 
 
 def _ceiling(given: str) -> float | None:
@@ -106,4 +113,7 @@ _FIRST = (TOKENS_PER_CHAR * FIRST_CHARS, FIRST_CHARS)
 
 
 def _chars(chat: Chat) -> int:
-    return sum(len(message.content) for message in chat.messages)
+    said = sum(len(message.content) for message in chat.messages)
+    called = sum(len(call.name) + len(call.arguments) for message in chat.messages for call in message.tool_calls)
+    offered = sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in chat.tools)
+    return said + called + offered

@@ -71,9 +71,8 @@ async def events(engine: Any, body: bytes, request_id: str) -> AsyncIterator[byt
             piece = await pieces.get()
             yield render.piece(piece)
             if piece.last:
-                assert piece.finish_reason is not None
                 assert piece.usage is not None
-                yield render.end(piece.finish_reason, piece.usage)
+                yield render.end(piece, piece.usage)
                 return
     finally:
         engine.cancel(request_id)

@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.engines import Vllm
 from cluster.errors import ContextTooLong, InvalidRequest, NotFound, NotInPlan, RequestError
 from cluster.family import Family, Plan, Price, load
 from cluster.loads import Choice
 from cluster.tiering import Range, Wish, keeps, spill, tiers_for
 
-H200 = load("h200")
+LOADED = load("h200")
+ABLE = {"engine": "vllm", "vllm": Vllm(tool_parser="hermes")}  # serves tools and answers held to a schema
+H200 = LOADED.model_copy(update={"tiers": {key: tier.model_copy(update=ABLE) for key, tier in LOADED.tiers.items()}})
 TIERS = tuple(H200.tiers)  # ultra, pro, turbo, mini
 AUTO = "gpt-5.2"
 
@@ -66,6 +69,28 @@ def test_a_plain_name_is_chosen_for_by_rules(asked: Wish, first: str, reason: st
     assert found.auto
     assert found.tiers[0] == first
     assert found.reason.startswith(reason)
+
+
+ONLY_PRO_IS_ABLE = family(**{key: {"engine": "simulated", "vllm": None} for key in ("ultra", "turbo", "mini")})
+
+
+@pytest.mark.parametrize(("need", "param"), [("tools", "tools"), ("structured", "response_format")])
+def test_what_an_engine_must_be_able_to_do_is_asked_of_no_other(need: str, param: str) -> None:
+    asked: dict[str, Any] = {need: True}
+    assert served(wish(**asked), None, ONLY_PRO_IS_ABLE) == "pro"
+    assert served(wish("gpt-5.2-pro", **asked), None, ONLY_PRO_IS_ABLE) == "pro"
+    with pytest.raises(InvalidRequest, match=f"{param}: given; .* are pro, not mini; name one of pro") as caught:
+        served(wish("gpt-5.2-mini", **asked), None, ONLY_PRO_IS_ABLE)
+    assert caught.value.param == param
+    with pytest.raises(InvalidRequest, match="are pro, not turbo, mini"):
+        served(wish(**asked), plan("turbo", "mini"), ONLY_PRO_IS_ABLE)
+
+
+def test_a_tier_without_a_parser_of_calls_holds_answers_to_a_schema_but_serves_no_tools() -> None:
+    plain = family(mini={"vllm": Vllm()})
+    assert served(wish("gpt-5.2-mini", structured=True), None, plain).startswith("mini")
+    with pytest.raises(InvalidRequest, match="tools: given"):
+        served(wish("gpt-5.2-mini", tools=True), None, plain)
 
 
 def test_without_a_rule_for_tools_or_hints_the_default_stays() -> None:

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from openai.types.chat import completion_create_params as sdk
 
 from cluster.errors import InvalidRequest
-from cluster.request import Chat, Message, Sampling
+from cluster.request import Chat, Message, Sampling, Tool
 from deployments.gateway.body import MOST_STRUCTURE_BYTES, bound_structure
 from deployments.gateway.chat_request import ChatBody
 from deployments.gateway.wire import parse_chat
 
 HELLO = [{"role": "user", "content": "hello"}]
+ARGUMENTS = {"type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"]}
 SERVED: dict[str, Any] = {
     "model": "gpt-5.2-mini",
     "messages": HELLO,
@@ -35,14 +36,17 @@ SERVED: dict[str, Any] = {
     "safety_identifier": "s",
     "prompt_cache_key": "k",
     "response_format": {"type": "text"},
-}
-REFUSED: dict[str, Any] = {
-    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tools": [
+        {"type": "function", "function": {"name": "look_up", "description": "Looks up.", "parameters": ARGUMENTS}}
+    ],
     "tool_choice": "auto",
     "parallel_tool_calls": True,
+}
+CALLED = {"name": "look_up", "arguments": "{}"}
+REFUSED: dict[str, Any] = {
+    "parallel_tool_calls": False,
     "functions": [{"name": "f"}],
     "function_call": "auto",
-    "response_format": {"type": "json_object"},
     "logit_bias": {"50256": -100},
     "audio": {"format": "wav", "voice": "alloy"},
     "modalities": ["text", "audio"],
@@ -111,6 +115,7 @@ def test_a_full_request_becomes_a_chat() -> None:
         stream=True,
         include_usage=True,
         created_s=1_790_000_000,
+        tools=(Tool(name="look_up", description="Looks up.", parameters=json.dumps(ARGUMENTS, separators=(",", ":"))),),
     )
 
 
@@ -197,7 +202,10 @@ def test_a_wrong_value_is_refused_with_its_place(fields: dict[str, Any], param: 
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
             "messages[0].content[0].type",
         ),
-        ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls"),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "1", "type": "custom", "function": CALLED}]},
+            "messages[0].tool_calls[0].type",
+        ),
         ({"role": "assistant", "content": "x", "refusal": "no"}, "messages[0].refusal"),
     ],
 )

@@ -23,6 +23,7 @@ from deployments.gateway.wire import (
 )
 
 USAGE = Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=3)
+STOP = Piece(finish_reason="stop")
 LOGPROB = TokenLogprob(
     token="é", token_bytes="é".encode(), logprob=-0.25, top=(("é", "é".encode(), -0.25), ("\ufffd", b"\xc3", -math.inf))
 )
@@ -53,7 +54,7 @@ def chunk(event: str) -> ChatCompletionChunk:
 
 def streamed(asked: Chat, *pieces: Piece, finish: Literal["stop", "length"] = "stop", label: str = "") -> list[str]:
     stream = ChatStream(asked, label)
-    return events(b"".join([stream.role(), *map(stream.piece, pieces), stream.end(finish, USAGE)]))
+    return events(b"".join([stream.role(), *map(stream.piece, pieces), stream.end(Piece(finish_reason=finish), USAGE)]))
 
 
 def test_a_stream_is_a_role_pieces_a_finish_reason_and_done() -> None:
@@ -98,7 +99,7 @@ def test_usage_comes_last_with_no_choice_where_it_was_asked_for() -> None:
 )
 def test_usage_says_who_served_where_that_is_known(served: Served | None, told: dict[str, Any] | None) -> None:
     asked = replace(chat(include_usage=True), served=served)
-    whole = json.loads(completion(asked, "hi", (), "stop", USAGE))
+    whole = json.loads(completion(asked, "hi", (), STOP, USAGE))
     assert whole["usage"].get("moray") == told
     assert ("moray" in whole["usage"]) == (told is not None)
     *_, last, _ = streamed(asked, Piece(tokens=1, text="x"))
@@ -153,7 +154,7 @@ def test_an_unstreamed_answer_is_a_chat_completion(top_logprobs: int | None) -> 
     logprobs = () if top_logprobs is None else (LOGPROB,)
     asked = chat(top_logprobs=top_logprobs)
     answer = ChatCompletion.model_validate(
-        json.loads(completion(asked, "hé", logprobs, "stop", USAGE, "simulated")), strict=True
+        json.loads(completion(asked, "hé", logprobs, STOP, USAGE, "simulated")), strict=True
     )
     (choice,) = answer.choices
     assert (answer.id, answer.model, answer.object) == ("chatcmpl-1", "gpt-5.2-mini (simulated)", "chat.completion")

@@ -1,0 +1,120 @@
+"""Tools in the request side of the OpenAI wire: functions that the model may call, calls and their results in messages.
+
+Served are functions with tool_choice auto or none; `none` leaves the tools out of the prompt. A choice that forces a
+call, calls one at a time, and strict arguments are refused by name.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cluster.errors import InvalidRequest
+from cluster.request import Message, Tool, ToolCall
+from deployments.gateway.body import UNSUPPORTED, Name, Strict, only, shown
+from deployments.gateway.schemas import bounded
+
+MOST_TOOLS = 128  # as in the API
+Id = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Function(Strict):
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Annotated[bool | None, only(False)] = None
+
+
+class ToolBody(Strict):
+    type: Annotated[str, only("function")]
+    function: _Function
+
+
+class _Called(Strict):
+    name: Name
+    arguments: str
+
+
+class CallBody(Strict):
+    """A call of an earlier answer, as it comes back in a message."""
+
+    id: Id
+    type: Annotated[str, only("function")]
+    function: _Called
+
+
+Tools = Annotated[list[ToolBody], Field(max_length=MOST_TOOLS, fail_fast=True)]
+Calls = Annotated[list[CallBody], Field(max_length=MOST_TOOLS, fail_fast=True)]
+
+
+def offered(tools: Sequence[ToolBody], choice: object) -> tuple[Tool, ...]:
+    """The tools that the model may call. Raises InvalidRequest."""
+    names = set[str]()
+    for index, tool in enumerate(tools):
+        if tool.function.name in names:
+            param = f"tools[{index}].function.name"
+            raise InvalidRequest(
+                f"{param}: {tool.function.name!r} again; each tool needs its own name; rename one of the two",
+                param=param,
+            )
+        names.add(tool.function.name)
+    given = tuple(_tool(tool.function, f"tools[{index}].function.parameters") for index, tool in enumerate(tools))
+    _check_choice(choice, names)
+    return () if choice == "none" else given
+
+
+def _tool(function: _Function, param: str) -> Tool:
+    said = Tool(name=function.name, description=function.description or "")
+    if function.parameters is None:
+        return said
+    return Tool(name=said.name, description=said.description, parameters=bounded(function.parameters, param))
+
+
+def _check_choice(choice: object, names: set[str]) -> None:
+    code = None
+    match choice:
+        case None | "none":
+            return
+        case _ if not names:
+            told = "given without tools; it is allowed beside tools; add tools, or leave it out"
+        case "auto":
+            return
+        case {"type": "function", "function": {"name": str(name)}} if name not in names:
+            told = f"{shown(name)} is none of the tools; auto or none is allowed; choose one of them"
+        case _:
+            told = f"given {shown(choice)}; not served here, auto or none is allowed; leave it out"
+            code = UNSUPPORTED
+    raise InvalidRequest(f"tool_choice: {told}", param="tool_choice", code=code)
+
+
+def calls_of(calls: Sequence[CallBody]) -> tuple[ToolCall, ...]:
+    return tuple(ToolCall(id=one.id, name=one.function.name, arguments=one.function.arguments) for one in calls)
+
+
+def check_calls(messages: Sequence[Message]) -> None:
+    """Calls are an assistant's; each result answers one of an earlier message. Raises InvalidRequest."""
+    open_ids = set[str]()
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if message.tool_calls and message.role != "assistant":
+            param = f"{where}.tool_calls"
+            raise InvalidRequest(
+                f"{param}: given in a message of role {message.role}; assistants alone call tools; leave it out",
+                param=param,
+            )
+        if (message.tool_call_id is not None) != (message.role == "tool"):
+            param = f"{where}.tool_call_id"
+            given = "not given" if message.tool_call_id is None else "given"
+            raise InvalidRequest(
+                f"{param}: {given} in a message of role {message.role}; messages of role tool alone have one, which "
+                "names a call; mend the message",
+                param=param,
+            )
+        if message.tool_call_id is not None and message.tool_call_id not in open_ids:
+            param = f"{where}.tool_call_id"
+            raise InvalidRequest(
+                f"{param}: {shown(message.tool_call_id)} is no call of an earlier message; ids of tool_calls are "
+                "allowed; send the assistant's message with its tool_calls before its results",
+                param=param,
+            )
+        open_ids |= {call.id for call in message.tool_calls}
