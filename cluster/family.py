@@ -27,7 +27,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 # A cell's name becomes the value of a node label, which Ray and Kubernetes hold to 63 characters; room for "-<index>".
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=57)]
 Specialist = Literal["math", "code_security", "scientific_reasoning", "creative_writing"]
-
 Phrase = Annotated[str, Field(pattern=r"^\S.+\S$", max_length=256)]
 
 
@@ -293,6 +292,8 @@ class Auto(Closed):
 
 
 class Family(Closed):
+    """`personas`: phrases of system messages by which a request's domain is told, as cluster.domains says."""
+
     name: Name
     accelerator: Literal["cpu", "cuda"]
     gpu_budget_gpus: PositiveInt

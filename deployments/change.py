@@ -9,7 +9,7 @@ from cluster.family import Family, Tier
 
 # What gateways, the control loop and Serve's bounds read; replicas need not be replaced for it.
 NOT_OF_REPLICAS = {"names", "slo", "price", "patience_s", "quality", "specialists", "cold_start", "replicas"}
-CHANGEABLE = ("tiers", "video", "plans", "auto", "control", "gpu_usd_per_hour")
+CHANGEABLE = ("tiers", "video", "plans", "auto", "personas", "control", "gpu_usd_per_hour")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

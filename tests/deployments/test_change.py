@@ -57,6 +57,7 @@ def test_only_the_replicas_of_the_changed_tier_are_replaced(before: Family, path
         ("tiers__mini__replicas__idle_s", 9),
         ("video__max_waiting", 9),
         ("plans", {"all": {"tiers": ["mini"]}}),
+        ("personas", {"math": ["mathematician"]}),
         ("control__record_mib", 9),
     ],
 )
