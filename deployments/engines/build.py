@@ -29,10 +29,17 @@ def build(tier: Tier, accelerator: Literal["cpu", "cuda"], group: ExpertGroup) -
                 dtype=tier.dtype,
                 device=accelerator,
                 ranks=tier.ranks,
+                redundant=tier.experts.redundant,
+                rebalance=tier.experts.rebalance,
+                window_s=tier.experts.window_s,
                 specialists=tier.specialists,
             )
             return TorchEngine(spec, group.launch(spec))
-        case "vllm" | "deepspeed":
+        case "deepspeed":
+            from deployments.engines.deepspeed_engine.engine import DeepSpeedEngine
+
+            return DeepSpeedEngine(tier, accelerator)
+        case "vllm":
             raise ConfigurationError(f"engine: {tier.engine}: not built in; torch and simulated are; choose one")
         case never:
             assert_never(never)

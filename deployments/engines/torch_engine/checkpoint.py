@@ -23,7 +23,7 @@ from cluster.errors import CheckpointError
 class ModelConfig:
     """The shape of the model. `rotary_dim` of each `head_dim` are rotated; the first `dense_layers` have no experts.
 
-    `domains`: what groups of its experts were trained for; None where the checkpoint does not say.
+    `domains`: the experts that were trained for each domain; None where the checkpoint does not say.
     """
 
     vocab: int
@@ -50,7 +50,7 @@ class ModelConfig:
     routed_scale: float
     context_tokens: int
     end_tokens: frozenset[int]
-    domains: frozenset[str] | None
+    domains: dict[str, tuple[int, ...]] | None
 
     @property
     def moe_layers(self) -> int:
@@ -123,7 +123,7 @@ def _parsed(raw: dict[str, Any], end_tokens: frozenset[int]) -> ModelConfig:
         routed_scale=float(raw.get("routed_scaling_factor", 1.0)),
         context_tokens=raw["max_position_embeddings"],
         end_tokens=end_tokens,
-        domains=frozenset(raw["expert_domains"]) if "expert_domains" in raw else None,
+        domains=raw.get("expert_domains"),
     )
     return TypeAdapter(ModelConfig).validate_python(fields)
 
@@ -147,6 +147,11 @@ def _check(config: ModelConfig, raw: dict[str, Any], where: Path) -> None:
         raise CheckpointError(
             f"{where}: {config.heads} heads over {config.kv_heads} KV heads, {config.rotary_dim} rotated dimensions, "
             f"{config.experts} experts in {config.groups} groups; whole ratios and pairs are allowed; save it anew"
+        )
+    named = {expert for experts in (config.domains or {}).values() for expert in experts}
+    if not named <= set(range(config.experts)):
+        raise CheckpointError(
+            f"{where}: expert_domains names experts {sorted(named)}; 0..{config.experts - 1} are allowed; correct it"
         )
 
 

@@ -207,7 +207,9 @@ class TorchEngine:
         rest_s = HEARTBEAT_S if self._spec.ranks > 1 else None
         while True:
             with self._wake:
-                woken = self._wake.wait_for(lambda: self._stopping or self._scheduler.busy, rest_s)
+                woken = self._wake.wait_for(
+                    lambda: self._stopping or self._scheduler.busy, 0 if self._leader.moving else rest_s
+                )
             if self._stopping:
                 return self._leader.dismiss()
             if woken:
@@ -234,6 +236,9 @@ class TorchEngine:
             for stream in ended:
                 self._forget(stream)
                 self._meter.stream(now_s - stream.began_s)
+            last = not self._scheduler.busy
+        if last:
+            self._leader.idle()  # a report behind the last piece counts all that was computed
         self._call(self._deliver, pieces)
 
     def _forget(self, stream: Stream) -> None:
@@ -278,7 +283,8 @@ class TorchEngine:
 
 
 def _arrival(generation: Generation) -> Arrival:
-    return Arrival(prompt=generation.prompt, given=generation.given, sampling=generation.sampling)
+    g = generation
+    return Arrival(prompt=g.prompt, given=g.given, sampling=g.sampling, domain=g.domain)
 
 
 def _ignore(piece: Piece) -> None:

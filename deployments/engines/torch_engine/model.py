@@ -27,6 +27,8 @@ class Batch:
     decode: DecodeAttention | None
     chunks: tuple[ChunkAttention, ...]
     wanted: Tensor  # rows that yield a token
+    marks: Tensor  # [T * K] where the counters of each row's domain begin
+    picks: list[Tensor]  # of every layer with experts, the chosen ones [T, K]; filled by the pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,11 @@ class Model:
         rotation = self._rotation[batch.positions].unsqueeze(1)
         for index, layer in enumerate(self.layers):
             x.addmm_(self._attention(layer, index, x, rotation, (batch, kv)), layer.out)
-            layer.ffn.add_to(x, self._norm(x, layer.before_ffn))
+            h = self._norm(x, layer.before_ffn)
+            if isinstance(layer.ffn, MoeLayer):
+                batch.picks.append(layer.ffn.add_to(x, h, batch.marks))
+            else:
+                layer.ffn.add_to(x, h)
         return (self._norm(x[batch.wanted], self.last_norm) @ self.head).float()
 
     def _attention(self, layer: Layer, index: int, x: Tensor, rotation: Tensor, over: tuple[Batch, PagedKV]) -> Tensor:

@@ -1,7 +1,7 @@
 """One mixture-of-experts layer: sigmoid router, routed experts in one grouped product, shared experts beside.
 
-T rows of the step, K experts per token, E experts. Rows are sorted by the slot of their expert: slots number the
-experts rank by rank, so that sorted rows are also sorted by destination.
+T rows of the step, K experts per token, E experts, D domains, P slots. A slot holds one copy of an expert. Rows are
+sorted by slot: slots are numbered rank by rank, so that sorted rows are also sorted by destination.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class GatedFfn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
-    """The routed experts of this rank, in slot order."""
+    """The routed experts of this rank, in slot order. Written only between steps, when experts move."""
 
     gate_up: Tensor  # [experts, hidden, 2 * ffn]
     down: Tensor  # [experts, ffn, hidden]
@@ -45,16 +45,18 @@ def _gated(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+# Brings rows, sorted by slot, to their experts and back; the last argument runs while they travel.
+Carry = Callable[[Experts, Tensor, Callable[[], None]], Tensor]
+
+
 class Exchange(Protocol):
-    """Brings rows to their experts and back; `meanwhile` runs while they travel."""
+    """How the rows of one layer travel."""
 
-    def __call__(self, experts: Experts, rows: Tensor, counts: Tensor, meanwhile: Callable[[], None]) -> Tensor: ...
+    def __call__(self, slots: Tensor) -> tuple[Tensor, Carry]:
+        """slots [rows]: the first slot of each row's expert. The slot that computes each row, and what carries them."""
 
-
-def stay(experts: Experts, rows: Tensor, counts: Tensor, meanwhile: Callable[[], None]) -> Tensor:
-    """The exchange of a single rank, which holds every expert."""
-    meanwhile()
-    return experts(rows, counts)
+    def place(self, slots: tuple[int, ...]) -> None:
+        """The expert in each slot is another from now on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,23 +64,25 @@ class MoeLayer:
     config: ModelConfig
     router: Tensor  # [hidden, E] float32
     bias: Tensor  # [E] float32, steers the choice only
-    slot_of: Tensor  # [E]
+    slot_of: Tensor  # [E] the first slot of each expert
     experts: Experts
     shared: GatedFfn | None
     exchange: Exchange
-    routed: Tensor  # [E] rows sent to each slot since start
+    routed: Tensor  # [D, P] rows sent to each slot since they were summed
 
-    def add_to(self, x: Tensor, h: Tensor) -> None:
-        """x += experts(h) + shared(h), both [T, hidden]."""
+    def add_to(self, x: Tensor, h: Tensor, marks: Tensor) -> Tensor:
+        """x += experts(h) + shared(h), both [T, hidden]. The chosen experts [T, K].
+
+        marks [T * K]: where in the flat counters the row's domain begins.
+        """
         chosen, weights = self.route(h)
-        slots = self.slot_of[chosen.flatten()]
+        slots, carry = self.exchange(self.slot_of[chosen.flatten()])
+        self.routed.view(-1).scatter_add_(0, marks + slots, torch.ones_like(slots))
         order = slots.argsort(stable=True)
-        counts = torch.bincount(slots, minlength=len(self.slot_of))
-        self.routed.add_(counts)
-        rows = h.index_select(0, order // self.config.top_k)
-        out = self.exchange(self.experts, rows, counts, lambda: self._share(x, h))
+        out = carry(self.experts, h.index_select(0, order // self.config.top_k), lambda: self._share(x, h))
         back = torch.empty_like(out).index_copy_(0, order, out).view(*chosen.shape, h.shape[1])
         x.unsqueeze(1).baddbmm_(weights.to(h.dtype).unsqueeze(1), back)
+        return chosen
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen experts [T, K] and their weights, in float32 whatever the model's dtype."""

@@ -1,27 +1,28 @@
-"""The ranks of one expert group: how they find each other, how rank 0 leads, how rows reach their experts.
+"""The ranks of one expert group: how they find each other, and how rank 0 leads.
 
 Attention is data-parallel: a sequence and its KV belong to one rank. Routed experts are split: rows travel to them and
-back. Rank 0 broadcasts an order per step, every rank computes it, the others send their tokens back.
+back, and experts themselves move where that pays. Rank 0 broadcasts an order per step, every rank computes it, the
+others send their tokens back.
 
 One process group: gloo for what lies on the CPU, nccl for what lies on GPUs (never run on a GPU). A lost rank shows at
 once as a closed connection, a stuck one after COLLECTIVE_TIMEOUT_S; when idle, rank 0 gives an empty order every
 HEARTBEAT_S, so that each side notices the loss of the other.
 """
 
-import math
 import pickle
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from cluster.errors import EngineFailed
 from deployments.engines.engine import ExpertReport
-from deployments.engines.torch_engine.moe import Experts, stay
+from deployments.engines.torch_engine.balance import Balancer
 from deployments.engines.torch_engine.rank import Order, Rank, load_rank
 from deployments.engines.torch_engine.schedule import Plan
 from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
@@ -29,33 +30,8 @@ from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
 JOIN_TIMEOUT_S = 600.0  # loading may take long, and not equally long on all ranks
 COLLECTIVE_TIMEOUT_S = 20.0
 HEARTBEAT_S = 5.0
-_COUNT_STEPS = 64  # between two sums of the expert counters
+_COUNT_STEPS = 64  # between two sums of the expert counters, and between two steps whose experts are timed
 _HEAD_BYTES = 2048  # most orders fit, so that a step costs one broadcast
-
-
-class AllToAll:
-    """The exchange of one layer. `held[rank]` experts of it lie on each rank."""
-
-    def __init__(self, rank: int, held: tuple[int, ...]) -> None:
-        self._held, self._own = list(held), held[rank]
-
-    def __call__(self, experts: Experts, rows: Tensor, counts: Tensor, meanwhile: Callable[[], None]) -> Tensor:
-        """Counts travel first: they tell how many rows come from each rank, and for which expert each row is."""
-        ranks = len(self._held)
-        incoming = counts.new_empty(ranks, self._own)
-        dist.all_to_all_single(incoming.view(-1), counts, [self._own] * ranks, self._held)
-        sent, received = [int(part.sum()) for part in torch.split(counts, self._held)], incoming.sum(1).tolist()
-        arrived = rows.new_empty(sum(received), rows.shape[1])
-        travel = dist.all_to_all_single(arrived, rows, received, sent, async_op=True)
-        meanwhile()
-        travel.wait()
-        # They lie by (source, expert); the experts want them by expert.
-        expert = torch.arange(self._own, device=rows.device).repeat(ranks).repeat_interleave(incoming.view(-1))
-        order = expert.argsort(stable=True)
-        out = experts(arrived.index_select(0, order), incoming.sum(0))
-        returned = torch.empty_like(rows)
-        dist.all_to_all_single(returned, torch.empty_like(out).index_copy_(0, order, out), sent, received)
-        return returned
 
 
 class Leader:
@@ -66,51 +42,66 @@ class Leader:
         if spec.ranks > 1 and address is None:
             raise ValueError(f"engine: {spec.ranks} ranks and no address; a group needs one; give GroupAddress")
         self._others = range(1, spec.ranks)
-        self._rank = _join(spec, 0, address) if address else load_rank(spec, 0, lambda _: stay)
-        self.config, self.expert_rank = self._rank.config, self._rank.expert_rank
-        self._routed = self._rank.routed()  # of all ranks
+        self._rank = _join(spec, 0, address) if address else load_rank(spec, 0)
+        self.config = self._rank.config
+        self._balancer = Balancer(
+            spec, self._rank.slots, self.config.experts, time.monotonic(), _move_s(self._rank.copy_bytes)
+        )
         self._steps = 0
 
     @property
     def experts(self) -> ExpertReport:
-        """Of several ranks, the counts as of the last time they were summed."""
-        routed = (self._routed if self._others else self._rank.routed()).numpy()
-        ranks = len(self._others) + 1
-        owners = np.array(self.expert_rank, np.int64).reshape(routed.shape)
-        tokens = np.where(owners[..., None] == np.arange(ranks), routed[..., None], 0)
-        return ExpertReport(
-            domains=("",),
-            tokens=tokens[None],
-            window=tokens,
-            slots=tuple(tuple(sorted(range(len(o)), key=lambda e: (o[e], e))) for o in self.expert_rank),
-            imbalance=tuple(float(load.max() / load.mean()) if load.any() else math.nan for load in tokens.sum(1)),
-        )
+        """As of the last time that the counters were summed. From any thread."""
+        return self._balancer.report
+
+    @property
+    def moving(self) -> bool:
+        """Whether ranks still have experts to move: steps or idle orders must follow."""
+        return self._balancer.moving
 
     def step(self, order: Order) -> Iterator[tuple[int, list[float]]]:
         """Every place that has a new token, with its row."""
-        self._tell(order)
+        self._begin(order)
+        watch, began_s = self._rank.watch, time.perf_counter()
+        watch.watching = self._steps % _COUNT_STEPS == _COUNT_STEPS - 1
         tokens = [self._rank.step(order)]
         for rank in self._others:
             places = self._rank.yields(order.plan, rank)
             if len(places):
                 tokens.append(torch.empty(len(places), 1 + self._rank.width(places), dtype=torch.float64))
                 dist.recv(tokens[-1], src=rank)
+        if watch.watching:
+            self._balancer.share = min(1.0, watch.experts_s / (time.perf_counter() - began_s))
+            watch.experts_s = 0.0
         self._steps += 1
-        if self._others and self._steps % _COUNT_STEPS == 0:
+        if self._steps % _COUNT_STEPS == 0:
             self.idle()
         of_rank = (self._rank.yields(order.plan, rank).tolist() for rank in (0, *self._others))
         return zip(chain.from_iterable(of_rank), chain.from_iterable(part.tolist() for part in tokens), strict=True)
 
     def idle(self) -> None:
         """A sign of life to the others, which answer with their counters."""
-        self._tell(Order(plan=Plan()))
-        routed = self._rank.routed()
-        dist.reduce(routed, dst=0)
-        self._routed = routed
+        self._begin(Order(plan=Plan()))
+
+    def _begin(self, order: Order) -> None:
+        """Tells the others, and does with them what comes before the plan."""
+        order = replace(order, move=self._balancer.next_move())
+        self._tell(order)
+        began_s = time.perf_counter()
+        if order.sums:
+            counts = self._rank.counted()
+            if self._others:
+                dist.reduce(counts, dst=0)
+            self._balancer.count(counts.numpy(), time.monotonic())
+        if order.move:
+            copies = self._rank.move(order.move)
+            wall_s = time.perf_counter() - began_s
+            self._balancer.moved(self._rank.slots[order.move.layer], copies, wall_s, time.monotonic())
 
     def dismiss(self) -> None:
         """Lets the others go."""
         self._tell(None)
+        self._balancer.close()
 
     def _tell(self, order: Order | None) -> None:
         if not self._others:
@@ -133,12 +124,12 @@ def follow(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
         try:
             own = _join(spec, rank, address)
             while (order := _hear()) is not None:
-                if order.plan.computes:
-                    tokens = own.step(order)
-                    if len(tokens):
-                        dist.send(tokens, dst=0)
-                else:
-                    dist.reduce(own.routed(), dst=0)
+                if order.sums:
+                    dist.reduce(own.counted(), dst=0)
+                if order.move:
+                    own.move(order.move)
+                if order.plan.computes and len(tokens := own.step(order)):
+                    dist.send(tokens, dst=0)
         except RuntimeError as error:
             raise EngineFailed(
                 f"rank {rank}: {error}; every rank of the group must live; start the replica anew"
@@ -161,7 +152,7 @@ def _join(spec: EngineSpec, rank: int, address: GroupAddress) -> Rank:
     )
     names = [f"loaded {r}" for r in range(spec.ranks)]
     try:
-        own = load_rank(spec, rank, lambda held: AllToAll(rank, held))
+        own = load_rank(spec, rank)
     except Exception as error:
         store.set(names[rank], f"{type(error).__name__}: {error}")  # never empty, which would mean "loaded"
         raise
@@ -187,6 +178,11 @@ def _hear() -> Order | None:
         data += rest.numpy().tobytes()
     order: Order | None = pickle.loads(data[:size])
     return order
+
+
+def _move_s(copy_bytes: int) -> float:
+    """What moving one copy may cost, until some were moved: a round trip, and 1 GB/s."""
+    return 5e-4 + copy_bytes / 1e9
 
 
 def _tensor(data: bytes) -> Tensor:

@@ -4,7 +4,6 @@ The state lies in arrays indexed by place, so that a step of decodes needs no wo
 knows who owns each place; all else it keeps only of its own.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,9 +13,11 @@ import torch
 from torch import Tensor
 
 from cluster.errors import CheckpointError
-from cluster.experts import linear
+from cluster.experts import Placement, even
 from cluster.request import Sampling
 from deployments.engines.torch_engine.checkpoint import ModelConfig, Tensors, check_memory, read_config
+from deployments.engines.torch_engine.domains import DOMAINS, ballot, number
+from deployments.engines.torch_engine.exchange import AllToAll, Stay, Watch, first_slots
 from deployments.engines.torch_engine.kv import (
     BLOCK_TOKENS,
     ChunkAttention,
@@ -29,33 +30,47 @@ from deployments.engines.torch_engine.kv import (
 )
 from deployments.engines.torch_engine.model import Batch, Model
 from deployments.engines.torch_engine.moe import Exchange
+from deployments.engines.torch_engine.moving import Move, Slots, settled, transfer, transfers
 from deployments.engines.torch_engine.sampling import choose, log_probabilities, penalise, uniform
 from deployments.engines.torch_engine.schedule import Admission, Chunk, Plan
 from deployments.engines.torch_engine.spec import EngineSpec
-from deployments.engines.torch_engine.weights import ExpertSplit, load
+from deployments.engines.torch_engine.weights import load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """The prompt and settings of a newly admitted sequence. Given tokens follow the prompt; penalties count them."""
+    """The prompt and settings of a newly admitted sequence. Given tokens follow the prompt; penalties count them.
+
+    `domain`: under what its rows are counted; "" is measured.
+    """
 
     prompt: tuple[int, ...]
     sampling: Sampling
     given: tuple[int, ...] = ()
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What rank 0 tells every rank at each step; `arrivals` belong to the plan's admissions, in their order."""
+    """What rank 0 tells every rank at each step; `arrivals` belong to the plan's admissions, in their order.
+
+    A `move` is done before the plan, and the counters are summed before a move. A plan that computes nothing sums them.
+    """
 
     plan: Plan
     arrivals: tuple[Arrival, ...] = ()
+    move: Move | None = None
+
+    @property
+    def sums(self) -> bool:
+        return self.move is not None or not self.plan.computes
 
 
 class Rank:
-    def __init__(self, split: ExpertSplit, model: Model, kv: PagedKV, places: int) -> None:
-        self.config, self.expert_rank = model.config, split.expert_rank
-        self._rank, self.model, self._kv = split.rank, model, kv
+    def __init__(self, split: tuple[Placement, int], model: Model, kv: PagedKV, places: int, watch: Watch) -> None:
+        placement, self._rank = split
+        self.config, self.model, self._kv, self.watch = model.config, model, kv, watch
+        self.ranks, self.slots = placement.ranks, list(placement.slots)
         self._device = model.embedding.device
         blocks = kv.pool.shape[1]
         self._owner = np.zeros(places, np.int64)
@@ -69,6 +84,10 @@ class Rank:
         # temperature, top_p, presence and frequency penalty
         self._settings = np.zeros((4, places), np.float32)
         self._counts: Tensor | None = None  # [places, vocab] of generated tokens, once a penalty needs them
+        self._domain = np.zeros(places, np.int64)
+        owned = model.config.domains
+        self._ballot = ballot(owned, model.config.experts).to(self._device) if owned else None
+        self._votes: dict[int, Tensor] = {}  # [domains] of the prompts whose domain is not known yet
 
     def step(self, order: Order) -> Tensor:
         """One row per place of `yields`, float64 [rows, 1 + width], laid out as `_packed` says."""
@@ -83,7 +102,10 @@ class Rank:
                 held = self._held[grant.place]
                 self._table[grant.place, held : held + len(grant.blocks)] = grant.blocks
                 self._held[grant.place] += len(grant.blocks)
-        return self.model.forward(self._batch(order.plan), self._kv)
+        batch = self._batch(order.plan)
+        logits = self.model.forward(batch, self._kv)
+        self._listen(order.plan, batch)
+        return logits
 
     def yields(self, plan: Plan, rank: int) -> IntArray:
         """The places of a rank that have a new token after this plan, in the order of its rows."""
@@ -96,10 +118,34 @@ class Rank:
         most = int(self._logprobs[places].max(initial=0))
         return 2 * most - 1 if most else 0
 
-    def routed(self) -> Tensor:
-        """Rows that this rank's tokens sent to each expert since start, [moe layers, experts], on the CPU."""
-        counts = [layer.routed[layer.slot_of] for layer in self.model.moe_layers]
-        return torch.stack(counts).cpu() if counts else torch.zeros(0, 0, dtype=torch.int64)
+    @property
+    def copy_bytes(self) -> int:
+        """The weights of one expert."""
+        of_one = [
+            tensor[0] for layer in self.model.moe_layers[:1] for tensor in (layer.experts.gate_up, layer.experts.down)
+        ]
+        return sum(tensor.nbytes for tensor in of_one)
+
+    def counted(self) -> Tensor:
+        """Rows that this rank sent to each slot since it was asked last, [moe layers, domains, slots], on the CPU."""
+        counts = [layer.routed for layer in self.model.moe_layers]
+        if not counts:
+            return torch.zeros(0, len(DOMAINS), 0, dtype=torch.int64)
+        summed = torch.stack(counts).cpu()
+        for count in counts:
+            count.zero_()
+        return summed
+
+    def move(self, move: Move) -> int:
+        """A layer's experts change their slots, on all ranks at once. How many copies travelled between ranks."""
+        layer, old = self.model.moe_layers[move.layer], self.slots[move.layer]
+        new: Slots = settled(old, move.slots, self.ranks)
+        pairs = transfers(old, new, self.ranks)
+        transfer(layer.experts, pairs, self._rank)
+        self.slots[move.layer] = new
+        layer.slot_of.copy_(torch.from_numpy(first_slots(new)))
+        layer.exchange.place(new)
+        return len(pairs)
 
     def _admit(self, admission: Admission, arrival: Arrival) -> None:
         place, s = admission.place, arrival.sampling
@@ -110,6 +156,10 @@ class Rank:
         self._held[place] = self._stored[place] = 0
         self._prompts[place] = np.array(arrival.prompt + arrival.given, np.int64)
         self._seed[place] = s.seed % 2**64
+        self._domain[place] = number(arrival.domain)
+        self._votes.pop(place, None)
+        if self._ballot is not None and not self._domain[place]:
+            self._votes[place] = torch.zeros(len(DOMAINS), device=self._device)
         self._settings[:, place] = s.temperature, s.top_p, s.presence_penalty, s.frequency_penalty
         if self._counts is not None:
             self._counts[place] = 0
@@ -144,7 +194,28 @@ class Rank:
             else None,
             chunks=tuple(attended),
             wanted=torch.tensor(wanted, dtype=torch.int64, device=self._device),
+            marks=on(self._device, (self._domain[place] * self._slots_of_a_layer).repeat(self.config.top_k)),
+            picks=[],
         )
+
+    def _listen(self, plan: Plan, batch: Batch) -> None:
+        """The experts that a prompt chose vote for its domain; behind its last chunk the domain is known.
+
+        Where rows of a prompt are still to come, they count as unknown.
+        """
+        own = [chunk for chunk in plan.chunks if self._owner[chunk.place] == self._rank]
+        for chunk, attended in zip(own, batch.chunks, strict=True):
+            votes = self._votes.get(chunk.place)
+            if votes is None or self._ballot is None:
+                continue
+            picked = torch.stack([picks[attended.first : attended.last] for picks in batch.picks])
+            votes += self._ballot[picked.flatten()].sum(0)
+            if chunk.last:
+                self._domain[chunk.place] = int(self._votes.pop(chunk.place).argmax())
+
+    @property
+    def _slots_of_a_layer(self) -> int:
+        return len(self.slots[0]) if self.slots else 0
 
     def _attend(self, chunk: Chunk, row: int) -> ChunkAttention:
         end = self._stored[chunk.place] = chunk.start + chunk.tokens
@@ -183,23 +254,29 @@ class Rank:
         return torch.cat([tokens.double()[:, None], chosen[:, None], ids, best], 1).cpu()
 
 
-def load_rank(spec: EngineSpec, rank: int, exchange_for: Callable[[tuple[int, ...]], Exchange]) -> Rank:
-    """Reads the checkpoint. `exchange_for` makes a layer's exchange, given how many experts each rank holds of it."""
+def load_rank(spec: EngineSpec, rank: int) -> Rank:
+    """Reads the checkpoint. Raises CheckpointError."""
     folder = Path(spec.checkpoint)
     config = read_config(folder)
     dtype = getattr(torch, spec.dtype)
     _check_context(spec, config)
     _check_specialists(spec, config)
-    placed = spec.expert_rank or (linear(config.experts, spec.ranks),) * config.moe_layers
-    _check_placement(spec, config, placed)
-    split = ExpertSplit(rank=rank, expert_rank=placed)
+    _check_slots(spec, config)
+    placement = spec.placement or even(
+        layers=config.moe_layers, experts=config.experts, ranks=spec.ranks, redundant=spec.redundant
+    )
+    _check_placement(spec, config, placement)
     kv_shape = (config.layers, blocks_for(spec.kv_tokens), config.kv_heads, config.head_dim)
     kv_values = 2 * BLOCK_TOKENS * prod(kv_shape)
-    check_memory(folder, (config.weights(split.total) + kv_values) * dtype.itemsize, spec.device)
-    exchanges = [exchange_for(tuple(owners.count(r) for r in range(spec.ranks))) for owners in placed]
+    weights = config.weights(config.moe_layers * placement.room)
+    check_memory(folder, (weights + kv_values) * dtype.itemsize, spec.device)
+    watch = Watch()
+    exchanges: tuple[Exchange, ...] = tuple(
+        AllToAll(rank, spec.ranks, slots, watch) if spec.ranks > 1 else Stay(slots) for slots in placement.slots
+    )
     with Tensors(folder, dtype, spec.device) as tensors:
-        model = load(config, tensors, split, tuple(exchanges))
-    return Rank(split, model, PagedKV(kv_shape, dtype, spec.device), spec.max_running)
+        model = load(config, tensors, (placement, rank), exchanges)
+    return Rank((placement, rank), model, PagedKV(kv_shape, dtype, spec.device), spec.max_running, watch)
 
 
 def _check_context(spec: EngineSpec, config: ModelConfig) -> None:
@@ -224,10 +301,33 @@ def _check_specialists(spec: EngineSpec, config: ModelConfig) -> None:
         )
 
 
-def _check_placement(spec: EngineSpec, config: ModelConfig, placed: tuple[tuple[int, ...], ...]) -> None:
-    layers_fit = len(placed) == config.moe_layers and all(len(owners) == config.experts for owners in placed)
-    if not layers_fit or any(set(owners) != set(range(spec.ranks)) for owners in placed):
+def _check_slots(spec: EngineSpec, config: ModelConfig) -> None:
+    slots, ranks = config.experts + spec.redundant, spec.ranks
+    if slots % ranks or not config.experts <= slots <= config.experts * ranks:
+        fit = [
+            redundant
+            for redundant in range(config.experts * (ranks - 1) + 1)
+            if not (config.experts + redundant) % ranks
+        ]
+        mend = f"set redundant to one of {', '.join(map(str, fit[:3]))}" if fit else "use fewer ranks"
         raise CheckpointError(
-            f"{spec.checkpoint}: expert_rank does not place {config.experts} experts of {config.moe_layers} layers on "
-            f"{spec.ranks} ranks; every expert on a rank and an expert on every rank are allowed; use fewer ranks"
+            f"{spec.checkpoint}: {config.experts} experts and {spec.redundant} redundant slots on {ranks} ranks; "
+            f"equally many slots on each, and no expert twice on one, are allowed; {mend}"
+        )
+
+
+def _check_placement(spec: EngineSpec, config: ModelConfig, placement: Placement) -> None:
+    every = set(range(config.experts))
+    runs = [
+        slots[rank * placement.room : (rank + 1) * placement.room]
+        for slots in placement.slots
+        for rank in range(placement.ranks)
+    ]
+    shape = (placement.ranks, len(placement.slots), {len(slots) for slots in placement.slots})
+    fits = shape == (spec.ranks, config.moe_layers, {config.experts + spec.redundant} if config.moe_layers else set())
+    if not fits or any(set(s) != every for s in placement.slots) or any(len(set(run)) < len(run) for run in runs):
+        raise CheckpointError(
+            f"{spec.checkpoint}: the placement does not put {config.experts} experts and {spec.redundant} copies of "
+            f"{config.moe_layers} layers on {spec.ranks} ranks; every expert, and none twice on a rank, are allowed; "
+            "correct it or leave it out"
         )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.experts import Placement
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
@@ -10,9 +12,12 @@ class EngineSpec:
 
     On `cpu` every rank is one thread, and float32 is the faster dtype. `cuda` is written and was never run.
 
-    `prefill_chunk_tokens` bounds the prompt tokens that one step computes on one rank. `expert_rank[layer][expert]` is
-    the rank that holds an expert, counted over the layers that have experts; None splits them in order. A checkpoint
-    that names the domains of its experts must name the `specialists` among them.
+    `prefill_chunk_tokens` bounds the prompt tokens that one step computes on one rank. A checkpoint that names the
+    domains of its experts must name the `specialists` among them.
+
+    `placement` says where routed experts lie at the start, over the layers that have some; None places them evenly.
+    Each layer has `redundant` slots beyond one per expert. With `rebalance`, experts move where the load of the last
+    `window_s` says that it pays.
     """
 
     checkpoint: str
@@ -24,7 +29,10 @@ class EngineSpec:
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     ranks: int = 1
-    expert_rank: tuple[tuple[int, ...], ...] | None = None
+    placement: Placement | None = None
+    redundant: int = 0
+    rebalance: bool = True
+    window_s: float = 60.0
     specialists: tuple[str, ...] = ()
 
 

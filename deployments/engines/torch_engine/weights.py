@@ -3,39 +3,19 @@
 Every rank holds attention, norms, routers, shared experts and embeddings; routed experts are split over the ranks.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from cluster.experts import Placement
 from deployments.engines.torch_engine.checkpoint import ModelConfig, Tensors
+from deployments.engines.torch_engine.domains import DOMAINS
+from deployments.engines.torch_engine.exchange import first_slots
 from deployments.engines.torch_engine.model import Layer, Model
 from deployments.engines.torch_engine.moe import Exchange, Experts, GatedFfn, MoeLayer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertSplit:
-    """`expert_rank[moe layer][expert]` is the rank that holds it. Slots number a layer's experts rank by rank."""
-
-    rank: int
-    expert_rank: tuple[tuple[int, ...], ...]
-
-    def held(self, layer: int) -> list[int]:
-        """This rank's experts of a layer, in slot order."""
-        return [expert for expert in self.order(layer) if self.expert_rank[layer][expert] == self.rank]
-
-    def order(self, layer: int) -> list[int]:
-        """The expert in each slot."""
-        owner = self.expert_rank[layer]
-        return sorted(range(len(owner)), key=lambda expert: (owner[expert], expert))
-
-    @property
-    def total(self) -> int:
-        return sum(ranks.count(self.rank) for ranks in self.expert_rank)
-
-
-def load(config: ModelConfig, tensors: Tensors, split: ExpertSplit, exchanges: tuple[Exchange, ...]) -> Model:
-    """exchanges: how each layer with experts brings its rows to them."""
+def load(config: ModelConfig, tensors: Tensors, split: tuple[Placement, int], exchanges: tuple[Exchange, ...]) -> Model:
+    """split: where experts lie, and which rank this is. exchanges: how each layer with experts brings rows to them."""
     layers = []
     for index in range(config.layers):
         moe = index - config.dense_layers
@@ -75,10 +55,13 @@ def _dense(config: ModelConfig, tensors: Tensors, index: int) -> GatedFfn:
     return _ffn(tensors, f"model.layers.{index}.mlp.", config.hidden, config.dense_ffn)
 
 
-def _moe(config: ModelConfig, tensors: Tensors, index: int, split: ExpertSplit, exchange: Exchange) -> MoeLayer:
-    prefix, layer = f"model.layers.{index}.mlp.", index - config.dense_layers
-    slot_of = {expert: slot for slot, expert in enumerate(split.order(layer))}
-    held = [_ffn(tensors, f"{prefix}experts.{e}.", config.hidden, config.expert_ffn) for e in split.held(layer)]
+def _moe(
+    config: ModelConfig, tensors: Tensors, index: int, split: tuple[Placement, int], exchange: Exchange
+) -> MoeLayer:
+    prefix, (placement, rank) = f"model.layers.{index}.mlp.", split
+    slots = placement.slots[index - config.dense_layers]
+    own = slots[rank * placement.room : (rank + 1) * placement.room]
+    held = [_ffn(tensors, f"{prefix}experts.{expert}.", config.hidden, config.expert_ffn) for expert in own]
     router = tensors.get(prefix + "gate.weight", config.experts, config.hidden, dtype=torch.float32)
     shared_ffn = config.expert_ffn * config.shared_experts
     device = router.device
@@ -86,13 +69,13 @@ def _moe(config: ModelConfig, tensors: Tensors, index: int, split: ExpertSplit, 
         config=config,
         router=_turned(router),
         bias=tensors.get(prefix + "gate.e_score_correction_bias", config.experts, dtype=torch.float32),
-        slot_of=torch.tensor([slot_of[expert] for expert in range(config.experts)], device=device),
+        slot_of=torch.from_numpy(first_slots(slots)).to(device),
         experts=Experts(
             gate_up=torch.stack([expert.gate_up for expert in held]), down=torch.stack([expert.down for expert in held])
         ),
         shared=_ffn(tensors, prefix + "shared_experts.", config.hidden, shared_ffn) if shared_ffn else None,
         exchange=exchange,
-        routed=torch.zeros(config.experts, dtype=torch.int64, device=device),
+        routed=torch.zeros(len(DOMAINS), len(slots), dtype=torch.int64, device=device),
     )
 
 

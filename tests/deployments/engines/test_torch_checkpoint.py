@@ -10,11 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch_checkpoint import save_checkpoint
 
 from cluster.errors import CheckpointError
+from cluster.experts import Placement
 from deployments.engines.torch_engine.checkpoint import check_memory, read_config
-from deployments.engines.torch_engine.moe import stay
 from deployments.engines.torch_engine.rank import Rank, load_rank
 from deployments.engines.torch_engine.spec import EngineSpec
-from deployments.engines.torch_engine.weights import ExpertSplit
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 def loaded(folder: Path, **changes: Any) -> Rank:
     spec = EngineSpec(**{"checkpoint": str(folder), "context_tokens": 256, "kv_tokens": 256, **changes})
-    return load_rank(spec, 0, lambda _: stay)
+    return load_rank(spec, 0)
 
 
 def reconfigure(folder: Path, **changes: Any) -> None:
@@ -100,9 +99,37 @@ def test_shards_and_one_file_are_the_same_model(folder: Path, tmp_path_factory: 
     assert all(torch.equal(a.qkv, b.qkv) for a, b in zip(whole.model.layers, sharded.model.layers, strict=True))
 
 
-def test_experts_must_lie_on_every_rank(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not place 8 experts of 2 layers on 9 ranks"):
-        loaded(folder, ranks=9)
+@pytest.mark.parametrize(
+    ("ranks", "redundant", "mend"),
+    [(3, 0, "1, 4, 7"), (3, 2, "1, 4, 7"), (2, 10, "0, 2, 4"), (9, 0, "1, 10, 19"), (1, 1, "0")],
+)
+def test_slots_that_do_not_fill_the_ranks_are_refused(folder: Path, ranks: int, redundant: int, mend: str) -> None:
+    given = f"8 experts and {redundant} redundant slots on {ranks} ranks; .*; set redundant to one of {mend}"
+    with pytest.raises(CheckpointError, match=given):
+        loaded(folder, ranks=ranks, redundant=redundant)
+
+
+IN_ORDER = (0, 1, 2, 3, 4, 5, 6, 7)
+
+
+@pytest.mark.parametrize(
+    ("redundant", "layers"),
+    [
+        (0, (IN_ORDER,)),  # of two
+        (0, (IN_ORDER, (0, 1, 2, 3, 4, 5, 6, 6))),  # without 7
+        (2, (IN_ORDER, IN_ORDER)),  # without copies
+        (2, ((0, 0, 1, 2, 3, 4, 5, 6, 7, 1),) * 2),  # 0 twice on rank 0
+    ],
+)
+def test_a_placement_that_is_none_is_refused(folder: Path, redundant: int, layers: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(CheckpointError, match=r"the placement does not put 8 experts .*; correct it or leave it out"):
+        loaded(folder, ranks=2, redundant=redundant, placement=Placement(ranks=2, slots=layers))
+
+
+def test_domains_of_experts_that_are_not_there_are_refused(folder: Path) -> None:
+    reconfigure(folder, expert_domains={"math": [0, 8]})
+    with pytest.raises(CheckpointError, match=r"expert_domains names experts \[0, 8\]; 0\.\.7 are allowed"):
+        loaded(folder)
 
 
 def test_specialists_that_the_checkpoint_does_not_have_are_refused(folder: Path) -> None:
@@ -115,13 +142,6 @@ def test_specialists_that_the_checkpoint_does_not_have_are_refused(folder: Path)
 
 def test_a_checkpoint_that_names_no_domains_is_believed(folder: Path) -> None:
     loaded(folder, specialists=("math",))
-
-
-def test_slots_number_the_experts_rank_by_rank() -> None:
-    split = ExpertSplit(rank=1, expert_rank=((1, 0, 1, 0, 2),))
-    assert split.order(0) == [1, 3, 0, 2, 4]
-    assert split.held(0) == [0, 2]
-    assert split.total == 2
 
 
 def test_memory_is_enough_where_it_is(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from transformers import Glm4MoeForCausalLM
 
 from cluster.request import Sampling
 from deployments.engines.torch_engine.kv import BLOCK_TOKENS
-from deployments.engines.torch_engine.moe import stay
 from deployments.engines.torch_engine.rank import Arrival, Order, Rank, load_rank
 from deployments.engines.torch_engine.schedule import Limits, Scheduler
 from deployments.engines.torch_engine.spec import EngineSpec
@@ -61,8 +60,8 @@ def generate(rank: Rank) -> tuple[dict[str, list[int]], dict[str, list[torch.Ten
 def test_half_precision_stays_near(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, use_qk_norm=True)
     spec = EngineSpec(checkpoint=str(folder), context_tokens=512, kv_tokens=512, max_running=4)
-    _, exact = generate(load_rank(spec, 0, lambda _: stay))
-    _, near = generate(load_rank(replace(spec, dtype="bfloat16"), 0, lambda _: stay))
+    _, exact = generate(load_rank(spec, 0))
+    _, near = generate(load_rank(replace(spec, dtype="bfloat16"), 0))
     for key in PROMPTS:  # the first: later ones may follow another token
         assert (near[key][0] - exact[key][0]).abs().mean() < 0.1 * exact[key][0].std()
 
@@ -71,7 +70,7 @@ def test_half_precision_stays_near(tmp_path: Path) -> None:
 def test_logits_equal_those_of_transformers(tmp_path: Path, shape: str) -> None:
     folder = save_checkpoint(tmp_path, **SHAPES[shape])
     spec = EngineSpec(checkpoint=str(folder), context_tokens=512, kv_tokens=512, max_running=4)
-    tokens, logits = generate(load_rank(spec, 0, lambda _: stay))
+    tokens, logits = generate(load_rank(spec, 0))
     reference = Glm4MoeForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for key, length in PROMPTS.items():
         with torch.no_grad():

@@ -9,11 +9,14 @@ from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 
+import numpy as np
 import pytest
 from torch_checkpoint import save_checkpoint
 
 from cluster.errors import CheckpointError, EngineFailed
+from cluster.experts import Placement
 from cluster.request import Generation, Piece, Sampling
+from deployments.engines.engine import ExpertReport
 from deployments.engines.torch_engine.engine import TorchEngine
 from deployments.engines.torch_engine.parallel import follow
 from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
@@ -97,6 +100,17 @@ async def texts(engine: TorchEngine) -> list[str]:
     return ["".join(piece.text for piece in got) for got in await asyncio.gather(*asked)]
 
 
+@pytest.fixture(scope="module")
+def alone(spec: EngineSpec) -> list[str]:
+    """What one rank answers."""
+
+    async def ask() -> list[str]:
+        async with running(spec) as (engine, _):
+            return await texts(engine)
+
+    return asyncio.run(ask())
+
+
 async def test_one_two_and_four_ranks_give_the_same_tokens(spec: EngineSpec) -> None:
     outcomes, routed = [], []
     for ranks in (1, 2, 4):
@@ -124,20 +138,48 @@ async def test_an_answer_cut_on_one_rank_goes_on_upon_two_as_if_it_had_not_been(
                 assert (rest[-1].finish_reason, rest[-1].usage) == (whole[-1].finish_reason, whole[-1].usage)
 
 
-async def test_any_placement_of_experts_gives_the_same_tokens(spec: EngineSpec) -> None:
-    uneven = ((1, 0, 1, 1, 0, 1, 1, 1), (0, 0, 0, 1, 0, 0, 0, 0))
-    async with running(spec) as (engine, _):
-        alone = await texts(engine)
-    async with running(replace(spec, ranks=2, expert_rank=uneven)) as (engine, _):
+PLACEMENTS = {
+    "any order": Placement(ranks=2, slots=((3, 1, 6, 4, 0, 2, 5, 7), (0, 1, 2, 7, 4, 5, 6, 3))),
+    "copies": Placement(ranks=2, slots=((3, 1, 6, 4, 0, 0, 2, 5, 7, 3), (0, 1, 2, 7, 4, 5, 6, 3, 2, 1))),
+    "copies on four": Placement(
+        ranks=4, slots=((0, 1, 2, 0, 3, 4, 0, 5, 6, 0, 7, 1), (7, 6, 5, 7, 4, 3, 7, 2, 1, 0, 7, 1))
+    ),
+    "every expert everywhere": Placement(ranks=2, slots=((*range(8), *reversed(range(8))),) * 2),
+}
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS.keys())
+async def test_any_placement_of_experts_gives_the_same_tokens(
+    spec: EngineSpec, alone: list[str], placement: Placement
+) -> None:
+    redundant = len(placement.slots[0]) - 8
+    placed = replace(spec, ranks=placement.ranks, redundant=redundant, placement=placement)
+    async with running(placed) as (engine, _):
         assert await texts(engine) == alone
         experts = engine.report().experts
         assert experts is not None
-        assert experts.slots == ((1, 4, 0, 2, 3, 5, 6, 7), (0, 1, 2, 4, 5, 6, 7, 3))
+        assert experts.slots == placement.slots
+        assert experts.tokens.sum(axis=(0, 2, 3)).tolist() == [routed_rows()] * 2, "each routed row is counted once"
+        assert_counted_where_held(experts)
+
+
+def routed_rows() -> int:
+    """Of `texts` and the first step: two experts for every prompt token and every answer token but the last."""
+    return 2 * (sum(10 + 13 * i + 24 - 1 for i in range(9)) + 8 + 2 - 1)
+
+
+def assert_counted_where_held(experts: ExpertReport) -> None:
+    """No rank computed for an expert that it does not hold."""
+    number, ranks = experts.window.shape[1:]
+    for layer, slots in enumerate(experts.slots):
+        room = len(slots) // ranks
+        held = [[e in slots[rank * room : (rank + 1) * room] for rank in range(ranks)] for e in range(number)]
+        assert not experts.tokens[:, layer][:, ~np.array(held)].any()
 
 
 async def test_a_lost_follower_fails_every_stream_and_the_engine(spec: EngineSpec) -> None:
     address = GroupAddress(host="127.0.0.1", port=free_port())
-    three = replace(spec, ranks=3)  # the third must end, too
+    three = replace(spec, ranks=3, redundant=1)  # the third must end, too
     with followers(three, address) as processes:
         engine = TorchEngine(three, address)
         await engine.start()
@@ -176,7 +218,7 @@ def lead(spec: EngineSpec, address: GroupAddress, ready: Event) -> None:
 def test_followers_end_when_their_leader_is_lost(spec: EngineSpec) -> None:
     context = multiprocessing.get_context("spawn")
     address = GroupAddress(host="127.0.0.1", port=free_port())
-    three, ready = replace(spec, ranks=3), context.Event()
+    three, ready = replace(spec, ranks=3, redundant=1), context.Event()
     with followers(three, address) as processes:
         leader = context.Process(target=lead, args=(three, address, ready))
         leader.start()
