@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 Engine = Literal["torch", "simulated", "vllm", "deepspeed"]
 
@@ -37,10 +37,15 @@ class Vllm(Closed):
 
 
 class Offload(Closed):
-    """Where DeepSpeed keeps the weights that no GPU holds now. A request that takes longer than `limit_s` fails."""
+    """Where DeepSpeed keeps the weights that no GPU holds now.
+
+    An idle engine waits `gather_s` for others to share a batch with the first. A request that takes longer than
+    `limit_s` fails.
+    """
 
     to: Literal["cpu", "nvme"] = "cpu"
     folder: str | None = None
+    gather_s: NonNegativeFloat = 0.5
     limit_s: PositiveFloat = 600.0
 
     @model_validator(mode="after")

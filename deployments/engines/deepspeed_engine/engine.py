@@ -1,0 +1,308 @@
+"""The DeepSpeed engine: for a model that its GPUs cannot hold, built for throughput alone.
+
+A step costs a pass of all weights over the bus, whoever takes part. So one thread gathers what waits into the largest
+batch that the cache holds, and runs it to its end; what arrives meanwhile waits for the next. Streams get their tokens
+as they come. Time limits run on the event loop: they hold even where the thread stands still.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+
+from cluster.errors import EngineFailed, InvalidRequest, Overloaded
+from cluster.family import Tier
+from cluster.request import Generation, Message, Piece, Tool
+from deployments.engines.engine import Emit, EngineReport
+from deployments.engines.limits import most_tokens
+from deployments.engines.torch_engine.chat import ChatTokenizer
+from deployments.engines.torch_engine.streams import Stream, Vocabulary
+
+if TYPE_CHECKING:
+    from deployments.engines.deepspeed_engine.batch import Batch
+    from deployments.engines.deepspeed_engine.zero import OffloadedModel
+
+T = TypeVar("T")
+STOP_S = 30.0  # for the step that runs when told to stop
+_NEWEST = 0.1  # its weight in the means of the report
+log = logging.getLogger(__name__)
+
+
+class DeepSpeedEngine:
+    label = ""
+    structured = False
+    tools = False
+
+    # Set while starting, by the thread, before `start` returns.
+    _model: "OffloadedModel"
+    _tokenizer: ChatTokenizer
+    _vocabulary: Vocabulary
+
+    def __init__(self, tier: Tier, device: Literal["cpu", "cuda"]) -> None:
+        assert tier.offload is not None
+        self.context_tokens = tier.context_tokens
+        self._tier, self._offload, self._device = tier, tier.offload, device
+        self._waiting: dict[str, Stream] = {}
+        self._running: dict[str, Stream] = {}
+        self._limits: dict[str, asyncio.TimerHandle] = {}
+        self._held_tokens = self._steps = 0
+        self._step_ms = self._prefill_us = self._batch_s = 0.0
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._failure: EngineFailed | None = None
+        self._thread = threading.Thread(target=self._run, name="deepspeed-engine", daemon=True)
+
+    async def start(self) -> None:
+        """Raises EngineFailed once start_timeout_s are over, whatever the thread waits for."""
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._thread.start()
+        limit_s = self._tier.start_timeout_s
+        if not (await asyncio.wait((self._ready,), timeout=limit_s))[0]:
+            self._stopping = True
+            self._failure = EngineFailed(
+                f"engine: it has not started in {limit_s:g} s; start_timeout_s allows no more; raise it, or look for "
+                "what it waits for"
+            )
+            self._settle(self._failure)
+        await self._ready
+
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+        return self._tokenizer.encode(messages)
+
+    def submit(self, generation: Generation, emit: Emit) -> None:
+        self.check()
+        key = generation.request_id
+        stream = Stream(
+            generation=generation,
+            max_tokens=most_tokens(
+                generation,
+                vocab=self._model.vocab,
+                context_tokens=self.context_tokens,
+                kv_tokens=self._tier.kv_tokens,
+            ),
+            emit=emit,
+            submitted_s=time.perf_counter(),
+        )
+        if (over := stream.resume(self._vocabulary)) is not None:
+            emit(over)
+            return
+        with self._wake:
+            if key in self._waiting or key in self._running:
+                raise InvalidRequest(f"request_id: {key!r} is running; a new one is allowed; choose another")
+            if len(self._waiting) >= self._tier.max_waiting:
+                raise Overloaded(
+                    f"engine: {len(self._waiting)} requests wait; at most {self._tier.max_waiting} are allowed; "
+                    "send it again later",
+                    retry_after_s=self._retry_s,
+                )
+            self._waiting[key] = stream
+            self._wake.notify()
+        self._limits[key] = self._loop.call_later(self._offload.limit_s, self._expire, stream)
+
+    def cancel(self, request_id: str) -> None:
+        if (limit := self._limits.pop(request_id, None)) is not None:
+            limit.cancel()
+        with self._wake:
+            stream = self._waiting.pop(request_id, None) or self._running.pop(request_id, None)
+        if stream is not None:
+            stream.open = False
+
+    def report(self) -> EngineReport:
+        with self._wake:
+            return EngineReport(
+                running=len(self._running),
+                waiting=len(self._waiting),
+                waiting_prefill_tokens=sum(_known(stream) for stream in self._waiting.values()),
+                kv_used_tokens=self._held_tokens,
+                kv_capacity_tokens=self._tier.kv_tokens,
+                steps=self._steps,
+                step_ms=self._step_ms,
+                prefill_us_per_token=self._prefill_us,
+            )
+
+    def check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    async def stop(self) -> None:
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, STOP_S)
+
+    @property
+    def _retry_s(self) -> float:
+        return min(60.0, max(1.0, self._batch_s))
+
+    def _expire(self, stream: Stream) -> None:
+        """On the loop: its time is over, in the queue or in a batch, even if that stands still."""
+        key, limit_s = stream.generation.request_id, self._offload.limit_s
+        began = key in self._running
+        self.cancel(key)
+        error = (
+            InvalidRequest(
+                f"engine: the answer had {stream.tokens} tokens when {limit_s:g} s were over; offload.limit_s allows "
+                "no more; lower max_tokens, or ask another model",
+                param="max_tokens",
+                code="time_limit_exceeded",
+            )
+            if began
+            else Overloaded(
+                f"engine: no place in a batch for {limit_s:g} s; offload.limit_s allows no more; send it again later",
+                retry_after_s=self._retry_s,
+            )
+        )
+        stream.emit(Piece(error=error))
+
+    def _run(self) -> None:
+        """The thread's life: load, tell that it is ready, run batches until told to stop or something fails."""
+        failure = EngineFailed("engine: it was stopped; a running one is needed; send the request again")
+        try:
+            self._load()
+            self._call(self._settle, None)
+            with torch.inference_mode():
+                while (streams := self._gathered()) is not None:
+                    self._run_batch(streams)
+        except Exception as error:
+            log.exception("the DeepSpeed engine cannot go on")
+            # What went wrong is for the log alone: clients cannot mend it.
+            failure = EngineFailed("engine: it failed; its replica is being replaced; send the request again")
+            self._call(self._settle, error)
+        if hasattr(self, "_model"):
+            self._model.close()
+        self._give_up(failure)
+
+    def _load(self) -> None:
+        os.environ["DS_ACCELERATOR"] = self._device  # read once, by the import
+        from deployments.engines.deepspeed_engine.zero import OffloadedModel
+
+        if self._device == "cpu":
+            torch.set_num_threads(1)
+        self._tokenizer = ChatTokenizer(Path(self._tier.checkpoint), self.context_tokens)
+        self._model = OffloadedModel(self._tier, self._device)
+        self._vocabulary = Vocabulary(bytes_of=self._tokenizer.bytes_of, end_tokens=self._model.end_tokens)
+
+    def _gathered(self) -> list[Stream] | None:
+        """The streams of the next batch, which run from now on. None where the engine is to stop."""
+        tier = self._tier
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopping or self._waiting)
+            # Whoever comes just too late would wait for a whole batch.
+            self._wake.wait_for(
+                lambda: self._stopping or len(self._waiting) >= tier.max_running, self._offload.gather_s
+            )
+            if self._stopping:
+                return None
+            chosen = fitting(tuple(self._waiting.values()), tier.max_running, tier.kv_tokens)
+            for stream in chosen:
+                key = stream.generation.request_id
+                self._running[key] = self._waiting.pop(key)
+        return chosen
+
+    def _run_batch(self, streams: list[Stream]) -> None:
+        from deployments.engines.deepspeed_engine.batch import Batch
+
+        began_s = time.perf_counter()
+        for stream in streams:
+            stream.began_s = began_s
+        batch = Batch(self._model, [stream.generation for stream in streams], self._tier.prefill_chunk_tokens)
+        while streams and not self._stopping:
+            step_began_s = time.perf_counter()
+            unread = batch.unread_tokens
+            rows = batch.step()
+            self._measure(batch, unread, time.perf_counter() - step_began_s)
+            pieces = [(s, s.take(row, self._vocabulary)) for s, row in zip(streams, rows or (), strict=False)]
+            ended = [piece.last for _, piece in pieces] or [False] * len(streams)
+            self._forget([s for s, over in zip(streams, ended, strict=True) if over])
+            self._call(self._deliver, pieces)
+            kept = [row for row, s in enumerate(streams) if s.open and not ended[row]]
+            if len(kept) < len(streams):
+                batch.keep(kept)
+                streams = [streams[row] for row in kept]
+        self._held_tokens = 0
+        self._batch_s = _mean(self._batch_s, time.perf_counter() - began_s)
+
+    def _measure(self, batch: "Batch", unread_tokens: int, wall_s: float) -> None:
+        self._steps += 1
+        self._held_tokens = batch.held_tokens
+        read_tokens = unread_tokens - batch.unread_tokens
+        if read_tokens:
+            self._prefill_us = _mean(self._prefill_us, wall_s * 1e6 / read_tokens)
+        else:
+            self._step_ms = _mean(self._step_ms, wall_s * 1e3)
+
+    def _forget(self, streams: Sequence[Stream]) -> None:
+        """Their ids are free, unless they were cancelled and serve other streams by now."""
+        with self._wake:
+            for stream in streams:
+                if self._running.get(stream.generation.request_id) is stream:
+                    del self._running[stream.generation.request_id]
+
+    def _deliver(self, pieces: Sequence[tuple[Stream, Piece]]) -> None:
+        """On the loop."""
+        for stream, piece in pieces:
+            if not stream.open:
+                continue
+            key = stream.generation.request_id
+            if piece.last:
+                stream.open = False
+                self._limits.pop(key).cancel()
+            try:
+                stream.emit(piece)
+            except Exception:
+                log.exception("%s: its receiver failed; the stream is cancelled", key)
+                self.cancel(key)
+
+    def _give_up(self, failure: EngineFailed) -> None:
+        """The thread's last act: every stream learns that no more will come, and no other is accepted."""
+        with self._wake:
+            self._failure = self._failure or failure
+            left = [(s, Piece(error=self._failure)) for s in (*self._running.values(), *self._waiting.values())]
+            self._running.clear()
+            self._waiting.clear()
+        self._call(self._deliver, left)
+
+    def _settle(self, error: Exception | None) -> None:
+        """On the loop: let `start` return or raise, where it waits."""
+        if self._ready.done():
+            return
+        if error is None:
+            self._ready.set_result(None)
+        else:
+            self._ready.set_exception(error)
+
+    def _call(self, function: Callable[[T], None], argument: T) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(function, argument)
+
+
+def fitting(waiting: Sequence[Stream], rows: int, kv_tokens: int) -> list[Stream]:
+    """Who goes next: by priority, then by age, as many as the cache holds when all rows are as long as the longest.
+
+    The first always goes, so that none waits for ever.
+    """
+    chosen: list[Stream] = []
+    prompt = answer = 0
+    for stream in sorted(waiting, key=lambda stream: -stream.generation.priority):
+        longer = max(prompt, _known(stream)), max(answer, stream.max_tokens - len(stream.generation.given))
+        if len(chosen) < rows and (not chosen or (len(chosen) + 1) * sum(longer) <= kv_tokens):
+            chosen.append(stream)
+            prompt, answer = longer
+    return chosen
+
+
+def _known(stream: Stream) -> int:
+    return len(stream.generation.prompt) + len(stream.generation.given)
+
+
+def _mean(old: float, new: float) -> float:
+    return old + _NEWEST * (new - old) if old else new
