@@ -29,6 +29,9 @@ def build(tier: Tier, accelerator: Literal["cpu", "cuda"], group: ExpertGroup) -
                 dtype=tier.dtype,
                 device=accelerator,
                 ranks=tier.ranks,
+                redundant=tier.experts.redundant,
+                rebalance=tier.experts.rebalance,
+                window_s=tier.experts.window_s,
                 specialists=tier.specialists,
             )
             return TorchEngine(spec, group.launch(spec))
