@@ -57,6 +57,10 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             from deployments.load.command import load as send
 
             return send(arguments, console)
+        case "experts":
+            from deployments.experts_command import experts
+
+            return experts(arguments, console)
         case "keys":
             _keys(family, arguments, console)
     return 0
@@ -73,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--json", action="store_true")
     add_arguments(commands.add_parser("simulate", help="replay a workload on this cluster without GPUs"))
     load_options.add_arguments(commands.add_parser("load", help="send a workload to a live server and measure"))
+    experts = commands.add_parser("experts", help="where experts lie in a running server, and who uses them")
+    experts.add_argument("--url", default="http://127.0.0.1:8000", help="of the gateway; default: %(default)s")
+    experts.add_argument("--tier", help="only this one")
+    experts.add_argument("--json", action="store_true")
+    experts.add_argument("--plot", metavar="FILE.png", type=Path, help="heat maps of experts, domains and ranks")
     keys = commands.add_parser("keys", help="API keys")
     verbs = keys.add_subparsers(dest="verb", required=True)
     create = verbs.add_parser("create", help="make a key; it is shown this once")
