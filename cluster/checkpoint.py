@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cluster.family import Tier
 
 Dtype = Literal["float32", "bfloat16"]
+Accelerator = Literal["cpu", "cuda"]
 BITS: dict[Dtype, int] = {"float32": 32, "bfloat16": 16}
 QUANTISED_BITS = {"fp8": 8, "fbgemm_fp8": 8, "mxfp4": 4}
 LEAST_BITS = 4  # of a quantisation that does not say
@@ -167,47 +168,51 @@ def _bits(given: Mapping[str, Any] | None) -> int | None:
     return bits or QUANTISED_BITS.get(str(given.get("quant_method")), LEAST_BITS)
 
 
-def faults(tier: "Tier", shape: Shape | None, gpu_bytes: int | None) -> tuple[str, ...]:
+def faults(tier: "Tier", shape: Shape | None, *, accelerator: Accelerator, gpu_bytes: int | None) -> tuple[str, ...]:
     """What is wrong with a tier, each as `path: given; allowed; mend`; without a shape, what needs no checkpoint.
 
     `gpu_bytes`: the memory of each of its GPUs, where it is known. The simulated engine takes the settings of every
     other, since a rehearsal puts it in their place, and reads no checkpoint.
     """
-    found = [*_settings(tier)]
+    found = [*_settings(tier, accelerator)]
     if shape is None or tier.engine == "simulated":
         return tuple(found)
     if tier.engine == "torch" and shape.model_type != "glm4_moe":
-        return (*found, f"engine: torch; model_type glm4_moe is allowed, not {shape.model_type}; choose vllm")
+        mend = "choose vllm, or another checkpoint"
+        return (*found, f"engine: torch with model_type {shape.model_type}; it computes glm4_moe alone; {mend}")
     found += _split(tier, shape)
     if tier.engine == "vllm":
         found += _vllm(tier.vllm or Vllm(), shape, tier)
     if tier.context_tokens > shape.context_tokens:
-        found.append(
-            f"context_tokens: {tier.context_tokens}; at most the checkpoint's {shape.context_tokens}; lower it"
-        )
+        most = shape.context_tokens
+        found.append(f"context_tokens: {tier.context_tokens}; at most the checkpoint's {most} are allowed; lower it")
     if gpu_bytes is not None and not found:
         found += _memory(tier, shape, gpu_bytes)
     return tuple(found)
 
 
-def _settings(tier: "Tier") -> Iterator[str]:
-    for path, given, engine in (("vllm", tier.vllm, "vllm"), ("offload", tier.offload, "deepspeed")):
-        if given is not None and tier.engine not in (engine, "simulated"):
-            yield f"{path}: given with engine {tier.engine}; {engine} takes it; leave it out or choose that engine"
+def _settings(tier: "Tier", accelerator: Accelerator) -> Iterator[str]:
     redundant, vllm = tier.experts.redundant, tier.vllm or Vllm()
-    if redundant and tier.ranks == 1:
-        yield f"experts.redundant: {redundant}; 0 is allowed on one rank, which holds every expert; raise ranks"
-    elif redundant and tier.engine == "deepspeed":
+    if tier.vllm is not None and tier.engine not in ("vllm", "simulated"):
+        yield f"vllm: given with engine {tier.engine}; engine vllm takes it; leave it out or choose that engine"
+    if redundant and tier.engine == "deepspeed":
         yield f"experts.redundant: {redundant}; 0 is allowed with engine deepspeed; choose torch or vllm for copies"
-    elif redundant and tier.engine == "vllm" and not vllm.expert_parallel:
-        yield f"experts.redundant: {redundant}; 0 is allowed without vllm.expert_parallel; set that to true"
-    if tier.vllm is not None or tier.engine == "vllm":
+    elif redundant and tier.ranks == 1:
+        yield f"experts.redundant: {redundant}; 0 is allowed on one rank, which holds every expert; raise ranks"
+    elif redundant and tier.engine == "vllm" and not (vllm.expert_parallel and tier.experts.rebalance):
+        yield (
+            f"experts.redundant: {redundant}; 0 is allowed where vLLM balances no experts; set vllm.expert_parallel "
+            "and experts.rebalance"
+        )
+    if tier.engine == "vllm" or (tier.engine == "simulated" and tier.vllm is not None):
         tensor, data = vllm.tensor_parallel, vllm.data_parallel
         if tensor * data != tier.ranks:
             yield (
                 f"vllm: tensor_parallel {tensor} x data_parallel {data}; their product is the ranks, {tier.ranks}; "
                 "mend one of the three"
             )
+    if tier.engine == "vllm" and accelerator == "cpu" and tier.ranks > 1:
+        yield f"ranks: {tier.ranks}; vLLM computes with 1 on accelerator cpu; set ranks to 1 or choose engine torch"
 
 
 def _split(tier: "Tier", shape: Shape) -> Iterator[str]:
@@ -243,37 +248,33 @@ def _vllm(vllm: Vllm, shape: Shape, tier: "Tier") -> Iterator[str]:
         )
     if shape.dense:
         return
-    if vllm.expert_parallel and tier.ranks > 1 and shape.model_type not in VLLM_BALANCES:
+    balanced = vllm.expert_parallel and tier.experts.rebalance and tier.ranks > 1
+    if balanced and shape.model_type not in VLLM_BALANCES:
         known = ", ".join(VLLM_BALANCES)
-        for path, given, mend in (
-            ("experts.redundant", tier.experts.redundant, "0"),
-            ("experts.rebalance", tier.experts.rebalance, "false"),
-        ):
-            if given:
-                shown = str(given).lower()
-                yield f"{path}: {shown} with {shape.model_type}; vLLM balances {known}; set it to {mend}"
+        yield (
+            f"experts.rebalance: true with {shape.model_type}; vLLM balances {known}; set it to false, and "
+            "experts.redundant to 0"
+        )
     if not vllm.expert_parallel and shape.expert_ffn % tier.ranks:
         yield f"ranks: {tier.ranks}; a divisor of moe_intermediate_size {shape.expert_ffn}; set vllm.expert_parallel"
 
 
 def _memory(tier: "Tier", shape: Shape, gpu_bytes: int) -> Iterator[str]:
-    """torch keeps all but the routed experts on every rank, and `kv_tokens` on each; vLLM splits both by tensors."""
+    """torch keeps all but the routed experts on every rank, and `kv_tokens` on each; vLLM splits both by tensors.
+
+    DeepSpeed brings weights to the GPU layer by layer: nothing here says how much memory it needs.
+    """
     if tier.engine == "deepspeed":
-        weights, kv = shape.weight_bytes(tier.dtype) // tier.ranks, 0
-        fits = tier.offload is not None or weights <= gpu_bytes
-    else:
-        vllm = tier.vllm or Vllm()
-        tensor, data = (vllm.tensor_parallel, vllm.data_parallel) if tier.engine == "vllm" else (1, 1)
-        routed = shape.moe_layers * (shape.experts + tier.experts.redundant) * shape.expert_weights // tier.ranks
-        weights = shape.bytes_of(routed + shape.other_weights // tensor, tier.dtype)
-        parts = min(tensor, shape.kv_heads) * data
-        kv = tier.kv_tokens * shape.kv_values * BITS[tier.dtype] // 8 // parts
-        share = vllm.gpu_memory_utilization if tier.engine == "vllm" else 1.0
-        gpu_bytes = int(share * gpu_bytes)
-        fits = weights + kv <= gpu_bytes
-    if not fits:
+        return
+    vllm = Vllm(gpu_memory_utilization=1) if tier.engine == "torch" else tier.vllm or Vllm()
+    routed = shape.moe_layers * (shape.experts + tier.experts.redundant) * shape.expert_weights // tier.ranks
+    weights = shape.bytes_of(routed + shape.other_weights // vllm.tensor_parallel, tier.dtype)
+    parts = min(vllm.tensor_parallel, shape.kv_heads) * vllm.data_parallel
+    kv = tier.kv_tokens * shape.kv_values * BITS[tier.dtype] // 8 // parts
+    allowed = int(vllm.gpu_memory_utilization * gpu_bytes)
+    if weights + kv > allowed:
         yield (
             f"ranks: {tier.ranks}; on each {weights / GIB:.1f} GiB of weights and {kv / GIB:.1f} GiB for kv_tokens "
-            f"{tier.kv_tokens}; {gpu_bytes / GIB:.1f} GiB are allowed; raise ranks, lower kv_tokens, or give engine "
-            "deepspeed an offload"
+            f"{tier.kv_tokens}; {allowed / GIB:.1f} GiB are allowed; raise ranks, lower kv_tokens, or let engine "
+            "deepspeed offload"
         )

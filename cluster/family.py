@@ -483,7 +483,7 @@ def _unfit(family: Family, tier: Tier) -> tuple[str, ...]:
             return (f"checkpoint: {config}: {error}; a JSON object is needed; fetch the checkpoint again",)
         except CheckpointError as error:
             return (f"checkpoint: {error.message}",)
-    return faults(tier, seen, family.gpu_bytes(tier))
+    return faults(tier, seen, accelerator=family.accelerator, gpu_bytes=family.gpu_bytes(tier))
 
 
 def _anchored(family: Family, folder: Path) -> Family:
