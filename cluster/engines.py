@@ -25,7 +25,8 @@ class Experts(Closed):
 class Vllm(Closed):
     """How vLLM splits a tier over its ranks: `tensor_parallel` * `data_parallel` of them.
 
-    With `expert_parallel`, routed experts are split over all of them and balanced by vLLM's own EPLB.
+    With `expert_parallel`, routed experts are split over all of them and balanced by vLLM's own EPLB. `tool_parser`:
+    the name of vLLM's parser of the model's tool calls.
     """
 
     tensor_parallel: PositiveInt = 1
@@ -33,7 +34,17 @@ class Vllm(Closed):
     expert_parallel: bool = False
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     tool_parser: str | None = None
-    sleep: bool = False
+
+    @property
+    def executor(self) -> Literal["uni", "mp", "ray"]:
+        """Who runs the ranks. Ray, one in each bundle of the replica's placement group, on one node or several.
+
+        Where ranks are copies of the model, processes of the replica, on its node: each copy would ask Ray for the same
+        bundles.
+        """
+        if self.data_parallel > 1:
+            return "mp"
+        return "ray" if self.tensor_parallel > 1 else "uni"
 
 
 class Offload(Closed):

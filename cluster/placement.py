@@ -214,11 +214,30 @@ def observed_cells(nodes: Iterable[Node]) -> tuple[CellState, ...]:
 def bundles(served: Tier | Video, accelerator: Literal["cpu", "cuda"]) -> list[dict[str, float]]:
     """What one replica reserves: a bundle per rank of a tier, one for all the GPUs of a video replica.
 
-    A rank on CPU names a slot of its cell and next to no CPU: a laptop has fewer cores than the family has ranks.
+    Ranks that are processes of their replica share its bundle. A rank on CPU names a slot of its cell and next to no
+    CPU: a laptop has fewer cores than the family has ranks.
     """
     if isinstance(served, Video):
         return [_bundle(served.gpus, accelerator)]
+    if _executor(served) == "mp":
+        return [_bundle(served.ranks, accelerator)]
     return [_bundle(1, accelerator) for _ in range(served.ranks)]
+
+
+def own_share(tier: Tier, accelerator: Literal["cpu", "cuda"]) -> dict[str, float]:
+    """What the process of the replica takes of its first bundle: all of it, where it is a rank itself.
+
+    vLLM's ranks on Ray are actors in these bundles, and find the GPU of each free.
+    """
+    first = dict(bundles(tier, accelerator)[0])
+    if _executor(tier) == "ray":
+        first.pop("GPU", None)
+    return first
+
+
+def _executor(tier: Tier) -> Literal["uni", "mp", "ray"]:
+    """Whose processes the ranks are; other engines than vLLM start followers themselves, beside rank 0."""
+    return tier.vllm.executor if tier.engine == "vllm" and tier.vllm is not None else "uni"
 
 
 def _bundle(gpus: int, accelerator: Literal["cpu", "cuda"]) -> dict[str, float]:

@@ -5,15 +5,15 @@ Tiers are applications of their own so that one of them can be changed, or fail,
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from cluster.family import Family
+from cluster.family import Family, Tier
 from cluster.fleet import CellState
-from cluster.placement import bundles, observed_cells, plan, reach, require, selector, strategy
+from cluster.placement import bundles, observed_cells, own_share, plan, reach, require, selector, strategy
 from deployments.change import of_replicas
 from deployments.control.fleet import APP, as_nodes, tier_app
 from deployments.control.start import ON_HEAD
@@ -84,7 +84,7 @@ def _tier(family: Family, key: str, replicas: int, cells: Sequence[CellState]) -
         max_constructor_retry_count=CONSTRUCTOR_TRIES,
         graceful_shutdown_timeout_s=60,
         placement_group_strategy=strategy(tier, cells),
-        **_reserved(bundles(tier, family.accelerator), reach(tier.ranks, cells)),
+        **_reserved(tier, family.accelerator, reach(tier.ranks, cells)),
     )
     gateway = family.gateway
     return deployment.bind(key, tier, family.accelerator, gateway.coalesce_ms, gateway.coalesce_above_streams)
@@ -102,16 +102,16 @@ def _version(family: Family, key: str) -> str:
     return hashlib.sha256(repr(of_replicas(family.tiers[key])).encode()).hexdigest()[:16]
 
 
-def _reserved(bundles: list[dict[str, float]], cells: tuple[str, ...]) -> dict[str, Any]:
-    """One placement group per replica, one bundle per rank; the replica itself takes its share of the first."""
-    first = dict(bundles[0])
+def _reserved(tier: Tier, accelerator: Literal["cpu", "cuda"], cells: tuple[str, ...]) -> dict[str, Any]:
+    """One placement group per replica; the replica itself takes its share of the first bundle."""
+    reserved, own = bundles(tier, accelerator), own_share(tier, accelerator)
     return {
-        "placement_group_bundles": bundles,
-        "placement_group_bundle_label_selector": [selector(cells)] * len(bundles),
+        "placement_group_bundles": reserved,
+        "placement_group_bundle_label_selector": [selector(cells)] * len(reserved),
         "ray_actor_options": {
-            "num_cpus": first.pop("CPU", 0),
-            "num_gpus": first.pop("GPU", 0),
-            "resources": first,
+            "num_cpus": own.pop("CPU", 0),
+            "num_gpus": own.pop("GPU", 0),
+            "resources": own,
         },
     }
 

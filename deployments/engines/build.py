@@ -2,7 +2,6 @@
 
 from typing import Literal, assert_never
 
-from cluster.errors import ConfigurationError
 from cluster.family import Tier
 from deployments.engines.engine import Engine
 from deployments.ranks import ExpertGroup
@@ -40,6 +39,8 @@ def build(tier: Tier, accelerator: Literal["cpu", "cuda"], group: ExpertGroup) -
 
             return DeepSpeedEngine(tier, accelerator)
         case "vllm":
-            raise ConfigurationError(f"engine: {tier.engine}: not built in; torch and simulated are; choose one")
+            from deployments.engines.vllm_engine.engine import VllmEngine
+
+            return VllmEngine(tier, accelerator)
         case never:
             assert_never(never)
