@@ -12,7 +12,7 @@ from virtual_time import run
 
 from cluster.errors import ContextTooLong, EngineFailed
 from cluster.request import Piece, TokenLogprob, Usage
-from deployments.stream import Answer, Outcome, Sweeper
+from deployments.stream import BEAT, BEAT_S, Answer, Outcome, Sweeper
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=5)
 END = Piece(tokens=1, text="end", finish_reason="stop", usage=USAGE)
@@ -38,7 +38,8 @@ class Reader:
     def events(self) -> list[Any]:
         lines = b"".join(data for _, data, _ in self.writes).decode().split("\n\n")
         assert lines.pop() == ""
-        return [json.loads(line.removeprefix("data: ")) for line in lines if line != "data: [DONE]"]
+        lines = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        return [json.loads(line) for line in lines if line != "[DONE]"]
 
     def text(self) -> str:
         deltas = (choice["delta"] for event in self.events() for choice in event["choices"])
@@ -161,6 +162,21 @@ def test_ids_leave_with_the_next_bytes_and_none_without() -> None:
             await emit(reader.answer, Piece(tokens=1, ids=(5,)))
             reader.answer.fail(EngineFailed("gone"))
         assert reader.ids == [[0, 1], [2, 3, 4]]
+
+    run(scenario())
+
+
+def test_a_begun_stream_whose_tokens_show_no_text_says_that_it_lives_with_their_ids() -> None:
+    async def scenario() -> None:
+        reader = Reader()
+        silent = [Piece(tokens=1, ids=(id,)) for id in range(1, 46)]
+        await emit(reader.answer, Piece(tokens=1, ids=(0,), text="so"), *silent, every_s=0.1)
+        beats = [(at_s, data) for at_s, data, _ in reader.writes[1:]]
+        assert [at_s for at_s, _ in beats] == pytest.approx([BEAT_S, 2 * BEAT_S], abs=0.11)
+        assert {data for _, data in beats} == {BEAT}
+        assert [id for ids in reader.ids for id in ids] == list(range(len([id for ids in reader.ids for id in ids])))
+        await emit(reader.answer, END)
+        assert reader.text() == "soend"
 
     run(scenario())
 

@@ -107,7 +107,7 @@ class World:
         handles: Any = {"mini": Handle(replicas)}
         self.courses = Courses(spec, handles, Streamed(), desk, self.metrics)  # type: ignore[arg-type]
 
-    def open(self, *, stream: bool = True) -> Course:
+    def open(self, *, stream: bool = True, **sampling: Any) -> Course:
         asked = Asked(
             request_id="req",
             range=Range(("mini",), "a test", False),
@@ -117,7 +117,7 @@ class World:
             prompt_tokens=3,
             arrived_s=0.0,
         )
-        return Course(self.courses, chat(stream=stream, seed=7), asked)
+        return Course(self.courses, chat(stream=stream, seed=7, **sampling), asked)
 
     def counted(self, name: str) -> float:
         return self.metrics._registry.get_sample_value(name, {"tier": "mini"}) or 0.0
@@ -279,6 +279,31 @@ def test_the_desk_hears_once_of_a_client_that_leaves(play: Play, after_s: float)
         assert world.courses.ongoing.total() == 0
 
     play(scenario, [said(1), 1000.0], wait_s=1.0)
+
+
+def test_an_answer_held_to_a_schema_goes_on_elsewhere_only_while_its_client_has_none_of_it(play: Play) -> None:
+    async def unread(world: World) -> None:
+        assert await read(world.open(json_schema="{}")) == b"<1>" + DONE
+        assert [asked.given for asked in world.replicas.asked] == [(), ()]
+
+    async def begun(world: World) -> None:
+        course = world.open(json_schema="{}")
+        assert await course.next(10.0) == b"<1><2>"
+        with pytest.raises(ReplicaLost, match="lost behind 2 tokens; an answer held to a JSON schema cannot go on"):
+            await course.next(10.0)
+        course.close()
+        assert len(world.replicas.asked) == 1
+        assert world.counted("moray_retries_refused_total") == 1
+        assert world.courses.ongoing.total() == 0
+
+    async def whole(world: World) -> None:
+        course = world.open(stream=False, json_schema="{}")
+        assert (await course.whole()).body == b"whole"
+        course.close()
+
+    play(unread, [LOST], [said(1), LAST])
+    play(begun, [said(1, 2), LOST], [said(3), LAST])
+    play(whole, [said(1, 2), LOST], [said(3), LAST])
 
 
 def test_every_stream_of_a_lost_replica_goes_on_at_once(play: Play) -> None:

@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from cluster.errors import EngineFailed, InvalidRequest, NotFound, Overloaded
 from cluster.family import load
-from cluster.request import Chat, Piece, Sampling, Served, TokenLogprob, Usage
+from cluster.request import Chat, Piece, Sampling, Served, TokenLogprob, ToolCall, Usage
 from deployments.gateway.wire import (
     ChatStream,
     completion,
@@ -162,6 +162,41 @@ def test_an_unstreamed_answer_is_a_chat_completion(top_logprobs: int | None) -> 
     assert (choice.logprobs is None) == (top_logprobs is None)
     assert answer.usage is not None
     assert answer.usage.total_tokens == 7
+
+
+CALLS = Piece(
+    finish_reason="tool_calls",
+    tool_calls=(
+        ToolCall(id="call_a", name="look_up", arguments='{"what":"é\\n"}'),
+        ToolCall(id="call_b", name="add", arguments="not JSON"),
+    ),
+)
+
+
+def test_calls_are_streamed_whole_each_in_its_own_delta() -> None:
+    stream = ChatStream(chat())
+    *chunks, done = events(stream.role() + stream.end(CALLS, USAGE))
+    first, *calls, last = (chunk(one).choices[0] for one in chunks)
+    assert first.delta.role == "assistant"
+    told = [call for choice in calls for call in choice.delta.tool_calls or ()]
+    assert [(call.index, call.id, call.type) for call in told] == [(0, "call_a", "function"), (1, "call_b", "function")]
+    functions = [call.function for call in told if call.function is not None]
+    assert [(one.name, one.arguments) for one in functions] == [(one.name, one.arguments) for one in CALLS.tool_calls]
+    assert [choice.finish_reason for choice in (first, *calls)] == [None] * 3
+    assert (last.finish_reason, last.delta.tool_calls, done) == ("tool_calls", None, "[DONE]")
+
+
+@pytest.mark.parametrize(("text", "content"), [("", None), ("Let me look.", "Let me look.")])
+def test_an_unstreamed_answer_with_calls_has_no_content_but_text_before_them(text: str, content: str | None) -> None:
+    body = json.loads(completion(chat(), text, (), CALLS, USAGE))
+    (choice,) = ChatCompletion.model_validate(body, strict=True).choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", content)
+    functions = [call.function for call in choice.message.tool_calls or () if call.type == "function"]
+    assert [(one.name, one.arguments) for one in functions] == [(one.name, one.arguments) for one in CALLS.tool_calls]
+
+
+def test_an_answer_without_calls_says_nothing_of_them() -> None:
+    assert "tool_calls" not in completion(chat(), "hi", (), STOP, USAGE).decode()
 
 
 def test_an_error_is_openais_error_object() -> None:
