@@ -6,6 +6,7 @@ HAProxy's folder and replica ports unless told otherwise, so all of them are dra
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import secrets
@@ -27,6 +28,8 @@ NODE_STORE_BYTES = 80 * 1024 * 1024  # of a simulated node: little more than Ray
 HEAD_CPUS = 2
 STOP_S = 10.0
 NODES_STOP_S = 2.0
+EXTRAS = ("vllm", "deepspeed")  # engines whose package, of the same name, is installed on demand
+PIPELINE = "WanPipeline"
 PORT_RANGE = (10_000, 32_000)
 REPLICA_PORTS = 60  # of each kind; a released one rests for minutes before it is used again
 LONGEST_PARENT = 17  # HAProxy takes socket paths of 97 bytes, of which our folder, Serve's and the name need 80
@@ -44,35 +47,50 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
-def check_checkpoints(family: Family) -> None:
-    """Raises ConfigurationError where a folder is missing or of another kind: a tier that sleeps would tell its first
-    caller only. Whether it is whole, and fits into memory, the engine finds out.
-    """
+def check_engines(family: Family) -> None:
+    """Raises ConfigurationError where an engine's package is not installed. A replica would tell it in its log only."""
     faults = [
-        f"{family.name}: tiers.{key}.checkpoint: {fault}"
+        f"{family.name}: tiers.{key}.engine: {tier.engine}; the package {tier.engine} is not installed here; "
+        f"pip install 'moray[{tier.engine}]', or choose another engine"
         for key, tier in family.tiers.items()
-        if tier.engine != "simulated"
-        and (fault := _fault(Path(tier.checkpoint), "config.json", ("model_type", "glm4_moe")))
+        if tier.engine in EXTRAS and importlib.util.find_spec(tier.engine) is None
     ]
-    if family.video is not None and family.video.engine != "simulated":
-        fault = _fault(Path(family.video.checkpoint), "model_index.json", ("_class_name", "WanPipeline"))
-        faults += [f"{family.name}: video.checkpoint: {fault}"] if fault else []
     if faults:
         raise ConfigurationError("\n".join(faults))
 
 
-def _fault(folder: Path, name: str, kind: tuple[str, str]) -> str:
-    """What is wrong with a checkpoint at first sight; empty where nothing is."""
-    key, allowed = kind
-    if not folder.is_dir():
-        mend = "mend the path, or fetch or train it first"
-        return f"{folder}: no such directory; the folder of a checkpoint is needed; {mend}"
+def check_checkpoints(family: Family) -> None:
+    """Raises ConfigurationError where a folder is missing, or a video checkpoint is of another kind: a tier that sleeps
+    would tell its first caller only. What a language checkpoint says of itself was judged when the family was loaded.
+    """
+    found = [
+        (f"tiers.{key}", _missing(Path(tier.checkpoint)))
+        for key, tier in family.tiers.items()
+        if tier.engine != "simulated"
+    ]
+    if family.video is not None and family.video.engine != "simulated":
+        folder = Path(family.video.checkpoint)
+        found.append(("video", _missing(folder) or _no_pipeline(folder)))
+    faults = [f"{family.name}: {path}.checkpoint: {fault}" for path, fault in found if fault]
+    if faults:
+        raise ConfigurationError("\n".join(faults))
+
+
+def _missing(folder: Path) -> str:
+    """The fault; empty where there is none."""
+    mend = "mend the path, or fetch or train it first"
+    return "" if folder.is_dir() else f"{folder}: no such directory; the folder of a checkpoint is needed; {mend}"
+
+
+def _no_pipeline(folder: Path) -> str:
+    """What is wrong with a video checkpoint at first sight; empty where nothing is."""
+    index = folder / "model_index.json"
     try:
-        given = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
+        given = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
-        return f"{folder / name}: {error}; a JSON object is needed; fetch the checkpoint again"
-    if given != allowed:
-        return f"{folder / name}: {key} is {given!r}; {allowed!r} is allowed; give another checkpoint"
+        return f"{index}: {error}; a JSON object is needed; fetch the checkpoint again"
+    if given != PIPELINE:
+        return f"{index}: _class_name is {given!r}; {PIPELINE!r} is allowed; give another checkpoint"
     return ""
 
 

@@ -48,6 +48,7 @@ def up(source: Source, console: Console, nodes: int | None = None) -> None:
     family = source.load()
     if nodes is None:
         local.check_size(family)
+        local.check_engines(family)
         local.check_checkpoints(family)
     local.check_port(family.gateway.host, family.gateway.port)
     require(plan(family, declared_cells(family)))

@@ -51,6 +51,7 @@ class Update:
         try:
             family = self._source.load()
             changed = change(self._family, family)
+            local.check_engines(family)
             local.check_checkpoints(family)
             require(plan(family, declared_cells(family)))
         except MorayError as error:

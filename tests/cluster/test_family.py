@@ -211,3 +211,68 @@ def test_several_gateways_may_serve_a_family_without_video() -> None:
 def test_a_missing_file_names_the_families_that_ship() -> None:
     with pytest.raises(ConfigurationError, match="give a family file, or one that ships: h200, laptop"):
         load("desktop")
+
+
+def loaded(folder: Path, **tier: Any) -> Family:
+    """The laptop's family from another folder, its mini with other values."""
+    raw = yaml.safe_load(LAPTOP)
+    for each in raw["tiers"].values():
+        each["checkpoint"] = str((BUNDLED / each["checkpoint"]).resolve())
+    raw["tiers"]["mini"] |= tier
+    file = folder / "mine.yaml"
+    file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return load(file)
+
+
+@pytest.mark.parametrize(
+    ("tier", "message"),
+    [
+        ({"ranks": 3}, "ranks: 3; 4 routed experts and 0 redundant slots must split evenly over them; set experts"),
+        ({"experts": {"redundant": 2}}, "experts.redundant: 2; 0 is allowed on one rank"),
+        (
+            {"engine": "vllm", "vllm": {"tensor_parallel": 2}},
+            "vllm: tensor_parallel 2 x data_parallel 1; their product",
+        ),
+        ({"context_tokens": 4096}, "context_tokens: 4096; at most the checkpoint's 2048 are allowed; lower it"),
+    ],
+)
+def test_what_a_checkpoint_that_is_here_cannot_do_is_refused_at_load(
+    tmp_path: Path, tier: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        loaded(tmp_path, **tier)
+    assert caught.value.message.startswith(f"{tmp_path / 'mine.yaml'}: tiers.mini.{message}")
+
+
+def test_what_only_a_checkpoint_could_tell_is_not_refused_where_it_is_not_here(tmp_path: Path) -> None:
+    assert loaded(tmp_path, checkpoint="elsewhere", ranks=3).tiers["mini"].ranks == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "No such file or directory: "),
+        ("{", "Expecting property name"),
+        ("[]", "the fields that transformers saves are needed"),
+        ("{}", "KeyError('num_hidden_layers'); the fields that transformers saves are needed"),
+    ],
+)
+def test_a_folder_without_a_readable_config_is_refused_at_load(
+    tmp_path: Path, config: str | None, message: str
+) -> None:
+    (tmp_path / "damaged").mkdir()
+    if config is not None:
+        (tmp_path / "damaged" / "config.json").write_text(config, encoding="utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        loaded(tmp_path, checkpoint="damaged")
+    assert caught.value.message.startswith(f"{tmp_path / 'mine.yaml'}: tiers.mini.checkpoint: ")
+    assert message in caught.value.message
+
+
+def test_the_memory_of_a_tier_is_the_least_of_the_cells_that_can_hold_its_group() -> None:
+    small, large = {"gpus": 4, "gpu_memory_gib": 24}, {"gpus": 8, "gpu_memory_gib": 131}
+    cells = [{"name": "small"} | small, {"name": "large"} | large, {"name": "untold", "gpus": 8}]
+    family = parse(changed("cells", cells), "mine.yaml")
+    for ranks, gib in ((1, 24), (4, 24), (8, 131), (9, 24)):
+        assert family.gpu_bytes(family.tiers["mini"].model_copy(update={"ranks": ranks})) == gib * 2**30
+    assert load("laptop").gpu_bytes(family.tiers["mini"]) is None

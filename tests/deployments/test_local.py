@@ -1,7 +1,9 @@
 import re
 import secrets
 import socket
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shell import family
@@ -113,9 +115,7 @@ def test_a_rehearsal_needs_a_node_and_one_kind_of_them(tmp_path: Path) -> None:
 
 def test_a_missing_checkpoint_is_refused_before_the_start_and_named(tmp_path: Path) -> None:
     local.check_checkpoints(family(tmp_path))  # simulated engines need none
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "config.json").write_text('{"model_type": "glm4_moe"}')
-    local.check_checkpoints(family(tmp_path, engine="torch", checkpoint=str(tmp_path / "there")))
+    local.check_checkpoints(family(tmp_path, engine="torch", checkpoint=str(tmp_path)))
     with pytest.raises(ConfigurationError) as missing:
         local.check_checkpoints(family(tmp_path, video=True, engine="torch", checkpoint="/nowhere"))
     lines = missing.value.message.splitlines()
@@ -127,17 +127,44 @@ def test_a_missing_checkpoint_is_refused_before_the_start_and_named(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("config", "fault"),
+    ("index", "fault"),
     [
         (
-            '{"model_type": "llama"}',
-            "config.json: model_type is 'llama'; 'glm4_moe' is allowed; give another checkpoint",
+            '{"_class_name": "FluxPipeline"}',
+            "model_index.json: _class_name is 'FluxPipeline'; 'WanPipeline' is allowed; give another checkpoint",
         ),
         ("[]", "a JSON object is needed"),
         ("{", "a JSON object is needed"),
     ],
 )
-def test_a_checkpoint_of_another_kind_is_refused_before_the_start(tmp_path: Path, config: str, fault: str) -> None:
-    (tmp_path / "config.json").write_text(config)
-    with pytest.raises(ConfigurationError, match=re.escape(fault)):
-        local.check_checkpoints(family(tmp_path, engine="torch", checkpoint=str(tmp_path)))
+def test_a_video_checkpoint_of_another_kind_is_refused_before_the_start(tmp_path: Path, index: str, fault: str) -> None:
+    (tmp_path / "model_index.json").write_text(index)
+    served = family(tmp_path, video=True)
+    assert served.video is not None
+    video = served.video.model_copy(update={"checkpoint": str(tmp_path)})
+    with pytest.raises(ConfigurationError, match="tested: video.checkpoint: .*" + re.escape(fault)):
+        local.check_checkpoints(served.model_copy(update={"video": video}))
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings"), [("vllm", {"vllm": {}}), ("deepspeed", {"offload": {"to": "cpu"}})], ids=str
+)
+def test_an_engine_whose_package_is_not_installed_is_refused_with_the_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, engine, None)  # what Python takes for absent
+    with pytest.raises(ConfigurationError) as absent:
+        local.check_engines(family(tmp_path, engine=engine, **settings))
+    assert absent.value.message.splitlines()[0] == (
+        f"tested: tiers.mini.engine: {engine}; the package {engine} is not installed here; "
+        f"pip install 'moray[{engine}]', or choose another engine"
+    )
+
+
+def test_engines_that_need_no_package_of_their_own_are_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for engine in local.EXTRAS:
+        monkeypatch.setitem(sys.modules, engine, None)
+    local.check_engines(family(tmp_path))
+    local.check_engines(family(tmp_path, engine="torch"))

@@ -1,4 +1,5 @@
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,26 @@ def test_what_no_longer_fits_is_not_put_in_place(edited: Edited) -> None:
     edited.look()
     assert edited.applied == []
     assert "not changed: tested: mini[0]: needs 9 GPUs" in edited.said
+
+
+def test_an_engine_that_is_not_installed_is_not_put_in_place(edited: Edited, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    edited.raw["tiers"]["mini"] |= {"engine": "vllm"}
+    edited.write()
+    edited.look()
+    assert edited.applied == []
+    assert "not changed: tested: tiers.mini.engine: vllm; the package vllm is not installed here" in edited.said
+
+
+def test_what_its_checkpoint_cannot_do_is_not_put_in_place(edited: Edited, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "config.json").write_text("{}", encoding="utf-8")
+    edited.raw["tiers"]["mini"] |= {"engine": "torch"}
+    edited.write()
+    edited.look()
+    assert edited.applied == []
+    assert "tiers.mini.checkpoint: " in edited.said
+    assert "the fields that transformers saves are needed" in edited.said
 
 
 def test_what_fails_half_way_is_undone(edited: Edited) -> None:

@@ -41,7 +41,7 @@ def small(folder: Path, port: int, checkpoint: Path) -> dict[str, Any]:
         ),
         "sleepy": _tier("sleepy", max_running=64, replicas={"min": 0, "max": 2, "initial": 0, "idle_s": 3}),
     }
-    (folder / "broken" / "config.json").write_text('{"model_type": "glm4_moe"}')
+    (folder / "broken" / "model.safetensors").write_bytes(b"")
     return {
         "name": "small",
         "accelerator": "cpu",

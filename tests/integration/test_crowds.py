@@ -63,7 +63,7 @@ def test_a_tier_that_cannot_start_says_so_and_starts_once_mended(server: Server,
     for _ in range(2):  # the first waits in vain, the second is told at once
         assert status(server, "broken") == "start_timeout"
     assert serves(server, "turbo")
-    shutil.copy(endless / "config.json", server.scratch / "broken")
+    shutil.copy(endless / "model.safetensors", server.scratch / "broken")
     eventually(lambda: serves(server, "broken"), RESTART_S, "mended")
 
 

@@ -90,8 +90,8 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     (other / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     with starting(stage, only(small_family, checkpoint=str(other))) as server:
         assert refusal(server) == (
-            f"moray: small: tiers.mini.checkpoint: {other / 'config.json'}: model_type is 'llama'; "
-            "'glm4_moe' is allowed; give another checkpoint"
+            f"moray: {server.family}: tiers.mini.engine: torch with model_type llama; it computes glm4_moe alone; "
+            "choose vllm, or another checkpoint"
         )
         assert "Ray" not in server.output
 
