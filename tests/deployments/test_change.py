@@ -46,8 +46,30 @@ def test_only_the_replicas_of_the_changed_tier_are_replaced(before: Family, path
 
 
 @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tiers__mini__experts__redundant": 2}, "tiers.mini.experts.redundant: 0 -> 2"),
+        ({"tiers__mini__experts__rebalance": False}, "tiers.mini.experts.rebalance: True -> False"),
+        ({"tiers__mini__experts__window_s": 9}, "tiers.mini.experts.window_s: 60.0 -> 9.0"),
+        ({"tiers__mini__vllm": {"gpu_memory_utilization": 0.5}}, "tiers.mini.vllm: none -> ..."),
+        (
+            {"tiers__mini__engine": "deepspeed", "tiers__mini__offload": {"to": "cpu"}},
+            "tiers.mini.offload: none -> ...",
+        ),
+    ],
+)
+def test_settings_of_an_engine_replace_the_replicas_that_were_made_from_them(
+    before: Family, changes: dict[str, Any], words: str
+) -> None:
+    made = change(before, edited(before, **changes))
+    assert words in made.words
+    assert made.replaced == made.rerun == ("mini",)
+
+
+@pytest.mark.parametrize(
     ("path", "value"),
     [
+        ("personas", {"math": ["a careful mathematician"]}),
         ("tiers__mini__names", ["mini", "small"]),
         ("tiers__mini__slo__ttft_s", 9),
         ("tiers__mini__price__input_usd_per_mtok", 9),
