@@ -2,32 +2,22 @@
 
 import asyncio
 import multiprocessing
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 
 import numpy as np
 import pytest
 from torch_checkpoint import save_checkpoint
+from torch_group import SAMPLINGS, followers, free_port, ids, nine, pieces, running
 
 from cluster.errors import CheckpointError, EngineFailed
 from cluster.experts import Placement
-from cluster.request import Generation, Piece, Sampling
+from cluster.request import Sampling
 from deployments.engines.engine import ExpertReport
 from deployments.engines.torch_engine.engine import TorchEngine
-from deployments.engines.torch_engine.parallel import follow
 from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
 
 pytestmark = pytest.mark.slow
-
-SAMPLINGS = (
-    Sampling(temperature=0, max_tokens=24),
-    Sampling(temperature=0.9, top_p=0.9, seed=7, max_tokens=24),
-    Sampling(temperature=0.7, seed=8, max_tokens=24, frequency_penalty=0.5, top_logprobs=3),
-)
 
 
 @pytest.fixture(scope="module")
@@ -38,75 +28,13 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def followers(spec: EngineSpec, address: GroupAddress) -> Iterator[list[BaseProcess]]:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=follow, args=(spec, rank, address)) for rank in range(1, spec.ranks)]
-    for process in processes:
-        process.start()
-    try:
-        yield list(processes)
-        for process in processes:
-            process.join(30)
-        assert [process.is_alive() for process in processes] == [False] * len(processes)
-    finally:
-        for process in processes:
-            process.kill()
-
-
-@asynccontextmanager
-async def running(spec: EngineSpec) -> AsyncIterator[tuple[TorchEngine, list[BaseProcess]]]:
-    address = GroupAddress(host="127.0.0.1", port=free_port()) if spec.ranks > 1 else None
-    with followers(spec, address) if address else _nobody() as processes:
-        engine = TorchEngine(spec, address)
-        await engine.start()
-        try:
-            yield engine, processes
-        finally:
-            await engine.stop()
-
-
-@contextmanager
-def _nobody() -> Iterator[list[BaseProcess]]:
-    yield []
-
-
-async def pieces(
-    engine: TorchEngine, key: str, sampling: Sampling, tokens: int = 40, given: tuple[int, ...] = ()
-) -> list[Piece]:
-    got: list[Piece] = []
-    ended = asyncio.Event()
-
-    def emit(piece: Piece) -> None:
-        got.append(piece)
-        if piece.last:
-            ended.set()
-
-    prompt = tuple((7 * i + tokens) % 300 + 3 for i in range(tokens))
-    engine.submit(Generation(request_id=key, prompt=prompt, sampling=sampling, given=given), emit)
-    await asyncio.wait_for(ended.wait(), 60)
-    return got
-
-
-async def texts(engine: TorchEngine) -> list[str]:
-    """Nine streams of different lengths at once."""
-    asked = [pieces(engine, f"{i}", SAMPLINGS[i % 3], 10 + 13 * i) for i in range(9)]
-    return ["".join(piece.text for piece in got) for got in await asyncio.gather(*asked)]
-
-
 @pytest.fixture(scope="module")
-def alone(spec: EngineSpec) -> list[str]:
+def alone(spec: EngineSpec) -> list[tuple[int, ...]]:
     """What one rank answers."""
 
-    async def ask() -> list[str]:
+    async def ask() -> list[tuple[int, ...]]:
         async with running(spec) as (engine, _):
-            return await texts(engine)
+            return ids(await nine(engine))
 
     return asyncio.run(ask())
 
@@ -115,7 +43,7 @@ async def test_one_two_and_four_ranks_give_the_same_tokens(spec: EngineSpec) -> 
     outcomes, routed = [], []
     for ranks in (1, 2, 4):
         async with running(replace(spec, ranks=ranks)) as (engine, _):
-            outcomes.append(await texts(engine))
+            outcomes.append(ids(await nine(engine)))
             report = engine.report()
             assert report.kv_capacity_tokens == 512 * ranks
             assert report.experts is not None
@@ -131,8 +59,7 @@ async def test_an_answer_cut_on_one_rank_goes_on_upon_two_as_if_it_had_not_been(
     async with running(replace(spec, ranks=2)) as (engine, _):
         for whole, sampling in zip(wholes, SAMPLINGS, strict=True):
             for cut in (1, 7, 23):
-                ids = tuple(id for piece in whole[:cut] for id in piece.ids)
-                rest = await pieces(engine, "rest", sampling, given=ids)
+                rest = await pieces(engine, "rest", sampling, given=ids([whole[:cut]])[0])
                 joined = [*whole[:cut], *rest]
                 assert [(piece.text, piece.ids) for piece in joined] == [(piece.text, piece.ids) for piece in whole]
                 assert (rest[-1].finish_reason, rest[-1].usage) == (whole[-1].finish_reason, whole[-1].usage)
@@ -150,12 +77,12 @@ PLACEMENTS = {
 
 @pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS.keys())
 async def test_any_placement_of_experts_gives_the_same_tokens(
-    spec: EngineSpec, alone: list[str], placement: Placement
+    spec: EngineSpec, alone: list[tuple[int, ...]], placement: Placement
 ) -> None:
     redundant = len(placement.slots[0]) - 8
     placed = replace(spec, ranks=placement.ranks, redundant=redundant, placement=placement)
     async with running(placed) as (engine, _):
-        assert await texts(engine) == alone
+        assert ids(await nine(engine)) == alone
         experts = engine.report().experts
         assert experts is not None
         assert experts.slots == placement.slots
@@ -164,7 +91,7 @@ async def test_any_placement_of_experts_gives_the_same_tokens(
 
 
 def routed_rows() -> int:
-    """Of `texts` and the first step: two experts for every prompt token and every answer token but the last."""
+    """Of `nine` and the first step: two experts for every prompt token and every answer token but the last."""
     return 2 * (sum(10 + 13 * i + 24 - 1 for i in range(9)) + 8 + 2 - 1)
 
 

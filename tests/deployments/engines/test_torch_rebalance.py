@@ -1,0 +1,146 @@
+"""Experts that move while streams run: no token changes, nothing is counted twice, and a loss fails cleanly."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch_checkpoint import save_checkpoint
+from torch_group import Follow, ids, nine, running
+
+from cluster.errors import EngineFailed
+from cluster.experts import Placement
+from cluster.rebalance import Judgement, Terms, Window
+from deployments.engines.torch_engine import balance, moving, parallel
+from deployments.engines.torch_engine.moe import Experts
+from deployments.engines.torch_engine.moving import settled, transfers
+from deployments.engines.torch_engine.parallel import follow
+from deployments.engines.torch_engine.rank import Order, Rank
+from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
+
+Ids = list[tuple[int, ...]]
+slow = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
+    folder = save_checkpoint(tmp_path_factory.mktemp("rebalance"), eos_token_id=None)
+    return EngineSpec(
+        checkpoint=str(folder), context_tokens=256, kv_tokens=512, max_running=16, prefill_chunk_tokens=16
+    )
+
+
+@pytest.fixture(scope="module")
+def unmoved(spec: EngineSpec) -> Ids:
+    async def ask() -> Ids:
+        async with running(spec) as (engine, _):
+            return ids(await nine(engine))
+
+    return asyncio.run(ask())
+
+
+def all_elsewhere(_window: Window, placement: Placement, _terms: Terms) -> Judgement:
+    """Every expert moves to the next rank."""
+    room = placement.room
+    slots = tuple((*layer[room:], *layer[:room]) for layer in placement.slots)
+    return Judgement(placement=replace(placement, slots=slots), reason="a test")
+
+
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans every four steps to move everything."""
+    monkeypatch.setattr(balance, "judge", all_elsewhere)
+    monkeypatch.setattr(parallel, "_COUNT_STEPS", 4)
+
+
+@slow
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize(("ranks", "redundant"), [(2, 0), (2, 2), (4, 4)])
+async def test_experts_that_move_under_running_streams_change_no_token(
+    spec: EngineSpec, unmoved: Ids, ranks: int, redundant: int
+) -> None:
+    async with running(replace(spec, ranks=ranks, redundant=redundant, window_s=1e-9)) as (engine, _):
+        assert ids(await nine(engine)) == unmoved
+        experts = engine.report().experts
+        assert experts is not None
+        assert experts.rebalances >= 2
+        assert experts.moved >= experts.rebalances * 2 * ranks
+        assert experts.stall_s > 0
+        computed = sum(10 + 13 * i + 24 - 1 for i in range(9)) + 8 + 2 - 1
+        assert experts.tokens.sum(axis=(0, 2, 3)).tolist() == [computed * 2] * 2, "each routed row is counted once"
+
+
+@slow
+@pytest.mark.usefixtures("restless")
+async def test_experts_that_may_not_move_stay(spec: EngineSpec) -> None:
+    async with running(replace(spec, ranks=2, rebalance=False, window_s=1e-9)) as (engine, _):
+        await nine(engine)
+        experts = engine.report().experts
+        assert experts is not None
+        assert (experts.rebalances, experts.moved, experts.slots) == (0, 0, (tuple(range(8)),) * 2)
+
+
+def lost_in_prefill(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
+    _follow_until(lambda order: any(chunk.start for chunk in order.plan.chunks), spec, rank, address)
+
+
+def lost_in_decode(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
+    _follow_until(lambda order: len(order.plan.decodes) > 4, spec, rank, address)
+
+
+def _follow_until(condition: Callable[[Order], bool], spec: EngineSpec, rank: int, address: GroupAddress) -> None:
+    """Dies when the first layer's rows have come for its experts."""
+    step = Rank.step
+
+    def dying(own: Rank, order: Order) -> Tensor:
+        if condition(order):
+            Experts.__call__ = lambda *_: os._exit(1)  # type: ignore[method-assign]
+        return step(own, order)
+
+    Rank.step = dying  # type: ignore[method-assign, assignment]
+    follow(spec, rank, address)
+
+
+def lost_in_a_move(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
+    """Dies where it would send its experts."""
+    moving.dist.batch_isend_irecv = lambda *_: os._exit(1)  # type: ignore[attr-defined]
+    follow(spec, rank, address)
+
+
+@slow
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("follow", [lost_in_prefill, lost_in_decode, lost_in_a_move])
+async def test_a_rank_lost_anywhere_fails_every_stream_behind_right_tokens_alone(
+    spec: EngineSpec, unmoved: Ids, follow: Follow
+) -> None:
+    moves = follow is lost_in_a_move
+    async with running(replace(spec, ranks=3, redundant=1, rebalance=moves, window_s=1e-9), follow) as (engine, lost):
+        streams = await nine(engine)
+        for stream, right in zip(streams, unmoved, strict=True):
+            assert isinstance(stream[-1].error, EngineFailed)
+            got = ids([stream])[0]
+            assert got == right[: len(got)]
+        with pytest.raises(EngineFailed, match="replica"):
+            engine.check()
+    assert {process.exitcode for process in lost} == {1}
+
+
+@given(data=st.data(), ranks=st.integers(2, 4), room=st.integers(2, 5))
+def test_every_slot_that_changes_gets_its_expert_from_a_rank_that_holds_it(
+    data: st.DataObject, ranks: int, room: int
+) -> None:
+    runs = st.lists(st.permutations(range(room + 2)).map(lambda p: p[:room]), min_size=ranks, max_size=ranks)
+    old, wanted = (tuple(e for run in data.draw(runs) for e in run) for _ in "ab")
+    wanted = wanted if set(wanted) <= set(old) else old[room:] + old[:room]
+    new = settled(old, wanted, ranks)
+    pairs = transfers(old, new, ranks)
+    for rank in range(ranks):
+        assert set(new[rank * room :][:room]) == set(wanted[rank * room :][:room])
+    for source, target in pairs:
+        assert old[source] == new[target]
+        assert source // room != target // room, "what a rank holds does not travel"
+    assert [t for _, t in pairs] == [s for s in range(len(old)) if old[s] != new[s]], "what stays, stays in its slot"
