@@ -194,10 +194,11 @@ class VllmEngine:
 
     async def _run(self, stream: Stream, params: Any) -> None:
         from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
 
         generation, began_s = stream.generation, time.perf_counter()
         outputs = self._engine.generate(
-            {"prompt_token_ids": [*generation.prompt, *generation.given]},
+            tokens_input([*generation.prompt, *generation.given]),
             params,
             f"{generation.request_id}#{next(self._numbers)}",  # of one cancelled just now, the old may still end
             priority=-generation.priority,  # vLLM's lower goes first

@@ -1,0 +1,89 @@
+"""The command line of vLLM for a tier, and what a replica reserves for it. Needs no vLLM."""
+
+import json
+import shlex
+from typing import Any
+
+import pytest
+from vllm_engine.tiers import tier
+
+from cluster.errors import ConfigurationError
+from cluster.family import load
+from cluster.placement import bundles, own_share
+from deployments.engines.vllm_engine.arguments import arguments, environment, shown
+
+H200 = load("h200").tiers
+
+
+def value(words: tuple[str, ...], name: str) -> str:
+    return words[words.index(name) + 1]
+
+
+def test_a_tier_becomes_the_words_that_vllm_serve_takes() -> None:
+    words = arguments(tier(names=("a", "b"), max_running=8, prefill_chunk_tokens=256, context_tokens=1024), "cpu")
+    assert words[words.index("--served-model-name") :][:3] == ("--served-model-name", "a", "b")
+    assert value(words, "--max-model-len") == "1024"
+    assert value(words, "--max-num-seqs") == "8"
+    assert value(words, "--max-num-batched-tokens") == "264"  # 256 of prompts, and one of each running stream
+    assert {"--enable-chunked-prefill", "--enable-prefix-caching", "--enforce-eager"} < set(words)
+
+
+def test_the_cache_on_cpu_is_as_large_as_the_family_file_says() -> None:
+    words = arguments(tier(kv_tokens=4000), "cpu")
+    assert value(words, "--num-gpu-blocks-override") == "126"  # 125 of 32 tokens, and vLLM's own
+
+
+def test_experts_split_over_ranks_are_balanced_in_windows_of_steps_at_the_promised_pace() -> None:
+    split = {"tensor_parallel": 4, "expert_parallel": True}
+    words = arguments(tier(ranks=4, vllm=split, experts={"redundant": 8, "window_s": 60}), "cuda")
+    assert "--enable-expert-parallel" in words
+    eplb = json.loads(value(words, "--eplb-config"))  # tpot_ms 50
+    assert eplb == {"window_size": 1200, "step_interval": 1200, "num_redundant_experts": 8, "policy": "default"}
+    still = arguments(tier(ranks=4, vllm=split, experts={"rebalance": False}), "cuda")
+    assert "--enable-eplb" not in still
+
+
+@pytest.mark.parametrize(
+    ("settings", "accelerator", "mend"),
+    [
+        ({"ranks": 2}, "cuda", "both must be equal"),
+        ({"ranks": 2, "vllm": {"tensor_parallel": 2}}, "cpu", "set ranks to 1, or serve it by engine torch"),
+        ({"experts": {"redundant": 2}}, "cuda", "set vllm.expert_parallel"),
+    ],
+)
+def test_what_vllm_cannot_serve_is_refused_with_the_mend(settings: dict[str, Any], accelerator: Any, mend: str) -> None:
+    with pytest.raises(ConfigurationError, match=mend):
+        arguments(tier(**settings), accelerator)
+
+
+def test_what_is_shown_of_a_tier_is_one_line_that_a_shell_reads_as_the_arguments() -> None:
+    line = shown(H200["ultra"], "cuda")
+    assert "\n" not in line
+    assert shlex.split(line)[2:] == list(arguments(H200["ultra"], "cuda"))[1:]  # the model comes first, bare
+
+
+@pytest.mark.parametrize("key", ["ultra", "pro"])
+def test_ranks_on_ray_find_the_gpu_of_every_bundle_free(key: str) -> None:
+    served = H200[key]
+    assert bundles(served, "cuda") == [{"GPU": 1, "CPU": 1}] * served.ranks
+    assert own_share(served, "cuda") == {"CPU": 1}
+    assert value(arguments(served, "cuda"), "--distributed-executor-backend") == "ray"
+
+
+def test_a_single_rank_is_a_process_of_the_replica_which_holds_its_gpu() -> None:
+    assert own_share(H200["turbo"], "cuda") == {"GPU": 1, "CPU": 1}
+    assert value(arguments(H200["turbo"], "cuda"), "--distributed-executor-backend") == "uni"
+
+
+def test_copies_of_a_model_are_processes_of_the_replica_which_holds_all_their_gpus() -> None:
+    served = tier(ranks=8, vllm={"tensor_parallel": 4, "data_parallel": 2})
+    assert bundles(served, "cuda") == [{"GPU": 8, "CPU": 8}]
+    assert own_share(served, "cuda") == {"GPU": 8, "CPU": 8}
+    assert value(arguments(served, "cuda"), "--distributed-executor-backend") == "mp"
+
+
+def test_replicas_on_cpu_neither_compile_nor_bind_themselves_to_cores() -> None:
+    assert environment("cpu").items() - environment("cuda").items() == {
+        ("TORCH_COMPILE_DISABLE", "1"),
+        ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+    }
