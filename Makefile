@@ -2,9 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: up test system check format bench clean
+.PHONY: up test test-vllm system check format bench clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/runtime.done
@@ -12,6 +13,10 @@ up: $(VENV)/runtime.done
 
 test: system $(VENV)/dev.done
 	@$(BIN)/python -m pytest
+
+# vLLM itself, on this CPU, in an environment of its own: 3.5 GB.
+test-vllm: $(VLLM)/vllm.done
+	@$(VLLM)/bin/python -m pytest tests/vllm_engine
 
 # The Debian packages that tests use, where they may be installed.
 system:
@@ -48,5 +53,12 @@ $(VENV)/dev.done: $(VENV)/runtime.done
 	@$(PIP) -c constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(VLLM)/vllm.done: pyproject.toml constraints-vllm.txt
+	@echo "== installing vLLM for CPUs into $(VLLM) (a few minutes)"
+	@$(PYTHON) -m venv --clear $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM)

@@ -1,0 +1,270 @@
+"""vLLM's own engine behind the seam, on a CPU, beside the torch engine with the same checkpoint."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from importlib.util import find_spec
+
+import psutil
+import pytest
+import pytest_asyncio
+from vllm_engine.tiers import Receiver, answer, ask, tier
+
+from cluster.errors import CheckpointError, ContextTooLong, EngineFailed, InvalidRequest, Overloaded
+from cluster.request import Message, Sampling
+from deployments.engines.engine import Engine
+from deployments.engines.torch_engine.engine import TorchEngine
+from deployments.engines.torch_engine.spec import EngineSpec
+from deployments.engines.vllm_engine.engine import VllmEngine
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed: make test-vllm"),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.filterwarnings("ignore"),  # of vLLM's own imports
+]
+GREEDY = Sampling(temperature=0, max_tokens=24)
+WILD = Sampling(temperature=2.0, max_tokens=400)
+QUESTIONS = ("What is 12 + 30?", "Solve 4 * 7.", "Hello!", "What is 81 - 9?", "Name a number.", "Tell me of sums.")
+NEAR_TIE = 0.05  # natural logarithm; both compute in float32, in another order
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine() -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(tier(), "cpu")
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def torch_engine() -> AsyncIterator[TorchEngine]:
+    served = tier()
+    engine = TorchEngine(
+        EngineSpec(checkpoint=served.checkpoint, context_tokens=served.context_tokens, kv_tokens=served.kv_tokens)
+    )
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def prompt(engine: Engine, text: str = QUESTIONS[0]) -> tuple[int, ...]:
+    return engine.encode([Message(role="user", content=text)])
+
+
+async def eventually_idle(engine: VllmEngine) -> None:
+    async with asyncio.timeout(30):
+        while engine._engine.get_num_unfinished_requests():
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_greedy_tokens_are_those_of_the_torch_engine_up_to_a_near_tie(
+    engine: VllmEngine, torch_engine: TorchEngine, question: str
+) -> None:
+    wanted = Sampling(temperature=0, max_tokens=24, top_logprobs=2)
+    ours = await answer(torch_engine, "ours", prompt(torch_engine, question), wanted)
+    theirs = await answer(engine, "theirs", prompt(engine, question), wanted)
+    here = [one for piece in ours.pieces for one in piece.logprobs]
+    there = [one for piece in theirs.pieces for one in piece.logprobs]
+    for mine, other in zip(here, there, strict=False):
+        best, second = (logprob for _, _, logprob in mine.top)
+        if mine.token_bytes != other.token_bytes:
+            assert best - second < NEAR_TIE, f"{mine.token!r} or {other.token!r}"
+            return
+        assert math.isclose(mine.logprob, other.logprob, abs_tol=NEAR_TIE)
+    assert theirs.ids == ours.ids
+    assert theirs.text == ours.text
+    assert theirs.pieces[-1].finish_reason == ours.pieces[-1].finish_reason
+
+
+async def test_an_answer_comes_in_pieces_with_its_usage_last(engine: VllmEngine) -> None:
+    got = await answer(engine, "a", prompt(engine), GREEDY)
+    *before, last = got.pieces
+    assert len(before) > 3
+    assert got.pieces[0].queued_s is not None
+    assert all(piece.usage is None and piece.finish_reason is None for piece in before)
+    assert last.usage is not None
+    assert last.usage.prompt_tokens == len(prompt(engine))
+    assert last.usage.completion_tokens == len(got.ids) == sum(piece.tokens for piece in got.pieces)
+    assert engine.report().running == engine.report().waiting == engine.report().kv_used_tokens == 0
+
+
+async def test_the_chosen_token_and_the_best_have_log_probabilities(engine: VllmEngine) -> None:
+    got = await answer(engine, "a", prompt(engine), Sampling(temperature=0, max_tokens=4, top_logprobs=3))
+    for one in (one for piece in got.pieces for one in piece.logprobs):
+        assert [logprob for _, _, logprob in one.top] == sorted((p for _, _, p in one.top), reverse=True)
+        assert len(one.top) == 3
+        assert (one.token, one.token_bytes, one.logprob) == one.top[0]  # greedy
+    alone = await answer(engine, "b", prompt(engine), Sampling(temperature=0, max_tokens=4, top_logprobs=0))
+    assert [one.top for piece in alone.pieces for one in piece.logprobs] == [()] * 4
+
+
+async def test_a_stop_string_ends_the_answer_before_it(engine: VllmEngine) -> None:
+    whole = await answer(engine, "whole", prompt(engine), GREEDY)
+    at = len(whole.text) // 2
+    stop = whole.text[at : at + 3]
+    cut = await answer(engine, "cut", prompt(engine), Sampling(temperature=0, max_tokens=24, stop=(stop,)))
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.pieces[-1].finish_reason == "stop"
+    assert len(cut.ids) < len(whole.ids)
+    await eventually_idle(engine)
+
+
+async def test_a_seed_says_what_is_drawn(engine: VllmEngine) -> None:
+    def drawn(seed: int) -> Sampling:
+        return Sampling(temperature=2.0, max_tokens=24, seed=seed)
+
+    first, again, other = [
+        await answer(engine, f"{n}", prompt(engine), drawn(seed)) for n, seed in enumerate((5, 5, 6))
+    ]
+    assert first.ids == again.ids != other.ids
+
+
+async def test_an_answer_goes_on_behind_given_tokens(engine: VllmEngine) -> None:
+    whole = await answer(engine, "whole", prompt(engine), GREEDY)
+    given = whole.ids[:7]
+    rest = await answer(engine, "rest", prompt(engine), GREEDY, given=given)
+    assert given + rest.ids == whole.ids
+    assert whole.text.endswith(rest.text)
+    assert rest.pieces[-1].usage is not None
+    assert rest.pieces[-1].usage.completion_tokens == len(whole.ids)
+
+
+async def test_given_tokens_pay_the_frequency_penalty(engine: VllmEngine) -> None:
+    punished = Sampling(temperature=0, max_tokens=24, frequency_penalty=1.5)
+    whole = await answer(engine, "whole", prompt(engine), punished)
+    rest = await answer(engine, "rest", prompt(engine), punished, given=whole.ids[:9])
+    assert whole.ids[:9] + rest.ids == whole.ids
+
+
+async def test_given_tokens_that_are_the_whole_answer_end_it_at_once(engine: VllmEngine) -> None:
+    receiver = ask(engine, "a", prompt(engine), Sampling(temperature=0, max_tokens=3), given=(5, 6, 7))
+    (only,) = receiver.pieces
+    assert (only.finish_reason, only.tokens) == ("length", 0)
+
+
+async def test_nothing_comes_after_a_cancellation_and_its_place_is_free(engine: VllmEngine) -> None:
+    receiver = ask(engine, "a", prompt(engine), WILD)
+    while not receiver.pieces:
+        await asyncio.sleep(0)
+    engine.cancel("a")
+    seen = len(receiver.pieces)
+    await eventually_idle(engine)
+    assert len(receiver.pieces) == seen
+    assert engine.report().running + engine.report().waiting == 0
+    await answer(engine, "a", prompt(engine), GREEDY)  # the id, too
+
+
+async def test_a_repeated_prompt_comes_from_the_cache_and_is_reported(engine: VllmEngine) -> None:
+    long = prompt(engine, "Which numbers are even? " * 30)
+    before = engine.report().cached_tokens
+    first = await answer(engine, "first", long, GREEDY)
+    again = await answer(engine, "again", long, GREEDY)
+    assert first.ids == again.ids
+    usage = again.pieces[-1].usage
+    assert usage is not None
+    assert 0 < len(long) - usage.cached_tokens <= 32  # whole blocks, and never the last token
+    assert engine.report().cached_tokens >= before + usage.cached_tokens
+
+
+async def test_an_answer_obeys_its_json_schema(engine: VllmEngine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99}, "even": {"type": "boolean"}},
+        "required": ["sum", "even"],
+        "additionalProperties": False,
+    }
+    held = Sampling(temperature=1.5, max_tokens=60, seed=3, json_schema=json.dumps(schema))
+    free, bound = ask(engine, "free", prompt(engine), WILD), ask(engine, "bound", prompt(engine), held)
+    assert (await bound.last()).finish_reason == "stop"
+    engine.cancel("free")
+    assert not free.ended.is_set()
+    told = json.loads(bound.text)
+    assert set(told) == {"sum", "even"}
+    assert 0 <= told["sum"] <= 99
+    assert isinstance(told["even"], bool)
+
+
+async def test_a_schema_that_is_none_is_the_callers_fault(engine: VllmEngine) -> None:
+    wrong = Sampling(temperature=0, max_tokens=20, json_schema='{"type": "nonsense"}')
+    last = await ask(engine, "a", prompt(engine), wrong).last()
+    assert isinstance(last.error, InvalidRequest)
+
+
+async def test_what_can_never_run_is_refused(engine: VllmEngine) -> None:
+    with pytest.raises(ContextTooLong, match="1024 tokens are allowed together"):
+        ask(engine, "a", (5,) * 1100, GREEDY)
+    with pytest.raises(InvalidRequest, match="use this model's tokenizer"):
+        ask(engine, "a", (99_999,), GREEDY)
+    with pytest.raises(InvalidRequest, match="given"):
+        ask(engine, "a", (5,), Sampling(json_schema="{}", max_tokens=9), given=(6,))
+
+
+async def test_more_than_may_run_and_wait_is_refused_for_now(engine: VllmEngine) -> None:
+    crowd = [ask(engine, f"c{n}", prompt(engine), WILD) for n in range(12)]  # 8 run, 4 wait
+    with pytest.raises(Overloaded):
+        ask(engine, "late", prompt(engine), GREEDY)
+    for n in range(len(crowd)):
+        engine.cancel(f"c{n}")
+    await eventually_idle(engine)
+
+
+async def test_a_special_token_inside_a_message_stays_text(engine: VllmEngine) -> None:
+    assert prompt(engine, "<|im_end|>").count(2) == prompt(engine, "a").count(2)
+
+
+async def test_a_report_counts_steps_and_what_they_took(engine: VllmEngine) -> None:
+    before = engine.report()
+    await answer(engine, "a", prompt(engine), GREEDY)
+    after = engine.report()
+    assert after.steps > before.steps
+    assert after.step_ms > 0
+    assert after.prefill_us_per_token > 0
+    assert after.kv_capacity_tokens == 4096
+    assert after.experts is None
+
+
+async def test_a_killed_engine_core_fails_every_stream_and_the_check() -> None:
+    engine = VllmEngine(tier(), "cpu")
+    await engine.start()
+    streams = [ask(engine, f"s{n}", prompt(engine), WILD) for n in range(3)]
+    cores = [each for each in psutil.Process().children() if each.name().startswith("VLLM::EngineCor")]
+    _newest(cores).kill()
+    for last in [await each.last() for each in streams]:
+        assert isinstance(last.error, EngineFailed)
+    with pytest.raises(EngineFailed, match="its replica is being replaced"):
+        engine.check()
+    with pytest.raises(EngineFailed):
+        ask(engine, "late", prompt(engine), GREEDY)
+    await engine.stop()
+
+
+def _newest(processes: list[psutil.Process]) -> psutil.Process:
+    return max(processes, key=lambda each: each.create_time())
+
+
+async def test_a_checkpoint_that_vllm_cannot_load_is_named() -> None:
+    with pytest.raises(CheckpointError, match="/nowhere"):
+        await VllmEngine(tier(checkpoint="/nowhere"), "cpu").start()
+
+
+async def test_a_stopped_engine_fails_its_streams_and_leaves_no_process() -> None:
+    earlier = set(psutil.Process().children(recursive=True))
+    engine = VllmEngine(tier(), "cpu")
+    await engine.start()
+    made = set(psutil.Process().children(recursive=True)) - earlier
+    stream: Receiver = ask(engine, "a", prompt(engine), WILD)
+    await engine.stop()
+    assert isinstance((await stream.last()).error, EngineFailed)
+    gone, left = psutil.wait_procs([each for each in made if "VLLM" in _name(each)], timeout=20)
+    assert left == []
+    assert gone
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return "VLLM, gone"
