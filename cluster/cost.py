@@ -18,7 +18,6 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from cluster.errors import ConfigurationError
 from cluster.family import Slo, StepCost, Tier, Video
 from cluster.workload import Floats
 
@@ -109,38 +108,6 @@ def prefill_us(service: Service, prompt_tokens: Floats) -> Floats:
 
 def _touched(cost: StepCost, sequences: Floats) -> Floats:
     return np.asarray(1.0 - np.power(1.0 - cost.top_k / cost.experts, sequences))
-
-
-def mixed_touched(cost: StepCost, sequences: Floats, concentration: float) -> Floats:
-    """The share of routed experts that a batch of several domains touches. `sequences` [..., D]: how many of each.
-
-    Every domain owns E/D of the E experts, and draws a share `concentration` of a token's k picks from its own, the
-    rest from all others alike. So a token of domain d picks an expert of its own with probability k*c/(E/D), any other
-    with k*(1-c)/(E - E/D). Where sequences pick independently, an expert of domain g stays untouched with probability
-    prod over d of (1 - p_dg)^B_d, however a token's own picks depend on each other. The share is the mean over experts:
-
-        1 - 1/D * sum over g of (1 - own)^B_g * (1 - other)^(B - B_g)
-
-    With c = 1/D, or one domain, it is that of _touched. Raises ConfigurationError where the picks do not fit into the
-    experts they are drawn from.
-    """
-    domains = sequences.shape[-1]
-    own = cost.top_k * concentration * domains / cost.experts
-    other = cost.top_k * (1 - concentration) * domains / (cost.experts * max(1, domains - 1))
-    if not (0 <= concentration <= 1 and max(own, other) <= 1 and (domains > 1 or concentration == 1)):
-        least, most = _concentrations(cost, domains)
-        raise ConfigurationError(
-            f"concentration: {concentration:g} of {cost.top_k} picks among {cost.experts} experts of {domains} "
-            f"domains; {least:g} to {most:g} is allowed; measure it anew, or count fewer domains"
-        )
-    whole = sequences.sum(-1, keepdims=True)
-    return np.asarray(1 - ((1 - own) ** sequences * (1 - other) ** (whole - sequences)).mean(-1))
-
-
-def _concentrations(cost: StepCost, domains: int) -> tuple[float, float]:
-    """The least and the most that fit."""
-    each = cost.experts / domains / cost.top_k
-    return (max(0.0, 1 - (domains - 1) * each), min(1.0, each)) if domains > 1 else (1.0, 1.0)
 
 
 class Priced(Protocol):

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from cluster.cost import (
     fluid_rps,
-    mixed_touched,
     prefill_us,
     prefill_us_per_token,
     request_gpu_s,
@@ -18,8 +17,7 @@ from cluster.cost import (
     video_step_s,
     work_s,
 )
-from cluster.errors import ConfigurationError
-from cluster.family import StepCost, Tier, load
+from cluster.family import Tier, load
 
 H200 = load("h200")
 TIER = H200.tiers["pro"]  # TPOT 50 ms, 4 ranks, at most 256 running, 3 M KV tokens
@@ -113,53 +111,6 @@ def test_the_table_of_a_service_is_the_formula(sequences: int) -> None:
 def _sustained_ms(batch: int, prompt: float, output: float) -> float:
     prefill_ms = prompt * prefill_us_per_token(PRO, prompt) / 1000
     return step_ms(PRO, batch, batch * (prompt + output / 2)) + batch * prefill_ms / output
-
-
-def _drawn_share(cost: StepCost, batch: list[int], concentration: float, seed: int, draws: int = 400) -> float:
-    """Monte Carlo: each token draws its picks without replacement, its own expert pool's share of them first."""
-    rng, each = np.random.default_rng(seed), cost.experts // len(batch)
-    shares = []
-    for _ in range(draws):
-        touched = np.zeros(cost.experts, dtype=bool)
-        for domain in np.repeat(np.arange(len(batch)), batch):
-            is_own = np.arange(cost.experts) // each == domain
-            wanted = cost.top_k * concentration
-            own = int(wanted) + int(rng.random() < wanted % 1)  # whole picks that are `wanted` on average
-            touched[rng.choice(np.flatnonzero(is_own), own, replace=False)] = True
-            touched[rng.choice(np.flatnonzero(~is_own), cost.top_k - own, replace=False)] = True
-        shares.append(touched.mean())
-    return float(np.mean(shares))
-
-
-@pytest.mark.parametrize("concentration", [0.0, 0.25, 0.82, 1.0])
-@pytest.mark.parametrize("batch", [[8, 0, 0, 0], [2, 2, 2, 2], [5, 3, 0, 1], [32, 0, 0, 0]])
-def test_a_mixture_of_domains_touches_what_drawing_its_picks_touches(batch: list[int], concentration: float) -> None:
-    drawn = _drawn_share(PRO, batch, concentration, seed=sum(batch))
-    assert mixed_touched(PRO, np.array(batch), concentration) == pytest.approx(drawn, abs=0.006)
-
-
-batches = st.lists(st.integers(0, 80), min_size=4, max_size=4)
-
-
-@given(batches)
-def test_without_concentration_only_the_size_of_a_batch_counts(batch: list[int]) -> None:
-    touched = 1 - (1 - PRO.top_k / PRO.experts) ** sum(batch)
-    assert mixed_touched(PRO, np.array(batch), 0.25) == pytest.approx(touched)
-
-
-@given(batches, st.floats(0.25, 1))
-def test_no_mixture_touches_less_than_one_domain_or_more_than_even_shares(batch: list[int], share: float) -> None:
-    pure, even = [sum(batch), 0, 0, 0], [sum(batch) / 4] * 4
-    least, mixed, most = mixed_touched(PRO, np.array([pure, batch, even], dtype=float), share)
-    assert least - 1e-9 <= mixed <= most + 1e-9
-
-
-def test_picks_that_do_not_fit_into_the_experts_of_a_domain_are_refused() -> None:
-    crowded = PRO.model_copy(update={"experts": 16})
-    with pytest.raises(
-        ConfigurationError, match=r"0\.8 of 8 picks among 16 experts of 4 domains; 0 to 0\.5 is allowed"
-    ):
-        mixed_touched(crowded, np.array([1, 1, 1, 1]), 0.8)
 
 
 lengths = st.tuples(st.integers(1, 100_000), st.integers(1, 20_000))
