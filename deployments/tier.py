@@ -50,6 +50,7 @@ class TierReplica:
         self._answers: set[Answer] = set()
         self._tier = key
         self._still_looks = 0
+        self._hang_s = tier.offload.limit_s if tier.offload else HANG_S  # offloaded, a step may take minutes
         try:
             await self._start()
         except MorayError as error:
@@ -186,10 +187,10 @@ class TierReplica:
     def _check(self) -> None:
         self._group.check()
         self._engine.check()
-        if self._still_looks * CHECK_S >= HANG_S:
+        if self._still_looks * CHECK_S >= self._hang_s:
             report = self._engine.report()
             raise EngineFailed(
-                f"engine: {report.running + report.waiting} requests and no step for {HANG_S:g} s; "
+                f"engine: {report.running + report.waiting} requests and no step for {self._hang_s:g} s; "
                 "steps take far less; its replica is being replaced; send the request again"
             )
 

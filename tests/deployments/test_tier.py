@@ -6,6 +6,7 @@ import pytest
 from shell import TIER, Replica, chat, family
 from virtual_time import VirtualLoop, run
 
+from cluster.engines import Offload
 from cluster.errors import ContextTooLong, EngineFailed, Overloaded, ReplicaLost
 from cluster.fleet import DEAD, report_from_stats
 from deployments.engines.simulated import SimulatedEngine
@@ -172,6 +173,24 @@ def test_an_engine_that_hangs_ends_its_streams_and_its_replica(tmp_path: Path) -
         assert not replica.exited
         await asyncio.sleep(LAST_WORDS_S + 0.1)
         assert replica.exited
+
+    run(scenario())
+
+
+def test_steps_of_an_offloaded_model_may_take_as_long_as_its_requests(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        served = family(tmp_path)
+        slow = served.tiers["mini"].model_copy(update={"offload": Offload(limit_s=60)})
+        replica = await Replica.started(served.model_copy(update={"tiers": {"mini": slow}}))
+        call = asyncio.ensure_future(replica.complete(chat(max_tokens=1500)))
+        await asyncio.sleep(1)
+        assert replica._engine._timer is not None  # type: ignore[attr-defined]
+        replica._engine._timer.cancel()  # type: ignore[attr-defined]
+        await asyncio.sleep(5 * HANG_S)
+        assert not replica.exited
+        error = (await call).error
+        assert isinstance(error, EngineFailed)
+        assert "1 requests and no step for 60 s" in error.message
 
     run(scenario())
 

@@ -8,6 +8,7 @@ as they come. Time limits run on the event loop: they hold even where the thread
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -54,6 +55,7 @@ class DeepSpeedEngine:
         self._limits: dict[str, asyncio.TimerHandle] = {}
         self._held_tokens = self._steps = 0
         self._step_ms = self._prefill_us = self._batch_s = 0.0
+        self._step_began_s = math.inf  # of the step that runs
         self._wake = threading.Condition()
         self._stopping = False
         self._failure: EngineFailed | None = None
@@ -97,10 +99,11 @@ class DeepSpeedEngine:
         with self._wake:
             if key in self._waiting or key in self._running:
                 raise InvalidRequest(f"request_id: {key!r} is running; a new one is allowed; choose another")
-            if len(self._waiting) >= self._tier.max_waiting:
+            taken = len(self._waiting) + len(self._running)
+            if taken >= self._tier.max_running + self._tier.max_waiting:
                 raise Overloaded(
-                    f"engine: {len(self._waiting)} requests wait; at most {self._tier.max_waiting} are allowed; "
-                    "send it again later",
+                    f"engine: {taken} requests run or wait; at most {self._tier.max_running} and "
+                    f"{self._tier.max_waiting} are allowed; send it again later",
                     retry_after_s=self._retry_s,
                 )
             self._waiting[key] = stream
@@ -131,6 +134,11 @@ class DeepSpeedEngine:
     def check(self) -> None:
         if self._failure is not None:
             raise self._failure
+        if time.perf_counter() - self._step_began_s > self._offload.limit_s:
+            raise EngineFailed(
+                f"engine: one step for more than {self._offload.limit_s:g} s; offload.limit_s allows no more; its "
+                "replica is being replaced; send the request again"
+            )
 
     async def stop(self) -> None:
         with self._wake:
@@ -216,9 +224,10 @@ class DeepSpeedEngine:
             stream.began_s = began_s
         batch = Batch(self._model, [stream.generation for stream in streams], self._tier.prefill_chunk_tokens)
         while streams and not self._stopping:
-            step_began_s = time.perf_counter()
             unread = batch.unread_tokens
+            self._step_began_s = step_began_s = time.perf_counter()
             rows = batch.step()
+            self._step_began_s = math.inf
             self._measure(batch, unread, time.perf_counter() - step_began_s)
             pieces = [(s, s.take(row, self._vocabulary)) for s, row in zip(streams, rows or (), strict=False)]
             ended = [piece.last for _, piece in pieces] or [False] * len(streams)
