@@ -1,11 +1,27 @@
-"""Whether experts should move now: only where their load has drifted, and the time gained pays for the move."""
+"""Whether experts should move now: only where their loads have drifted, and the time gained pays for the move.
+
+A plan is made from every second part of the window and tried on the others, which it has not seen: what it gains from
+noise in its own parts it does not gain there. Both placements are taken as they serve: each batch shared over copies.
+A step takes 1 - share + share * imbalance of its balanced time, so a step's saving is
+share * (now - then) / (1 - share + share * now), for as long as the plan holds. It holds until a rank's load has
+wandered as far as the plan gains: under the plan, rank loads that lie further apart in time differ by more, and by how
+much more, noise apart, is the speed of the drift.
+"""
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.experts import Placement, place
+from cluster.dispatch import settle
+from cluster.errors import ConfigurationError
+from cluster.experts import Placement, moves, place
+
+Floats = NDArray[np.float64]
+
+LEAST_PARTS = 4
+CERTAIN = 3.0  # standard errors that a gain must be above zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,13 +33,16 @@ class Window:
 
     loads: NDArray[np.int64]
     part_s: float
-    since_s: float = float("inf")
+    since_s: float = inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a better balance is worth. `share` of a step's time grows with the largest rank load; moving one copy of an
-    expert costs `move_s`; a placement is taken to hold for `horizon_s`, or as long as measured drift lets it.
+    """What a better balance is worth. `share` of a balanced step's time grows with the largest rank load.
+
+    Moving one copy of an expert costs `move_s`. A plan is taken to hold for `horizon_s`, or less where drift is fast.
+    Nothing moves on fewer than `least_tokens` per layer, within `cooldown_s` of the last move, or for a fall of
+    max/mean below `least_gain`.
     """
 
     share: float = 0.5
@@ -31,12 +50,15 @@ class Terms:
     horizon_s: float = 600.0
     least_tokens: int = 1000
     cooldown_s: float = 60.0
-    margin: float = 0.02
+    least_gain: float = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """`placement` is None where experts stay. Imbalance is max/mean of rank loads, in the mean over layers."""
+    """`placement` is None where experts stay. Imbalance is max/mean of rank loads, in the mean over layers with load.
+
+    `imbalance_then` and `moved` are of the plan, taken or not; before one is made they are those of staying.
+    """
 
     placement: Placement | None
     reason: str
@@ -46,47 +68,81 @@ class Judgement:
 
 
 def judge(window: Window, placement: Placement, terms: Terms) -> Judgement:
-    total = window.loads.sum(0)
-    tokens = int(total.sum(1).min()) if total.size else 0
-    if tokens < terms.least_tokens:
-        return Judgement(placement=None, reason=f"{tokens} tokens in a layer; at least {terms.least_tokens}")
-    if window.since_s < terms.cooldown_s:
-        return Judgement(
-            placement=None, reason=f"{window.since_s:.0f} s since the last move; at least {terms.cooldown_s:.0f}"
-        )
-    now = imbalance(total, placement)
-    planned = place(total, ranks=placement.ranks, slots=len(placement.slots[0]), old=placement)
-    then = imbalance(total, planned)
+    """Raises ConfigurationError where a load is negative or the window is not of the placement's layers."""
+    _check(window, placement)
+    if waiting := _waiting(window, terms):
+        return Judgement(placement=None, reason=waiting)
+    tried = window.loads[-1::-2]
+    planned = place(window.loads[-2::-2].sum(0), ranks=placement.ranks, slots=len(placement.slots[0]), old=placement)
+    each_now, each_then = (_imbalance(rank_loads(tried, p)) for p in (placement, planned))
+    now, then = float(each_now.mean()), float(each_then.mean())
     moved = moves(placement, planned)
-    saved = terms.share * (now - then) / (1 - terms.share + terms.share * now)
-    gain_s, price_s = saved * terms.horizon_s, moved * terms.move_s
-    figures = f"imbalance {now:.3f} to {then:.3f} gains {gain_s:.1f} s; {moved} copies cost {price_s:.1f} s"
-    good = now - then > terms.margin and gain_s > price_s
+    fall = each_now - each_then
+    error = float(fall.std(ddof=1)) / len(fall) ** 0.5
+    holds_s = min(terms.horizon_s, _holds_s(window, planned, now - then))
+    gain_s = holds_s * terms.share * (now - then) / (1 - terms.share + terms.share * now)
+    price_s = moved * terms.move_s
+    refused = ""
+    if not moved:
+        refused = "no better placement is known: "
+    elif now - then <= max(terms.least_gain, CERTAIN * error):
+        refused = f"a fall of {max(terms.least_gain, CERTAIN * error):.3f} is least: "
+    elif gain_s <= price_s:
+        refused = "the move does not pay: "
     return Judgement(
-        placement=planned if good else None,
-        reason=figures if good else f"not worth it: {figures}",
+        placement=None if refused else planned,
+        reason=f"{refused}imbalance {now:.3f} to {then:.3f} would gain {gain_s:.2f} s in {holds_s:.0f} s; moving {moved} "
+        f"copies takes {price_s:.2f} s",
         imbalance_now=now,
         imbalance_then=then,
         moved=moved,
     )
 
 
-def imbalance(loads: NDArray[np.int64], placement: Placement) -> float:
-    """max/mean of the ranks' loads [layers, experts], copies alike; the mean over layers that have load."""
-    slots = np.array(placement.slots)
-    found = []
-    for row, own in zip(loads, slots, strict=True):
-        each = row / np.bincount(own, minlength=len(row))
-        ranks = each[own].reshape(placement.ranks, -1).sum(1)
-        if ranks.any():
-            found.append(ranks.max() / ranks.mean())
-    return float(np.mean(found)) if found else 1.0
+def rank_loads(loads: NDArray[np.int64], placement: Placement) -> Floats:
+    """[parts, layers, ranks] of max/mean units: each mean is 1, or 0 without load; copies share at their best."""
+    slots = np.array(placement.slots, np.int64)
+    copies = np.stack([np.bincount(row, minlength=loads.shape[2]) for row in slots])
+    ranks = settle(loads.swapaxes(0, 1).astype(np.float64), slots, copies, placement.ranks)[1].swapaxes(0, 1)
+    means = ranks.mean(2, keepdims=True)
+    scaled: Floats = ranks / np.where(means > 0, means, 1.0)
+    return scaled
 
 
-def moves(old: Placement, new: Placement) -> int:
-    """Copies that lie on a rank which had none of that expert."""
-    return sum(
-        len(set(after[r * new.room : (r + 1) * new.room]) - set(before[r * old.room : (r + 1) * old.room]))
-        for before, after in zip(old.slots, new.slots, strict=True)
-        for r in range(new.ranks)
-    )
+def _imbalance(ranks: Floats) -> Floats:
+    """Of each part, in the mean over layers that have load; 1 where none has."""
+    largest = ranks.max(2)
+    counted = (largest > 0).sum(1)
+    mean: Floats = np.where(counted > 0, largest.sum(1) / np.maximum(counted, 1), 1.0)
+    return mean
+
+
+def _holds_s(window: Window, planned: Placement, gain: float) -> float:
+    ranks = rank_loads(window.loads, planned)
+    far = len(ranks) // 2
+    near, wide = (((ranks[lag:] - ranks[:-lag]) ** 2).mean() for lag in (1, far))
+    speed = (wide - near) / ((far - 1) * window.part_s)  # square of mean rank loads, per second
+    return gain**2 / speed if gain > 0 and speed > 0 else inf
+
+
+def _waiting(window: Window, terms: Terms) -> str:
+    parts = len(window.loads)
+    if parts < LEAST_PARTS:
+        return f"the window has {parts} parts; {LEAST_PARTS} are least"
+    tokens = int(window.loads.sum((0, 2)).min())
+    if tokens < terms.least_tokens:
+        return f"a layer has {tokens} tokens in the window; {terms.least_tokens} are least"
+    if window.since_s < terms.cooldown_s:
+        return f"experts moved {window.since_s:.0f} s ago; {terms.cooldown_s:.0f} s are least"
+    return ""
+
+
+def _check(window: Window, placement: Placement) -> None:
+    layers, experts = len(placement.slots), 1 + max(map(max, placement.slots), default=-1)
+    if window.loads.shape[1:] != (layers, experts):
+        raise ConfigurationError(
+            f"expert window: {window.loads.shape[1:]} of layers and experts; {(layers, experts)} are placed; count what "
+            "is placed"
+        )
+    if window.loads.size and window.loads.min() < 0:
+        raise ConfigurationError(f"expert window: {window.loads.min()} tokens; 0 or more; count them anew")
