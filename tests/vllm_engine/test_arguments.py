@@ -2,12 +2,10 @@
 
 import json
 import shlex
-from typing import Any
 
 import pytest
 from vllm_engine.tiers import tier
 
-from cluster.errors import ConfigurationError
 from cluster.family import load
 from cluster.placement import bundles, own_share
 from deployments.engines.vllm_engine.arguments import arguments, environment, shown
@@ -41,19 +39,6 @@ def test_experts_split_over_ranks_are_balanced_in_windows_of_steps_at_the_promis
     assert eplb == {"window_size": 1200, "step_interval": 1200, "num_redundant_experts": 8, "policy": "default"}
     still = arguments(tier(ranks=4, vllm=split, experts={"rebalance": False}), "cuda")
     assert "--enable-eplb" not in still
-
-
-@pytest.mark.parametrize(
-    ("settings", "accelerator", "mend"),
-    [
-        ({"ranks": 2}, "cuda", "both must be equal"),
-        ({"ranks": 2, "vllm": {"tensor_parallel": 2}}, "cpu", "set ranks to 1, or serve it by engine torch"),
-        ({"experts": {"redundant": 2}}, "cuda", "set vllm.expert_parallel"),
-    ],
-)
-def test_what_vllm_cannot_serve_is_refused_with_the_mend(settings: dict[str, Any], accelerator: Any, mend: str) -> None:
-    with pytest.raises(ConfigurationError, match=mend):
-        arguments(tier(**settings), accelerator)
 
 
 def test_what_is_shown_of_a_tier_is_one_line_that_a_shell_reads_as_the_arguments() -> None:

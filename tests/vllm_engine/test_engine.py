@@ -20,6 +20,7 @@ from deployments.engines.vllm_engine.engine import VllmEngine
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # each engine is three processes that import vLLM: a minute on two free cores
     pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed: make test-vllm"),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("ignore"),  # of vLLM's own imports

@@ -1,4 +1,4 @@
-"""The arguments of each tier that ships, read by vLLM's own parser, and validated as far as a machine without a GPU can.
+"""The arguments of the tiers that ship, read by vLLM's own parser, and validated as far as a machine without a GPU can.
 
 What a GPU and the checkpoints themselves would refuse is not seen here: none of it was ever run on a GPU.
 """

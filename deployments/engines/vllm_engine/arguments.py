@@ -7,7 +7,6 @@ import json
 from typing import Literal
 
 from cluster.engines import Vllm
-from cluster.errors import ConfigurationError
 from cluster.family import Tier
 from deployments.engines.limits import MOST_LOGPROBS
 
@@ -17,9 +16,8 @@ LEAST_CPU_KV_BYTES = 1 << 30  # what one context may take on CPU; blocks are cou
 
 
 def arguments(tier: Tier, accelerator: Accelerator) -> tuple[str, ...]:
-    """What `vllm serve` would be told. Raises ConfigurationError where vLLM cannot serve the tier so."""
+    """What `vllm serve` would be told. The tier is one that `cluster.checkpoint` finds no fault with."""
     settings = tier.vllm or Vllm()
-    _check(tier, settings, accelerator)
     return (
         *_model(tier),
         *_batching(tier),
@@ -46,25 +44,6 @@ def environment(accelerator: Accelerator) -> dict[str, str]:
         return shared
     # Compiling its first log-probabilities takes 21 s on a CPU; and every replica would bind itself to the same cores.
     return shared | {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-
-
-def _check(tier: Tier, settings: Vllm, accelerator: Accelerator) -> None:
-    ranks = settings.tensor_parallel * settings.data_parallel
-    if ranks != tier.ranks:
-        raise ConfigurationError(
-            f"vllm: tensor_parallel {settings.tensor_parallel} * data_parallel {settings.data_parallel}; ranks is "
-            f"{tier.ranks}; both must be equal; mend one of them"
-        )
-    if accelerator == "cpu" and ranks > 1:
-        raise ConfigurationError(
-            f"vllm: ranks: {ranks} on accelerator cpu; 1 is allowed, since vLLM's experts compute wrong numbers when "
-            "they are split there; set ranks to 1, or serve it by engine torch"
-        )
-    if tier.experts.redundant and not _balanced(tier, settings):
-        raise ConfigurationError(
-            f"experts.redundant: {tier.experts.redundant}; 0 is allowed unless vLLM balances experts; set "
-            "vllm.expert_parallel and experts.rebalance on several ranks, or leave it out"
-        )
 
 
 def _balanced(tier: Tier, settings: Vllm) -> bool:

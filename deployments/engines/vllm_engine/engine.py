@@ -7,6 +7,7 @@ loads: it balances experts by itself, and `report` has none.
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -23,6 +24,7 @@ from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.limits import most_tokens
 from deployments.engines.torch_engine.chat import ChatTokenizer
 from deployments.engines.vllm_engine.arguments import Accelerator, arguments, environment
+from deployments.engines.vllm_engine.calls import Calls
 from deployments.engines.vllm_engine.steps import Steps
 from deployments.engines.vllm_engine.streams import Step, Stream
 
@@ -32,11 +34,10 @@ log = logging.getLogger(__name__)
 class VllmEngine:
     label = ""
     structured = True
-    tools = False
 
     def __init__(self, tier: Tier, accelerator: Accelerator) -> None:
-        """Raises ConfigurationError where vLLM cannot serve the tier so."""
         self.context_tokens = tier.context_tokens
+        self.tools = tier.tools
         self._tier, self._accelerator = tier, accelerator
         self._arguments = arguments(tier, accelerator)
         self._engine: Any = None
@@ -61,7 +62,7 @@ class VllmEngine:
             raise error
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        return self._tokenizer.encode(messages)
+        return self._tokenizer.encode(messages, tools)
 
     def submit(self, generation: Generation, emit: Emit) -> None:
         self.check()
@@ -74,7 +75,8 @@ class VllmEngine:
                 kv_tokens=self._kv_tokens // len(self._steps),
             ),
             emit=emit,
-            bytes_of=self._tokenizer.bytes_of,
+            bytes_of=self._bytes_with_special if generation.tools else self._tokenizer.bytes_of,
+            calls=Calls(self._parser, generation.tools) if generation.tools else None,
         )
         if (over := stream.resume(self._end_tokens)) is not None:
             emit(over)
@@ -152,6 +154,24 @@ class VllmEngine:
         self._vocab: int = config.model_config.get_vocab_size()
         self._kv_tokens: int = (config.cache_config.num_gpu_blocks - len(self._steps)) * config.cache_config.block_size
         self._end_tokens = _end_tokens(config.model_config)
+        if self._tier.vllm is not None and self._tier.vllm.tool_parser is not None:
+            self._read_calls(self._tier.vllm.tool_parser)
+
+    def _read_calls(self, name: str) -> None:
+        from vllm.tool_parsers import ToolParserManager
+
+        tokenizer = self._engine.get_tokenizer()
+        try:
+            self._parser = functools.partial(ToolParserManager.get_tool_parser(name), tokenizer)
+            self._parser()  # some refuse tokenizers that lack their tokens
+        except Exception as error:
+            raise ConfigurationError(
+                f"vllm.tool_parser: {name!r}: {error}; a parser of vLLM that knows this checkpoint is allowed; choose "
+                "another or leave it out"
+            ) from error
+        self._bytes_with_special = list(self._tokenizer.bytes_of)
+        for text, token in tokenizer.get_added_vocab().items():
+            self._bytes_with_special[token] = self._bytes_with_special[token] or text.encode()
 
     def _logger(self, config: Any, engine: int = 0) -> Steps:
         self._steps.append(Steps(config, engine))

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cluster.request import FinishReason, Generation, Piece, TokenLogprob, Usage
+from cluster.request import FinishReason, Generation, Piece, TokenLogprob, ToolCall, Usage
 from deployments.engines.engine import Emit
 from deployments.engines.text import TextStream
+from deployments.engines.vllm_engine.calls import Calls
 
 
 class Logprob(Protocol):
@@ -30,12 +31,15 @@ class Step:
 
 @dataclass(slots=True, kw_only=True)
 class Stream:
-    """One generation. `tokens` of the answer are there, the given ones included. A closed stream emits nothing."""
+    """One generation. `calls`: where tools are offered; its text then has the special tokens, too.
+
+    `tokens` of the answer are there, the given ones included. A closed stream emits nothing."""
 
     generation: Generation
     max_tokens: int
     emit: Emit
     bytes_of: Sequence[bytes]
+    calls: Calls | None = None
     open: bool = True
     began: bool = False
     tokens: int = 0
@@ -52,19 +56,22 @@ class Stream:
         if not given:
             return None
         ended = "stop" if given[-1] in end_tokens else "length" if len(given) >= self.max_tokens else None
-        _, _, reason = self._advance(given, ended)
-        return Piece(finish_reason=reason, usage=self._usage()) if reason else None
+        kept, text, reason = self._advance(given, ended)
+        _, called, reason = self._called(text, given[:kept], reason)
+        return Piece(tool_calls=called, finish_reason=reason, usage=self._usage()) if reason else None
 
     def take(self, step: Step) -> Piece:
         first, self.began = not self.began, True
         if first:
             self.cached_tokens = min(step.cached_tokens, len(self.generation.prompt))
         kept, text, reason = self._advance(step.ids, step.ended)
+        text, called, reason = self._called(text, step.ids[:kept], reason)
         return Piece(
             tokens=kept,
             ids=tuple(step.ids[:kept]),
             text=text,
             logprobs=self._logprobs(step, kept),
+            tool_calls=called,
             finish_reason=reason,
             usage=self._usage() if reason else None,
             queued_s=step.queued_s if first else None,
@@ -85,6 +92,18 @@ class Stream:
             return len(ids), text, None
         rest, stopped = self.text.flush()
         return len(ids), text + rest, "stop" if stopped or ended == "stop" else "length"
+
+    def _called(
+        self, text: str, ids: Sequence[int], reason: FinishReason | None
+    ) -> tuple[str, tuple[ToolCall, ...], FinishReason | None]:
+        """What of the text is no call; at the end, the calls, and the reason that they are."""
+        if self.calls is None:
+            return text, (), reason
+        text = self.calls.push(text, ids)
+        if reason is None:
+            return text, (), None
+        rest, called = self.calls.end()
+        return text + rest, called, "tool_calls" if called else reason
 
     def _bytes(self, token: int) -> bytes:
         """Ids beyond the tokenizer, which pad the embedding, are no text."""
