@@ -167,6 +167,8 @@ class ChatCompletions:
         headers.append((b"moray-tier", tier.encode()))
         if self._family.tiers[tier].engine == "simulated":
             headers.append((b"moray-engine", b"simulated"))
+        if self._family.tiers[tier].deferrable:
+            headers.append((b"moray-class", b"deferrable"))
         return headers
 
     def _measure(self, chat: Chat, course: Course, outcome: Outcome, request: _Request) -> None:

@@ -44,12 +44,23 @@ def test_a_deferrable_tier_answers_whoever_names_it_whole_and_streamed_as_the_to
 ) -> None:
     completions = served.client().chat.completions
     settings: Any = {"messages": ASK, "seed": 3, "max_tokens": 48}
-    whole, other = (completions.create(model=model, **settings) for model in ("offline", "gpt-5.2-mini"))
+    raw = completions.with_raw_response.create(model="offline", **settings)
+    assert (raw.headers["moray-tier"], raw.headers["moray-class"]) == ("offline", "deferrable")
+    whole, other = raw.parse(), completions.create(model="gpt-5.2-mini", **settings)
     assert whole.choices[0].message.content == other.choices[0].message.content != ""
     chunks = list(completions.create(model="offline", stream=True, **settings))
     said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert said == whole.choices[0].message.content
     assert len(chunks) > 5
+
+
+def test_its_class_is_told(served: Server) -> None:
+    listed = {model.id: model.model_extra or {} for model in served.client().models.list()}
+    assert {name: facts.get("deferrable") for name, facts in listed.items()} == {
+        "offline": True,
+        "gpt-5.2-mini": False,
+        "auto": None,
+    }
 
 
 def test_the_plain_name_never_chooses_it(served: Server) -> None:
