@@ -145,8 +145,11 @@ class Tier(Closed):
 
     @property
     def tools(self) -> bool:
-        """Whether calls of tools are found in answers: with the parser that fits the checkpoint's way to write them."""
-        return self.vllm is not None and self.vllm.tool_parser is not None
+        """Whether calls of tools are found in answers. vLLM needs the parser that fits the checkpoint's way of writing.
+
+        The torch engine knows one way, that of Hermes models; calls written otherwise stay text.
+        """
+        return self.engine == "torch" or (self.vllm is not None and self.vllm.tool_parser is not None)
 
     @property
     def deferrable(self) -> bool:

@@ -14,11 +14,13 @@ from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from cluster.errors import CheckpointError, ContextTooLong, InvalidRequest
-from cluster.request import Message
+from cluster.request import Message, Tool
+from deployments.engines.calls import arguments_of
 from deployments.engines.text import vocabulary_bytes
 from deployments.engines.torch_engine.checkpoint import read_json
 
@@ -33,20 +35,32 @@ class ChatTokenizer:
             raise CheckpointError(f"{file}: {error}; a tokenizers file is allowed; save the tokenizer anew") from error
         config = read_json(folder / "tokenizer_config.json")
         self._named = {key: _content(config[key]) for key in config if key.endswith("_token") and config[key]}
-        self._template = _compiled(folder, config)
+        self._template, self._knows_tools = _compiled(folder, config)
         self.bytes_of = vocabulary_bytes(self._tokenizer, str(file))
         self._context_tokens, self._longest_bytes = context_tokens, max(map(len, self.bytes_of))
         special = [t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special]
         # Looking ahead finds special tokens that overlap, too.
         self._special = re.compile(f"(?=({'|'.join(map(re.escape, special))}))(.)", re.DOTALL) if special else None
 
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Raises ContextTooLong, InvalidRequest. The caller's thread waits, others may run meanwhile."""
-        self._bound(sum(_bytes(m.content, f"messages.{index}.content") for index, m in enumerate(messages)))
-        cut = _unused("".join(message.content for message in messages))
-        prompt = self._render(
-            [{"role": _ROLES.get(m.role, m.role), "content": self._defused(m.content, cut)} for m in messages]
-        )
+        if tools and not self._knows_tools:
+            raise InvalidRequest(
+                "tools: given; the checkpoint's chat template writes none into prompts; leave them out, or name a tier "
+                "whose does",
+                param="tools",
+            )
+        offered = [_offer(tool) for tool in tools]
+        called = [_called(message) for message in messages]
+        beside = json.dumps([offered, called], ensure_ascii=False) if tools or any(called) else ""
+        said_bytes = sum(_bytes(m.content, f"messages.{index}.content") for index, m in enumerate(messages))
+        self._bound(said_bytes + _bytes(beside, "tools"))
+        cut = _unused("".join((*(message.content for message in messages), beside)))
+        said = [
+            {"role": _ROLES.get(m.role, m.role), "content": m.content} | ({"tool_calls": calls} if calls else {})
+            for m, calls in zip(messages, called, strict=True)
+        ]
+        prompt = self._render(self._defused(said, cut), self._defused(offered, cut))
         pieces = self._tokenizer.encode_batch_fast(prompt.split(cut), add_special_tokens=False)
         return tuple(token for piece in pieces for token in piece.ids)
 
@@ -60,13 +74,21 @@ class ChatTokenizer:
                 param="messages",
             )
 
-    def _defused(self, content: str, cut: str) -> str:
-        return self._special.sub(rf"\2{cut}", content) if self._special else content
+    def _defused(self, value: Any, cut: str) -> Any:
+        """The value with every string in it cut."""
+        match value:
+            case str() if self._special:
+                return self._special.sub(rf"\2{cut}", value)
+            case list():
+                return [self._defused(one, cut) for one in value]
+            case dict():
+                return {self._defused(key, cut): self._defused(one, cut) for key, one in value.items()}
+        return value
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
         try:
             return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._named
+                messages=messages, tools=tools or None, documents=None, add_generation_prompt=True, **self._named
             )
         except TemplateError as error:
             raise InvalidRequest(
@@ -76,10 +98,23 @@ class ChatTokenizer:
             ) from error
 
 
+def _offer(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
+    return {"type": "function", "function": function}
+
+
+def _called(message: Message) -> list[dict[str, Any]]:
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments_of(call)}}
+        for call in message.tool_calls
+    ]
+
+
 _ROLES: Mapping[str, str] = {"developer": "system"}  # OpenAI's newer name, which templates do not know
 
 
-def _compiled(folder: Path, config: dict[str, Any]) -> Template:
+def _compiled(folder: Path, config: dict[str, Any]) -> tuple[Template, bool]:
+    """The template, and whether it writes tools into prompts."""
     file = folder / "chat_template.jinja"
     source = file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
     if not isinstance(source, str):
@@ -89,7 +124,7 @@ def _compiled(folder: Path, config: dict[str, Any]) -> Template:
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)  # noqa: DTZ005 - as transformers does
     try:
-        return environment.from_string(source)
+        return environment.from_string(source), "tools" in find_undeclared_variables(environment.parse(source))
     except TemplateError as error:
         raise CheckpointError(f"{file}: {error}; a jinja2 template is allowed; mend the template") from error
 

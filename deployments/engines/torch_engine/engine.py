@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class TorchEngine:
     label = ""
     structured = False
-    tools = False
+    tools = True  # of checkpoints that write calls as deployments.engines.calls says
 
     # Set while starting, by the thread, before `start` returns.
     _leader: Leader
@@ -45,10 +45,12 @@ class TorchEngine:
     _tokenizer: ChatTokenizer
     _vocabulary: Vocabulary
 
-    def __init__(self, spec: EngineSpec, group: GroupAddress | None = None) -> None:
-        """group: where rank 0 listens for the others; None where there are none."""
+    def __init__(
+        self, spec: EngineSpec, group: GroupAddress | None = None, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        """group: where rank 0 listens for the others; None where there are none. now_s: the clock of expert loads."""
         self.context_tokens = spec.context_tokens
-        self._spec, self._group = spec, group
+        self._spec, self._group, self._now_s = spec, group, now_s
         self._meter = Meter()
         self._streams: dict[str, Stream] = {}
         self._at: dict[int, Stream] = {}  # by place; the thread's own
@@ -64,7 +66,7 @@ class TorchEngine:
         await self._ready
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        return self._tokenizer.encode(messages)
+        return self._tokenizer.encode(messages, tools)
 
     def submit(self, generation: Generation, emit: Emit) -> None:
         stream = Stream(
@@ -183,7 +185,8 @@ class TorchEngine:
 
     def _load(self) -> None:
         spec = self._spec
-        self._leader = Leader(spec, self._group)  # refuses a cache beyond the memory, before its blocks are listed
+        # Refuses a cache beyond the memory, before its blocks are listed.
+        self._leader = Leader(spec, self._group, self._now_s)
         self._scheduler = Scheduler(
             Limits(
                 ranks=spec.ranks,

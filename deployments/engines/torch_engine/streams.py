@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cluster.request import FinishReason, Generation, Piece, TokenLogprob, Usage
+from cluster.request import FinishReason, Generation, Piece, TokenLogprob, ToolCall, Usage
+from deployments.engines.calls import CallText
 from deployments.engines.engine import Emit
 from deployments.engines.text import TextStream
 
@@ -35,33 +36,38 @@ class Stream:
     open: bool = True
     tokens: int = 0
     text: TextStream = field(init=False)
+    calls: CallText = field(init=False)
 
     def __post_init__(self) -> None:
         self.text = TextStream(self.generation.sampling.stop)
+        self.calls = CallText(self.generation.tools, self.generation.request_id)
 
     def resume(self, vocabulary: Vocabulary) -> Piece | None:
         """Begins behind the given tokens, once. The last piece, where they are the whole answer."""
         if not self.generation.given:
             return None
-        _, reason = self._advance(self.generation.given, vocabulary)
-        return Piece(finish_reason=reason, usage=self._usage()) if reason else None
+        _, calls, reason = self._advance(self.generation.given, vocabulary)
+        return Piece(tool_calls=calls, finish_reason=reason, usage=self._usage()) if reason else None
 
     def take(self, row: Sequence[float], vocabulary: Vocabulary) -> Piece:
         """The piece that one sampled row makes: the token, then its log-probability and the best, where wanted."""
         token = int(row[0])
-        text, reason = self._advance((token,), vocabulary)
+        text, calls, reason = self._advance((token,), vocabulary)
         return Piece(
             tokens=1,
             ids=(token,),
             text=text,
             logprobs=() if token in vocabulary.end_tokens else self._logprobs(row, vocabulary),
+            tool_calls=calls,
             finish_reason=reason,
             usage=self._usage() if reason else None,
             queued_s=self.began_s - self.submitted_s if self.tokens == len(self.generation.given) + 1 else None,
         )
 
-    def _advance(self, tokens: Sequence[int], vocabulary: Vocabulary) -> tuple[str, FinishReason | None]:
-        """The text that the tokens add, and why the answer ends with the last of them, if it does."""
+    def _advance(
+        self, tokens: Sequence[int], vocabulary: Vocabulary
+    ) -> tuple[str, tuple[ToolCall, ...], FinishReason | None]:
+        """The text that the tokens add; the answer's calls, and why it ends with the last of them, if it does."""
         self.tokens += len(tokens)
         ended = tokens[-1] in vocabulary.end_tokens
         full = self.tokens >= self.max_tokens
@@ -69,7 +75,11 @@ class Stream:
         if (ended or full) and not stopped:
             rest, stopped = self.text.flush()
             text += rest
-        return text, "stop" if ended or stopped else "length" if full else None
+        text = self.calls.push(text)
+        if not (ended or stopped or full):
+            return text, (), None
+        rest, calls, reason = self.calls.end("stop" if ended or stopped else "length")
+        return text + rest, calls, reason
 
     def _usage(self) -> Usage:
         return Usage(prompt_tokens=len(self.generation.prompt), completion_tokens=self.tokens)
