@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from multiprocessing.process import BaseProcess
@@ -43,10 +44,12 @@ def followers(spec: EngineSpec, address: GroupAddress, follow: Follow = follow) 
 
 
 @asynccontextmanager
-async def running(spec: EngineSpec, follow: Follow = follow) -> AsyncIterator[tuple[TorchEngine, list[BaseProcess]]]:
+async def running(
+    spec: EngineSpec, follow: Follow = follow, now_s: Callable[[], float] = time.monotonic
+) -> AsyncIterator[tuple[TorchEngine, list[BaseProcess]]]:
     address = GroupAddress(host="127.0.0.1", port=free_port()) if spec.ranks > 1 else None
     with followers(spec, address, follow) if address else _nobody() as processes:
-        engine = TorchEngine(spec, address)
+        engine = TorchEngine(spec, address, now_s)
         await engine.start()
         try:
             yield engine, processes

@@ -28,12 +28,11 @@ log = logging.getLogger(__name__)
 
 
 class Balancer:
-    """`share`: of a step's time, what experts take; None until measured. `move_s`: what moving one copy costs."""
-
     def __init__(self, spec: EngineSpec, slots: Sequence[Slots], experts: int, now_s: float, move_s: float) -> None:
+        """`move_s`: what moving one copy may cost, until some were moved."""
         self._ranks, self._window_s, self._active = spec.ranks, spec.window_s, spec.rebalance and spec.ranks > 1
         self._slots, self._move_s = list(slots), move_s
-        self.share: float | None = None
+        self._share: float | None = None
         self._tokens = np.zeros((len(DOMAINS), len(slots), experts, spec.ranks), np.int64)
         # Sums since start, and when they were made; the first is as old as the window or older.
         self._marks: deque[tuple[float, Ints]] = deque([(now_s, self._tokens.sum(0))])
@@ -48,6 +47,11 @@ class Balancer:
     @property
     def moving(self) -> bool:
         return bool(self._moves)
+
+    def timed(self, experts_s: float, step_s: float) -> None:
+        """What experts took of a step. Some of it is noise, so the newest weighs a quarter."""
+        share = min(1.0, experts_s / step_s)
+        self._share = share if self._share is None else self._share + 0.25 * (share - self._share)
 
     def count(self, counts: Ints, now_s: float) -> None:
         """counts [layers, domains, slots]: rows of all ranks since the last call."""
@@ -80,13 +84,16 @@ class Balancer:
             self._rebalances, self._stall_s, self._moved_s = self._rebalances + 1, self._cost_s, now_s
             self._move_s = self._cost_s / self._copies
             self._copies, self._cost_s = 0, 0.0
+            self._marks = deque([(now_s, self._tokens.sum(0))])  # what was before says nothing of these places
         self.report = self._report()
 
     def close(self) -> None:
         self._planner.shutdown(wait=False, cancel_futures=True)
 
     def _plan(self, now_s: float) -> None:
-        if not self._active or self.share is None or self._planned is not None or self._moves:
+        """Of whole windows alone: a short one says little."""
+        whole = now_s - self._marks[0][0] >= self._window_s
+        if not self._active or not whole or self._share is None or self._planned is not None or self._moves:
             return
         parts = [later - earlier for (_, earlier), (_, later) in pairwise(self._marks)]
         window = Window(
@@ -95,7 +102,7 @@ class Balancer:
             since_s=now_s - self._moved_s,
         )
         terms = Terms(
-            share=self.share,
+            share=self._share,
             move_s=self._move_s,
             horizon_s=_HORIZON * self._window_s,
             cooldown_s=self._window_s,

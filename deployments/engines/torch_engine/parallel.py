@@ -11,7 +11,7 @@ HEARTBEAT_S, so that each side notices the loss of the other.
 
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
@@ -37,16 +37,15 @@ _HEAD_BYTES = 2048  # most orders fit, so that a step costs one broadcast
 class Leader:
     """Rank 0, and through it the group: what the engine's thread calls."""
 
-    def __init__(self, spec: EngineSpec, address: GroupAddress | None) -> None:
+    def __init__(self, spec: EngineSpec, address: GroupAddress | None, now_s: Callable[[], float]) -> None:
         """Loads this rank and waits until the others have loaded theirs."""
         if spec.ranks > 1 and address is None:
             raise ValueError(f"engine: {spec.ranks} ranks and no address; a group needs one; give GroupAddress")
         self._others = range(1, spec.ranks)
         self._rank = _join(spec, 0, address) if address else load_rank(spec, 0)
         self.config = self._rank.config
-        self._balancer = Balancer(
-            spec, self._rank.slots, self.config.experts, time.monotonic(), _move_s(self._rank.copy_bytes)
-        )
+        self._now_s = now_s
+        self._balancer = Balancer(spec, self._rank.slots, self.config.experts, now_s(), _move_s(self._rank.copy_bytes))
         self._steps = 0
 
     @property
@@ -71,7 +70,7 @@ class Leader:
                 tokens.append(torch.empty(len(places), 1 + self._rank.width(places), dtype=torch.float64))
                 dist.recv(tokens[-1], src=rank)
         if watch.watching:
-            self._balancer.share = min(1.0, watch.experts_s / (time.perf_counter() - began_s))
+            self._balancer.timed(watch.experts_s, time.perf_counter() - began_s)
             watch.experts_s = 0.0
         self._steps += 1
         if self._steps % _COUNT_STEPS == 0:
@@ -92,11 +91,11 @@ class Leader:
             counts = self._rank.counted()
             if self._others:
                 dist.reduce(counts, dst=0)
-            self._balancer.count(counts.numpy(), time.monotonic())
+            self._balancer.count(counts.numpy(), self._now_s())
         if order.move:
             copies = self._rank.move(order.move)
             wall_s = time.perf_counter() - began_s
-            self._balancer.moved(self._rank.slots[order.move.layer], copies, wall_s, time.monotonic())
+            self._balancer.moved(self._rank.slots[order.move.layer], copies, wall_s, self._now_s())
 
     def dismiss(self) -> None:
         """Lets the others go."""

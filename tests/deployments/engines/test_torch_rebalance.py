@@ -4,18 +4,23 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_checkpoint import save_checkpoint
-from torch_group import Follow, ids, nine, running
+from torch_group import Follow, collected, ids, nine, running
 
 from cluster.errors import EngineFailed
 from cluster.experts import Placement
 from cluster.rebalance import Judgement, Terms, Window
+from cluster.request import Generation, Message, Sampling
+from deployments.demo.corpus import evaluation
+from deployments.engines.engine import ExpertReport
 from deployments.engines.torch_engine import balance, moving, parallel
+from deployments.engines.torch_engine.engine import TorchEngine
 from deployments.engines.torch_engine.moe import Experts
 from deployments.engines.torch_engine.moving import settled, transfers
 from deployments.engines.torch_engine.parallel import follow
@@ -65,13 +70,12 @@ async def test_experts_that_move_under_running_streams_change_no_token(
 ) -> None:
     async with running(replace(spec, ranks=ranks, redundant=redundant, window_s=1e-9)) as (engine, _):
         assert ids(await nine(engine)) == unmoved
-        experts = engine.report().experts
-        assert experts is not None
-        assert experts.rebalances >= 2
-        assert experts.moved >= experts.rebalances * 2 * ranks
-        assert experts.stall_s > 0
+        report = experts(engine)
+        assert report.rebalances >= 2
+        assert report.moved >= report.rebalances * 2 * ranks
+        assert report.stall_s > 0
         computed = sum(10 + 13 * i + 24 - 1 for i in range(9)) + 8 + 2 - 1
-        assert experts.tokens.sum(axis=(0, 2, 3)).tolist() == [computed * 2] * 2, "each routed row is counted once"
+        assert report.tokens.sum(axis=(0, 2, 3)).tolist() == [computed * 2] * 2, "each routed row is counted once"
 
 
 @slow
@@ -79,9 +83,8 @@ async def test_experts_that_move_under_running_streams_change_no_token(
 async def test_experts_that_may_not_move_stay(spec: EngineSpec) -> None:
     async with running(replace(spec, ranks=2, rebalance=False, window_s=1e-9)) as (engine, _):
         await nine(engine)
-        experts = engine.report().experts
-        assert experts is not None
-        assert (experts.rebalances, experts.moved, experts.slots) == (0, 0, (tuple(range(8)),) * 2)
+        report = experts(engine)
+        assert (report.rebalances, report.moved, report.slots) == (0, 0, (tuple(range(8)),) * 2)
 
 
 def lost_in_prefill(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
@@ -127,6 +130,62 @@ async def test_a_rank_lost_anywhere_fails_every_stream_behind_right_tokens_alone
         with pytest.raises(EngineFailed, match="replica"):
             engine.check()
     assert {process.exitcode for process in lost} == {1}
+
+
+CHECKPOINTS = Path(__file__).parents[3] / "deployments" / "demo" / "checkpoints"
+
+
+class Traffic:
+    """Waves of questions of one domain. Its clock counts them: a wave takes a second, whatever the machine does."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._questions: dict[str, list[str]] = {}
+        for sample in evaluation(20_000, 3):
+            self._questions.setdefault(sample.task.domain, []).append(sample.question)
+
+    async def wave(self, engine: TorchEngine, domain: str) -> ExpertReport:
+        """What it added to the counters, its window."""
+        before = experts(engine).tokens
+        asked = [
+            Generation(
+                request_id=f"{index}",
+                prompt=engine.encode((Message(role="user", content=question),)),
+                sampling=Sampling(temperature=0.9, seed=index, max_tokens=24),
+            )
+            for index, question in enumerate(self._questions[domain][:6])
+        ]
+        await asyncio.gather(*(collected(engine, generation) for generation in asked))
+        self.now_s += 1
+        after = experts(engine)
+        return replace(after, window=(after.tokens - before).sum(axis=0))
+
+
+def experts(engine: TorchEngine) -> ExpertReport:
+    report = engine.report().experts
+    assert report is not None
+    return report
+
+
+def imbalance(waves: list[ExpertReport]) -> float:
+    """max/mean of the ranks' rows in these waves, the mean over layers."""
+    load = sum(wave.window.sum(axis=1) for wave in waves)
+    return float((load.max(axis=1) / load.mean(axis=1)).mean())
+
+
+@slow
+async def test_traffic_that_shifts_moves_experts_once_and_steady_traffic_never() -> None:
+    spec = EngineSpec(checkpoint=str(CHECKPOINTS / "ultra"), context_tokens=512, kv_tokens=4096, ranks=2, window_s=6.0)
+    traffic, seen = Traffic(), dict[str, list[ExpertReport]]()
+    async with running(spec, now_s=lambda: traffic.now_s) as (engine, _):
+        for domain in ("math", "creative_writing"):
+            traffic.now_s += 10  # none for more than a window
+            seen[domain] = [await traffic.wave(engine, domain) for _ in range(18)]
+    for waves, before in zip(seen.values(), (0, 1), strict=True):
+        moved = [wave.rebalances - before for wave in waves]
+        assert sorted(set(moved)) == [0, 1], "once"
+        assert moved.index(1) < 11, "steady since for a window"
+        assert imbalance(waves[-4:]) < imbalance(waves[: moved.index(1)]) - 0.1
 
 
 @given(data=st.data(), ranks=st.integers(2, 4), room=st.integers(2, 5))
