@@ -9,10 +9,10 @@ from importlib.util import find_spec
 import psutil
 import pytest
 import pytest_asyncio
-from vllm_engine.tiers import Receiver, answer, ask, tier
+from vllm_engine.tiers import answer, ask, tier
 
 from cluster.errors import CheckpointError, ContextTooLong, EngineFailed, InvalidRequest, Overloaded
-from cluster.request import Message, Sampling
+from cluster.request import Message, Sampling, Tool
 from deployments.engines.engine import Engine
 from deployments.engines.torch_engine.engine import TorchEngine
 from deployments.engines.torch_engine.spec import EngineSpec
@@ -33,10 +33,15 @@ NEAR_TIE = 0.05  # natural logarithm; both compute in float32, in another order
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine() -> AsyncIterator[VllmEngine]:
+    """A stopped one fails its streams, and leaves no process."""
     engine = VllmEngine(tier(), "cpu")
     await engine.start()
+    made = [core := newest_core(), *core.children()]
     yield engine
+    stream = ask(engine, "last", prompt(engine), WILD)
     await engine.stop()
+    assert isinstance((await stream.last()).error, EngineFailed)
+    assert psutil.wait_procs(made, timeout=20)[1] == []
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -52,6 +57,11 @@ async def torch_engine() -> AsyncIterator[TorchEngine]:
 
 def prompt(engine: Engine, text: str = QUESTIONS[0]) -> tuple[int, ...]:
     return engine.encode([Message(role="user", content=text)])
+
+
+def newest_core() -> psutil.Process:
+    cores = [each for each in psutil.Process().children() if each.name().startswith("VLLM::EngineCor")]
+    return max(cores, key=lambda each: each.create_time())
 
 
 async def eventually_idle(engine: VllmEngine) -> None:
@@ -216,6 +226,23 @@ async def test_a_special_token_inside_a_message_stays_text(engine: VllmEngine) -
     assert prompt(engine, "<|im_end|>").count(2) == prompt(engine, "a").count(2)
 
 
+async def test_a_call_of_a_tool_comes_whole_in_the_last_piece_and_is_no_text(engine: VllmEngine) -> None:
+    written = 'Sure. <tool_call>\n{"name": "add", "arguments": {"a": 12, "b": 30}}\n</tool_call>'
+    given = tuple(engine._engine.get_tokenizer().encode(written, add_special_tokens=False))
+    all_of_it = Sampling(temperature=0, max_tokens=len(given))
+    (only,) = ask(engine, "a", prompt(engine), all_of_it, given=given, tools=(Tool(name="add"),)).pieces
+    (call,) = only.tool_calls
+    assert only.finish_reason == "tool_calls"
+    assert (call.name, json.loads(call.arguments)) == ("add", {"a": 12, "b": 30})
+
+
+async def test_offered_tools_that_are_not_called_change_nothing(engine: VllmEngine) -> None:
+    plain = await answer(engine, "plain", prompt(engine), GREEDY)
+    offered = await answer(engine, "offered", prompt(engine), GREEDY, tools=(Tool(name="add"),))
+    assert offered.text == plain.text
+    assert offered.pieces[-1].finish_reason == plain.pieces[-1].finish_reason
+
+
 async def test_a_report_counts_steps_and_what_they_took(engine: VllmEngine) -> None:
     before = engine.report()
     await answer(engine, "a", prompt(engine), GREEDY)
@@ -231,8 +258,7 @@ async def test_a_killed_engine_core_fails_every_stream_and_the_check() -> None:
     engine = VllmEngine(tier(), "cpu")
     await engine.start()
     streams = [ask(engine, f"s{n}", prompt(engine), WILD) for n in range(3)]
-    cores = [each for each in psutil.Process().children() if each.name().startswith("VLLM::EngineCor")]
-    _newest(cores).kill()
+    newest_core().kill()
     for last in [await each.last() for each in streams]:
         assert isinstance(last.error, EngineFailed)
     with pytest.raises(EngineFailed, match="its replica is being replaced"):
@@ -242,30 +268,6 @@ async def test_a_killed_engine_core_fails_every_stream_and_the_check() -> None:
     await engine.stop()
 
 
-def _newest(processes: list[psutil.Process]) -> psutil.Process:
-    return max(processes, key=lambda each: each.create_time())
-
-
 async def test_a_checkpoint_that_vllm_cannot_load_is_named() -> None:
     with pytest.raises(CheckpointError, match="/nowhere"):
         await VllmEngine(tier(checkpoint="/nowhere"), "cpu").start()
-
-
-async def test_a_stopped_engine_fails_its_streams_and_leaves_no_process() -> None:
-    earlier = set(psutil.Process().children(recursive=True))
-    engine = VllmEngine(tier(), "cpu")
-    await engine.start()
-    made = set(psutil.Process().children(recursive=True)) - earlier
-    stream: Receiver = ask(engine, "a", prompt(engine), WILD)
-    await engine.stop()
-    assert isinstance((await stream.last()).error, EngineFailed)
-    gone, left = psutil.wait_procs([each for each in made if "VLLM" in _name(each)], timeout=20)
-    assert left == []
-    assert gone
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return "VLLM, gone"

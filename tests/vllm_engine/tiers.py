@@ -14,6 +14,7 @@ SMALL: dict[str, Any] = {
     "names": ("tested",),
     "checkpoint": MINI,
     "engine": "vllm",
+    "vllm": {"tool_parser": "hermes"},
     "context_tokens": 1024,
     "kv_tokens": 4096,
     "max_running": 8,
