@@ -16,6 +16,7 @@ from rich.text import Text
 from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family, load, located
 from cluster.placement import as_dict, declared_cells, plan
+from deployments.engines.vllm_engine.arguments import shown
 from deployments.load import options as load_options
 from deployments.local import rehearsed
 from deployments.plan_table import tables
@@ -120,6 +121,9 @@ def _plan(family: Family, as_json: bool, console: Console) -> int:
         sys.stdout.write(json.dumps(as_dict(made), indent=2) + "\n")
     else:
         console.print(tables(made))
+        for key, tier in family.tiers.items():
+            if tier.engine == "vllm":
+                console.print(f"{key} is served by: {shown(tier, family.accelerator)}", soft_wrap=True, markup=False)
     return 1 if any(one.required for one in made.unplaced) else 0
 
 

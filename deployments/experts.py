@@ -1,7 +1,8 @@
 """What the pages of replicas tell of routed experts: read from a gateway's /metrics, for people and for programs.
 
 A replica of a tier is an expert group with a placement and counts of its own. Rows are tokens at an expert: each token
-makes as many in a layer as the model chooses experts. A layer that a page does not show expert by expert has none here.
+makes as many in a layer as the model chooses experts. Those that a rank computed for an expert which it holds no more
+are not in the window, but in the layer's imbalance. A layer that a page does not show expert by expert has none here.
 """
 
 import math
@@ -16,7 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 MOST_USED = 3  # experts told of a domain
-NONE_SHOWN = "shows no experts: its model is dense, or its engine is one that does not tell (simulated, vllm)"
+NONE_SHOWN = (
+    "shows no experts: its model is dense, or its engine is one that does not tell (simulated, vllm, deepspeed)"
+)
 ASLEEP = "shows no experts: no replica of it runs now; a request wakes it"
 
 

@@ -34,7 +34,7 @@ def draw(groups: Sequence[Group], title: str, file: BinaryIO) -> None:
 
 
 def _domains(figure: Figure, axes: Axes, layer: Layer) -> None:
-    names = [*layer.since_start] or ["none"]
+    names = [f"{name}\n{each.sum():,d} rows" for name, each in layer.since_start.items()] or ["none"]
     cells = np.array([shares(each) for each in layer.since_start.values()] or [np.full(len(layer.held), np.nan)])
     _heat(figure, axes, cells, "share of the domain's\nrows since start")
     axes.set_yticks(range(len(names)), names)

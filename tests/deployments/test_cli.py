@@ -7,6 +7,7 @@ import yaml
 from rich.console import Console
 from shell import TIER, VIDEO
 
+from cluster.family import load
 from cluster.placement import declared_cells
 from deployments.cli import main
 from deployments.source import Source
@@ -96,6 +97,14 @@ def test_the_plan_is_a_table_of_cells_groups_and_video(capsys: pytest.CaptureFix
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert ["here", "4", "1", "mini", "1", "1", "1"] in rows
     assert ["", "", "", "video", "1", "", "1"] in rows
+
+
+def test_the_plan_shows_how_vllm_is_told_to_serve_a_tier(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--family", "h200", "plan"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("turbo is served by: ")]
+    turbo = load("h200").tiers["turbo"]
+    assert line.removeprefix("turbo is served by: ").startswith(f"vllm serve {turbo.checkpoint} --served-model-name")
+    assert f"--max-model-len {turbo.context_tokens}" in line
 
 
 def test_the_table_says_who_takes_turns_and_what_has_no_place_and_why(
