@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: up test test-vllm system check format bench clean
+.PHONY: up test test-vllm system check format bench clean test-gpu
 .DEFAULT_GOAL := up
 
 up: $(VENV)/runtime.done
@@ -17,6 +17,10 @@ test: system $(VENV)/dev.done
 # vLLM itself, on this CPU, in an environment of its own: 3.5 GB.
 test-vllm: $(VLLM)/vllm.done
 	@$(VLLM)/bin/python -m pytest tests/vllm_engine
+
+# On a machine with GPUs and a CUDA build of torch; figures go to gpu.json.
+test-gpu: $(VENV)/dev.done
+	@$(BIN)/python -m pytest tests/gpu --gpu-record gpu.json --gpu-date "$$(date -I)"
 
 # The Debian packages that tests use, where they may be installed.
 system:
