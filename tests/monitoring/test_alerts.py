@@ -51,7 +51,7 @@ ARRIVALS = 'moray_arrivals_total{tier="mini"}'
 REFUSED = 'moray_admissions_total{tier="mini",action="refuse"}'
 UNEVEN = 'moray_expert_imbalance_ratio{tier="ultra",layer="1",replica="a"}'
 EVEN = 'moray_expert_imbalance_ratio{tier="ultra",layer="0",replica="a"}'
-ROWS = 'moray_expert_window_tokens{tier="ultra",layer="1",expert="3",rank="0",replica="a"}'
+TOKENS = 'moray_completion_tokens_total{tier="ultra"}'
 MOVED = 'moray_expert_rebalances_total{tier="ultra",replica="a"}'
 QUEUED = 'moray_video_jobs{status="queued"}'
 FINISHED = 'moray_video_jobs_finished_total{code="ok"}'
@@ -102,12 +102,12 @@ CASES = (
     case("Shedding", "a tenth is refused", {ARRIVALS: "0+10x60", REFUSED: "0+1x60"}, "8m", MINI),
     case("Shedding", "one in fifty is refused", {ARRIVALS: "0+50x60", REFUSED: "0+1x60"}, "8m"),
     case("Shedding", "for a moment", {ARRIVALS: "0+10x90", REFUSED: "0x30 40x60"}, "6m"),
-    case("ExpertsUneven", "one layer of two", {UNEVEN: "1.8x180", EVEN: "1x180", ROWS: "5000x180"}, "16m", ULTRA),
-    case("ExpertsUneven", "for ten minutes", {UNEVEN: "1.8x180", ROWS: "5000x180"}, "10m"),
-    case("ExpertsUneven", "evened out by a rebalance", {UNEVEN: "1.8x60 1.1x120", ROWS: "5000x180"}, "20m"),
-    case("ExpertsUneven", "less than half as much again", {UNEVEN: "1.4x180", ROWS: "5000x180"}, "20m"),
-    case("ExpertsUneven", "a handful of rows", {UNEVEN: "2x180", ROWS: "40x180"}, "20m"),
-    case("ExpertsUneven", "nothing is routed any more", {UNEVEN: "1.8x60 stale", ROWS: "5000x60 0x120"}, "20m"),
+    case("ExpertsUneven", "one layer of two", {UNEVEN: "1.8x180", EVEN: "1x180", TOKENS: "0+90x180"}, "16m", ULTRA),
+    case("ExpertsUneven", "for ten minutes", {UNEVEN: "1.8x180", TOKENS: "0+90x180"}, "10m"),
+    case("ExpertsUneven", "evened out by a rebalance", {UNEVEN: "1.8x60 1.1x120", TOKENS: "0+90x180"}, "20m"),
+    case("ExpertsUneven", "less than half as much again", {UNEVEN: "1.4x180", TOKENS: "0+90x180"}, "20m"),
+    case("ExpertsUneven", "a handful of rows", {UNEVEN: "2x180", TOKENS: "0+2x180"}, "20m"),
+    case("ExpertsUneven", "nothing is routed any more", {UNEVEN: "1.8x60 stale", TOKENS: "0+90x60 5400x120"}, "20m"),
     case(
         "ExpertsRestless",
         "every two minutes",
