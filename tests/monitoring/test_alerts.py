@@ -102,7 +102,7 @@ CASES = (
     case("Shedding", "a tenth is refused", {ARRIVALS: "0+10x60", REFUSED: "0+1x60"}, "8m", MINI),
     case("Shedding", "one in fifty is refused", {ARRIVALS: "0+50x60", REFUSED: "0+1x60"}, "8m"),
     case("Shedding", "for a moment", {ARRIVALS: "0+10x90", REFUSED: "0x30 40x60"}, "6m"),
-    case("ExpertsUneven", "one layer of two", {UNEVEN: "1.8x180", EVEN: "1x180", TOKENS: "0+90x180"}, "16m", ULTRA),
+    case("ExpertsUneven", "one layer of two", {UNEVEN: "1.8x180", EVEN: "1x180", TOKENS: "0+90x180"}, "18m", ULTRA),
     case("ExpertsUneven", "for ten minutes", {UNEVEN: "1.8x180", TOKENS: "0+90x180"}, "10m"),
     case("ExpertsUneven", "evened out by a rebalance", {UNEVEN: "1.8x60 1.1x120", TOKENS: "0+90x180"}, "20m"),
     case("ExpertsUneven", "less than half as much again", {UNEVEN: "1.4x180", TOKENS: "0+90x180"}, "20m"),
