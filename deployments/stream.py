@@ -105,9 +105,12 @@ class Answer:
                 self._flush()
 
     def _take(self) -> bytes:
-        """The event for what has gathered; empty while a character or a possible stop string is unfinished."""
+        """The event for what has gathered; empty while a character or a possible stop string is unfinished.
+
+        A call of a tool may be long and shows no text: where one may come, the role goes out with the first token.
+        """
         text = "".join(self._texts)
-        if not text and not self._logprobs:
+        if not text and not self._logprobs and not self._chat.tools:
             return b""
         piece = Piece(text=text, logprobs=tuple(self._logprobs))
         self._texts, self._logprobs = [], []

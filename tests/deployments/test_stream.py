@@ -11,7 +11,7 @@ from shell import chat
 from virtual_time import run
 
 from cluster.errors import ContextTooLong, EngineFailed
-from cluster.request import Piece, TokenLogprob, Usage
+from cluster.request import Piece, TokenLogprob, Tool, Usage
 from deployments.stream import BEAT, BEAT_S, Answer, Outcome, Sweeper
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=5)
@@ -22,10 +22,14 @@ INTERVAL_S = 0.02
 class Reader:
     """What an answer wrote, with the time of each write."""
 
-    def __init__(self, sweeper: Sweeper | None = None, given: tuple[int, ...] = (), **sampling: Any) -> None:
+    def __init__(
+        self, sweeper: Sweeper | None = None, given: tuple[int, ...] = (), tools: tuple[Tool, ...] = (), **sampling: Any
+    ) -> None:
         self.writes: list[tuple[float, bytes, bool]] = []
         self.ids: list[list[int]] = []
-        self.answer = Answer(replace(chat(**sampling), given=given), "", sweeper or Sweeper(INTERVAL_S), self._write)
+        self.answer = Answer(
+            replace(chat(**sampling), given=given, tools=tools), "", sweeper or Sweeper(INTERVAL_S), self._write
+        )
 
     def _write(self, data: bytes, ids: Sequence[int], last: bool) -> None:
         assert data or last
@@ -177,6 +181,18 @@ def test_a_begun_stream_whose_tokens_show_no_text_says_that_it_lives_with_their_
         assert [id for ids in reader.ids for id in ids] == list(range(len([id for ids in reader.ids for id in ids])))
         await emit(reader.answer, END)
         assert reader.text() == "soend"
+
+    run(scenario())
+
+
+def test_an_answer_that_may_call_tools_begins_with_its_first_token() -> None:
+    async def scenario() -> None:
+        reader = Reader(tools=(Tool(name="look_up"),))
+        await emit(reader.answer, Piece(tokens=1, ids=(0,)), Piece(tokens=1, ids=(1,)), END)
+        assert reader.times_ms() == [0, 20]
+        assert reader.ids == [[0], [1]]
+        deltas = [choice["delta"] for event in reader.events() for choice in event["choices"]]
+        assert [delta.get("role") for delta in deltas] == ["assistant", None, None]
 
     run(scenario())
 
