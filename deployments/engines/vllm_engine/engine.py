@@ -145,7 +145,7 @@ class VllmEngine:
             self._engine = AsyncLLM.from_engine_args(
                 AsyncEngineArgs.from_cli_args(parser.parse_args(list(self._arguments))), stat_loggers=[self._logger]
             )
-        except Exception as error:  # of any kind, and from any of its processes
+        except (Exception, SystemExit) as error:  # of any kind and of any of its processes; its parser exits
             raise CheckpointError(
                 f"{self._tier.checkpoint}: vLLM cannot start: {error}; see the replica's log; mend the tier's settings "
                 "or give another checkpoint"

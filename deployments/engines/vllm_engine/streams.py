@@ -14,8 +14,11 @@ from deployments.engines.vllm_engine.calls import Calls
 class Logprob(Protocol):
     """Of one token at one position; `rank` counts from 1, the best."""
 
-    logprob: float
-    rank: int | None
+    @property
+    def logprob(self) -> float: ...
+
+    @property
+    def rank(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +34,10 @@ class Step:
 
 @dataclass(slots=True, kw_only=True)
 class Stream:
-    """One generation. `calls`: where tools are offered; its text then has the special tokens, too.
+    """One generation. `tokens` of the answer are there, the given ones included. A closed stream emits nothing.
 
-    `tokens` of the answer are there, the given ones included. A closed stream emits nothing."""
+    `calls`: where tools are offered; `bytes_of` then has the special tokens, too.
+    """
 
     generation: Generation
     max_tokens: int
