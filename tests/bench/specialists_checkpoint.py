@@ -47,7 +47,7 @@ def domain_tokens(domain: int) -> Tensor:
 
 def save(folder: Path, ffn: int, concentration: float) -> None:
     torch.manual_seed(0)
-    model = Glm4MoeForCausalLM(Glm4MoeConfig(**{**SHAPE, "moe_intermediate_size": ffn})).eval()
+    model = Glm4MoeForCausalLM(Glm4MoeConfig(**{**SHAPE, "moe_intermediate_size": ffn}))
     with torch.inference_mode():
         _mark(model)
         prompts = torch.stack([domain_tokens(d)[torch.randint(500, (48,))] for d in range(DOMAINS) for _ in range(2)])

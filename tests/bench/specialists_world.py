@@ -4,7 +4,7 @@ One tier of h200 alone on constant replicas. Four domains; a request keeps the d
 probability STICKY, else draws one evenly. A replica's step costs d times the share of specialists_model.touched for
 those that decode there; the router sees measured steps (the correction) and, where it asks, how many of each domain are
 on each replica, all of them known. That flatters grouping: live, a domain is known only where a hint or persona names
-it, and a step with a prompt chunk reads nearly every expert anyway.
+it. A step on which a chunk of a prompt rides saves nothing: the chunk's tokens touch nearly every expert anyway.
 
     as_is      cluster.routing
     predicted  the same, its predicted step with the experts that the newcomer's domain would touch there
@@ -56,10 +56,11 @@ Routed = Callable[["Domains", Loads, Ask, Service, float, bool], Choice]
 
 @dataclass(slots=True, kw_only=True)
 class Domains:
-    """`of`: each request's domain. `there` [slots, DOMAINS]: of all that are on a replica. Sums are over steps."""
+    """`of`: each request's domain. `prompts_read_all`: a step with a chunk of a prompt saves nothing. `there` [slots, DOMAINS]: of all that are on a replica. Sums are over steps."""
 
     of: list[int]
     concentration: float
+    prompts_read_all: bool = True
     asked: int = 0
     there: Floats = field(default_factory=lambda: np.zeros((64, DOMAINS)))
     steps: int = 0
@@ -83,8 +84,12 @@ class DomainReplica(Replica):
         self.domains, self.share = domains, 0.0
 
     def plan(self) -> None:
-        counts = self.domains.counted(request for _, _, request in self.finish)
-        self.share = float(self.domains.share(self.service, counts)) if self.decoding else 0.0
+        self._completing = []
+        if self.domains.prompts_read_all and self.queue and (self.left_tokens > 0 or self._fits(self.queue[0])):
+            self.share = float(self.service.touched[self.decoding])
+        else:
+            counts = self.domains.counted(request for _, _, request in self.finish)
+            self.share = float(self.domains.share(self.service, counts)) if self.decoding else 0.0
         self._touched_ms[self.decoding] = self.service.d_ms * self.share
         super().plan()
 

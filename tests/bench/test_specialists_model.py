@@ -9,7 +9,7 @@ from cluster.family import load
 PRO = load("h200").tiers["pro"].cost  # 8 experts of 128
 
 
-def drawn(batch: list[int], concentration: float, draws: int = 400) -> float:
+def drawn(batch: list[int], concentration: float, draws: int = 150) -> float:
     """Monte Carlo: each token draws its picks without replacement, so many of its own domain's experts on average."""
     rng, of = np.random.default_rng(sum(batch)), np.arange(PRO.experts) // (PRO.experts // DOMAINS)
     shares = []
@@ -27,7 +27,7 @@ def drawn(batch: list[int], concentration: float, draws: int = 400) -> float:
 @pytest.mark.parametrize("concentration", [0.0, 0.25, 0.82, 1.0])
 @pytest.mark.parametrize("batch", [[8, 0, 0, 0], [2, 2, 2, 2], [5, 3, 0, 1], [32, 0, 0, 0]])
 def test_a_mixture_of_domains_touches_what_drawing_its_picks_touches(batch: list[int], concentration: float) -> None:
-    assert touched(PRO, np.array(batch), concentration) == pytest.approx(drawn(batch, concentration), abs=0.006)
+    assert touched(PRO, np.array(batch), concentration) == pytest.approx(drawn(batch, concentration), abs=0.01)
 
 
 batches = st.lists(st.integers(0, 80), min_size=DOMAINS, max_size=DOMAINS)
