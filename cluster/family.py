@@ -21,6 +21,7 @@ from pydantic import (
 from cluster.checkpoint import GIB, faults, shape
 from cluster.engines import Closed, Engine, Experts, Offload, Vllm
 from cluster.errors import CheckpointError, ConfigurationError
+from cluster.strict_yaml import strict
 
 BUNDLED = Path(__file__).parent / "families"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
@@ -399,7 +400,7 @@ class Family(Closed):
 def parse(text: str, where: str) -> Family:
     """The family in a YAML text. Raises ConfigurationError with every fault, each as `where: path: given; mend`."""
     try:
-        raw = _read(text, where)
+        raw = strict(text, where)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{where}: not YAML: {error}; mend the syntax") from error
     if not isinstance(raw, dict):
@@ -408,39 +409,6 @@ def parse(text: str, where: str) -> Family:
         return Family.model_validate(raw)
     except ValidationError as error:
         raise ConfigurationError("\n".join(_fault(where, fault) for fault in error.errors())) from error
-
-
-def _read(text: str, where: str) -> Any:
-    """Of a repeated key YAML would keep the last value and drop the others silently."""
-    loader = yaml.SafeLoader(text)
-    try:
-        top = loader.get_single_node()
-        if top is None:
-            return None
-        for path, key in _repeated(top, (), set()):
-            line = key.start_mark.line + 1
-            raise ConfigurationError(f"{where}: {path}: given again in line {line}; a key is allowed once; drop one")
-        return loader.construct_document(top)
-    finally:
-        loader.dispose()
-
-
-def _repeated(node: yaml.Node, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
-    """Keys of mappings at or below the node that an earlier key equals, with their paths."""
-    if id(node) in seen:  # an alias
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield from _repeated(item, (*path, str(index)), seen)
-    if isinstance(node, yaml.MappingNode):
-        names: set[str] = set()
-        for key, value in node.value:
-            below = (*path, str(key.value))
-            if isinstance(key, yaml.ScalarNode) and key.value in names:
-                yield ".".join(below), key
-            names.add(str(key.value))
-            yield from _repeated(value, below, seen)
 
 
 def _fault(where: str, fault: Any) -> str:
