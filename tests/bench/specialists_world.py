@@ -41,7 +41,7 @@ from cluster.loads import Ask, Choice, Loads
 from cluster.workload import Floats, Workload
 
 STICKY = 0.5
-OTHERS = 0.3  # the best of 0.1, 0.3, 1 and 3: more of it costs more time to first token than it saves of the pace
+OTHERS = 0.3  # of 0.1, 0.3, 1 and 3 the largest that costs no time to first token at concentration 0.8
 CONCENTRATIONS = (0.25, 0.5, 0.8, 0.95)
 LOADS = (0.4, 0.7, 0.9)
 SECONDS = 180.0
@@ -56,7 +56,10 @@ Routed = Callable[["Domains", Loads, Ask, Service, float, bool], Choice]
 
 @dataclass(slots=True, kw_only=True)
 class Domains:
-    """`of`: each request's domain. `prompts_read_all`: a step with a chunk of a prompt saves nothing. `there` [slots, DOMAINS]: of all that are on a replica. Sums are over steps."""
+    """`of`: each request's domain. `prompts_read_all`: a step with a chunk of a prompt saves nothing.
+
+    `there` [slots, DOMAINS]: of all that are on a replica. What follows are sums over steps.
+    """
 
     of: list[int]
     concentration: float
