@@ -1,7 +1,8 @@
 """Whether experts should move now: only where their loads have drifted, and the time gained pays for the move.
 
-A plan is made from every second part of the window and tried on the others, which it has not seen: what it gains from
-noise in its own parts it does not gain there. Both placements are taken as they serve: each batch shared over copies.
+A plan is made from every second part of the window's newer half and tried on the others, which it has not seen: what
+it gains from noise in its own parts it does not gain there. Both placements are taken as they serve, each batch shared
+over copies.
 A step takes 1 - share + share * imbalance of its balanced time, so a step's saving is
 share * (now - then) / (1 - share + share * now), for as long as the plan holds. It holds until a rank's load has
 wandered as far as the plan gains: under the plan, rank loads that lie further apart in time differ by more, and by how
@@ -72,27 +73,30 @@ def judge(window: Window, placement: Placement, terms: Terms) -> Judgement:
     _check(window, placement)
     if waiting := _waiting(window, terms):
         return Judgement(placement=None, reason=waiting)
-    tried = window.loads[-1::-2]
-    planned = place(window.loads[-2::-2].sum(0), ranks=placement.ranks, slots=len(placement.slots[0]), old=placement)
+    recent = window.loads[-max(LEAST_PARTS, len(window.loads) // 2) :]
+    tried = recent[-1::-2]
+    planned = place(recent[-2::-2].sum(0), ranks=placement.ranks, slots=len(placement.slots[0]), old=placement)
     each_now, each_then = (_imbalance(rank_loads(tried, p)) for p in (placement, planned))
     now, then = float(each_now.mean()), float(each_then.mean())
     moved = moves(placement, planned)
     fall = each_now - each_then
-    error = float(fall.std(ddof=1)) / len(fall) ** 0.5
+    # What parts differ by, and not less than counts of single tokens would.
+    error = max(float(fall.std(ddof=1)) / len(fall) ** 0.5, (placement.ranks / max(int(tried.sum()), 1)) ** 0.5)
+    least = max(terms.least_gain, CERTAIN * error)
     holds_s = min(terms.horizon_s, _holds_s(window, planned, now - then))
     gain_s = holds_s * terms.share * (now - then) / (1 - terms.share + terms.share * now)
     price_s = moved * terms.move_s
     refused = ""
     if not moved:
         refused = "no better placement is known: "
-    elif now - then <= max(terms.least_gain, CERTAIN * error):
-        refused = f"a fall of {max(terms.least_gain, CERTAIN * error):.3f} is least: "
+    elif now - then <= least:
+        refused = f"a fall of {least:.3f} is least: "
     elif gain_s <= price_s:
         refused = "the move does not pay: "
     return Judgement(
         placement=None if refused else planned,
-        reason=f"{refused}imbalance {now:.3f} to {then:.3f} would gain {gain_s:.2f} s in {holds_s:.0f} s; moving {moved} "
-        f"copies takes {price_s:.2f} s",
+        reason=f"{refused}imbalance {now:.3f} to {then:.3f} would gain {gain_s:.2f} s in {holds_s:.0f} s; "
+        f"moving {moved} copies takes {price_s:.2f} s",
         imbalance_now=now,
         imbalance_then=then,
         moved=moved,
@@ -126,6 +130,8 @@ def _holds_s(window: Window, planned: Placement, gain: float) -> float:
 
 
 def _waiting(window: Window, terms: Terms) -> str:
+    if not window.loads.shape[1]:
+        return "no layer has experts"
     parts = len(window.loads)
     if parts < LEAST_PARTS:
         return f"the window has {parts} parts; {LEAST_PARTS} are least"
@@ -141,8 +147,8 @@ def _check(window: Window, placement: Placement) -> None:
     layers, experts = len(placement.slots), 1 + max(map(max, placement.slots), default=-1)
     if window.loads.shape[1:] != (layers, experts):
         raise ConfigurationError(
-            f"expert window: {window.loads.shape[1:]} of layers and experts; {(layers, experts)} are placed; count what "
-            "is placed"
+            f"expert window: {window.loads.shape[1:]} of layers and experts; {(layers, experts)} are placed; "
+            "count what is placed"
         )
     if window.loads.size and window.loads.min() < 0:
         raise ConfigurationError(f"expert window: {window.loads.min()} tokens; 0 or more; count them anew")
