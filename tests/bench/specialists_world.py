@@ -42,7 +42,7 @@ from cluster.workload import Floats, Workload
 
 STICKY = 0.5
 OTHERS = 0.3  # of 0.1, 0.3, 1 and 3 the largest that costs no time to first token at concentration 0.8
-CONCENTRATIONS = (0.25, 0.5, 0.8, 0.95)
+CONCENTRATIONS = (0.25, 0.5, 0.8, 0.9, 0.95)
 LOADS = (0.4, 0.7, 0.9)
 SECONDS = 180.0
 GOAL = 0.99
@@ -281,7 +281,8 @@ def _loaded(world: World, share: float, seeds: range) -> dict[str, dict[str, Any
 def capacities(seeds: range, quick: bool) -> dict[str, Any]:
     worlds = [_world("pro"), _world("turbo")]
     if not quick:
-        worlds += [_world("pro", 0.95), _world("turbo", 0.95), _world("pro", replicas=2), _world("pro", replicas=8)]
+        worlds += [_world(tier, share) for tier in ("pro", "turbo") for share in (0.9, 0.95)]
+        worlds += [_world("pro", replicas=2), _world("pro", replicas=8)]
         worlds += [_world("pro", kind="long answers"), _world("turbo", kind="long answers")]
     return {str(world): _capacities(world, seeds) for world in worlds}
 
