@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.errors import CheckpointError
-from cluster.experts import Placement, even
+from cluster.experts import Placement
 from cluster.request import Sampling
-from deployments.engines.torch_engine.checkpoint import ModelConfig, Tensors, check_memory, read_config
+from deployments.engines.torch_engine.checkpoint import Tensors, check_memory, read_config
 from deployments.engines.torch_engine.domains import DOMAINS, ballot, number
 from deployments.engines.torch_engine.exchange import AllToAll, Stay, Watch, first_slots
+from deployments.engines.torch_engine.fit import fitting
 from deployments.engines.torch_engine.kv import (
     BLOCK_TOKENS,
     ChunkAttention,
@@ -259,13 +259,7 @@ def load_rank(spec: EngineSpec, rank: int) -> Rank:
     folder = Path(spec.checkpoint)
     config = read_config(folder)
     dtype = getattr(torch, spec.dtype)
-    _check_context(spec, config)
-    _check_specialists(spec, config)
-    _check_slots(spec, config)
-    placement = spec.placement or even(
-        layers=config.moe_layers, experts=config.experts, ranks=spec.ranks, redundant=spec.redundant
-    )
-    _check_placement(spec, config, placement)
+    placement = fitting(spec, config)
     kv_shape = (config.layers, blocks_for(spec.kv_tokens), config.kv_heads, config.head_dim)
     kv_values = 2 * BLOCK_TOKENS * prod(kv_shape)
     weights = config.weights(config.moe_layers * placement.room)
@@ -277,57 +271,3 @@ def load_rank(spec: EngineSpec, rank: int) -> Rank:
     with Tensors(folder, dtype, spec.device) as tensors:
         model = load(config, tensors, (placement, rank), exchanges)
     return Rank((placement, rank), model, PagedKV(kv_shape, dtype, spec.device), spec.max_running, watch)
-
-
-def _check_context(spec: EngineSpec, config: ModelConfig) -> None:
-    if spec.context_tokens > config.context_tokens:
-        raise CheckpointError(
-            f"{spec.checkpoint}: context_tokens is {spec.context_tokens}; at most the checkpoint's "
-            f"{config.context_tokens} are allowed; lower context_tokens"
-        )
-    if spec.kv_tokens < BLOCK_TOKENS:
-        raise CheckpointError(
-            f"{spec.checkpoint}: kv_tokens is {spec.kv_tokens}; at least {BLOCK_TOKENS} are allowed; raise it"
-        )
-
-
-def _check_specialists(spec: EngineSpec, config: ModelConfig) -> None:
-    missing = [] if config.domains is None else [name for name in spec.specialists if name not in config.domains]
-    if missing:
-        raise CheckpointError(
-            f"{spec.checkpoint}: specialists {', '.join(missing)} are promised; its expert_domains are "
-            f"{', '.join(sorted(config.domains or ()))}; correct specialists in the family file or take another "
-            "checkpoint"
-        )
-
-
-def _check_slots(spec: EngineSpec, config: ModelConfig) -> None:
-    slots, ranks = config.experts + spec.redundant, spec.ranks
-    if slots % ranks or not config.experts <= slots <= config.experts * ranks:
-        fit = [
-            redundant
-            for redundant in range(config.experts * (ranks - 1) + 1)
-            if not (config.experts + redundant) % ranks
-        ]
-        mend = f"set redundant to one of {', '.join(map(str, fit[:3]))}" if fit else "use fewer ranks"
-        raise CheckpointError(
-            f"{spec.checkpoint}: {config.experts} experts and {spec.redundant} redundant slots on {ranks} ranks; "
-            f"equally many slots on each, and no expert twice on one, are allowed; {mend}"
-        )
-
-
-def _check_placement(spec: EngineSpec, config: ModelConfig, placement: Placement) -> None:
-    every = set(range(config.experts))
-    runs = [
-        slots[rank * placement.room : (rank + 1) * placement.room]
-        for slots in placement.slots
-        for rank in range(placement.ranks)
-    ]
-    shape = (placement.ranks, len(placement.slots), {len(slots) for slots in placement.slots})
-    fits = shape == (spec.ranks, config.moe_layers, {config.experts + spec.redundant} if config.moe_layers else set())
-    if not fits or any(set(s) != every for s in placement.slots) or any(len(set(run)) < len(run) for run in runs):
-        raise CheckpointError(
-            f"{spec.checkpoint}: the placement does not put {config.experts} experts and {spec.redundant} copies of "
-            f"{config.moe_layers} layers on {spec.ranks} ranks; every expert, and none twice on a rank, are allowed; "
-            "correct it or leave it out"
-        )

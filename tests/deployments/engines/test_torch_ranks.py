@@ -7,6 +7,7 @@ from multiprocessing.synchronize import Event
 
 import numpy as np
 import pytest
+from torch import Tensor
 from torch_checkpoint import save_checkpoint
 from torch_group import SAMPLINGS, followers, free_port, ids, nine, pieces, running
 
@@ -15,6 +16,7 @@ from cluster.experts import Placement
 from cluster.request import Sampling
 from deployments.engines.engine import ExpertReport
 from deployments.engines.torch_engine.engine import TorchEngine
+from deployments.engines.torch_engine.moe import Experts
 from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
 
 pytestmark = pytest.mark.slow
@@ -88,6 +90,25 @@ async def test_any_placement_of_experts_gives_the_same_tokens(
         assert experts.slots == placement.slots
         assert experts.tokens.sum(axis=(0, 2, 3)).tolist() == [routed_rows()] * 2, "each routed row is counted once"
         assert_counted_where_held(experts)
+
+
+async def test_the_report_says_what_each_rank_computed_and_a_batch_is_shared_over_copies(
+    spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, computed = Experts.__call__, [0]
+
+    def counting(experts: Experts, rows: Tensor, counts: Tensor) -> Tensor:
+        computed[0] += len(rows)
+        return compute(experts, rows, counts)
+
+    monkeypatch.setattr(Experts, "__call__", counting)  # of rank 0, which is this process
+    everywhere = PLACEMENTS["every expert everywhere"]
+    async with running(replace(spec, ranks=2, redundant=8, placement=everywhere)) as (engine, _):
+        await nine(engine)
+        experts = engine.report().experts
+    assert experts is not None
+    assert experts.tokens[..., 0].sum() == computed[0]
+    assert max(experts.imbalance) < 1.02
 
 
 def routed_rows() -> int:
