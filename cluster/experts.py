@@ -111,7 +111,8 @@ def rebalance_experts(
 ) -> Ints:
     """vLLM's EPLB policy interface over `place`: weight [layers, experts] -> expert of each slot [layers, replicas].
 
-    As in DeepSeek's EPLB, nodes count only where they share the groups evenly.
+    As in DeepSeek's EPLB, nodes count only where they share the groups evenly. vLLM shares rows evenly over copies,
+    for which a pooled plan is worse than a greedy one: so this is the greedy plan.
     """
     old = None
     if old_global_expert_indices is not None:
@@ -119,7 +120,7 @@ def rebalance_experts(
     nodes, groups = (num_nodes, num_groups) if num_groups % num_nodes == 0 else (1, 1)
     loads = np.asarray(weight, np.float64)
     shape = _Shape(ranks=num_ranks, slots=num_replicas, nodes=nodes, groups=groups)
-    return np.array(_place(loads, shape, old, Drift()).slots, np.int64)
+    return np.array(_place(loads, shape, old, Drift(deviation=0.0)).slots, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +147,7 @@ def _place(given: Floats, shape: _Shape, old: Placement | None, drift: Drift) ->
     loads = given / np.where(sums > 0, sums, 1.0) * ranks
     local, members = _nodes(loads, nodes, shape.groups)
     copies = _replicate(local, slots // nodes, ranks // nodes)
-    packed = [_pack(local, copies, ranks // nodes, deviation) for deviation in (0.0, drift.deviation)]
+    packed = [_pack(local, copies, ranks // nodes, deviation) for deviation in sorted({0.0, drift.deviation})]
     plans = [np.take_along_axis(members, plan, 1).reshape(layers, slots) for plan in packed]
     cases = _drifted(loads, drift)
     if old is None or old.ranks != ranks or np.shape(old.slots) != (layers, slots):

@@ -58,7 +58,7 @@ class Terms:
 class Judgement:
     """`placement` is None where experts stay. Imbalance is max/mean of rank loads, in the mean over layers with load.
 
-    `imbalance_then` and `moved` are of the plan, taken or not; before one is made they are those of staying.
+    `imbalance_then` and `moved` are of the plan, taken or not. Where none was made, imbalances are 1 and nothing moved.
     """
 
     placement: Placement | None
@@ -69,7 +69,10 @@ class Judgement:
 
 
 def judge(window: Window, placement: Placement, terms: Terms) -> Judgement:
-    """Raises ConfigurationError where a load is negative or the window is not of the placement's layers."""
+    """Whether to move, why, and where to. The same window gives the same answer.
+
+    Raises ConfigurationError where a load is negative or the window is not of the placement's layers.
+    """
     _check(window, placement)
     if waiting := _waiting(window, terms):
         return Judgement(placement=None, reason=waiting)
