@@ -10,7 +10,8 @@ were not built when DeepSpeed was installed count as missing.
 
 import os
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ import torch.distributed as dist
 import transformers
 from deepspeed.git_version_info import installed_ops
 from torch import Tensor
-from transformers.integrations.deepspeed import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from cluster.errors import CheckpointError
 from cluster.family import Tier
@@ -48,8 +49,10 @@ class OffloadedModel:
                 f"{config.max_position_embeddings} are allowed; lower context_tokens"
             )
         try:
+            builds = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="deepspeed-"))
+            self._stack.enter_context(_environment(LOCAL_RANK="0", TORCH_EXTENSIONS_DIR=builds))
             self._model = self._load(folder, dtype, self._settings(tier))
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # three libraries, which raise what they like
             self.close()
             raise CheckpointError(
                 f"{folder}: {error}; a checkpoint of transformers is allowed; save it anew"
@@ -101,18 +104,38 @@ class OffloadedModel:
         }
 
     def _load(self, folder: Path, dtype: torch.dtype, settings: dict[str, Any]) -> Any:
-        builds = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="deepspeed-"))
-        os.environ.update(LOCAL_RANK="0", TORCH_EXTENSIONS_DIR=builds)
         deepspeed.ops.__compatible_ops__ = installed_ops
         backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
         split = HfDeepSpeedConfig(settings)  # type: ignore[no-untyped-call]  # while it lives, weights load split
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        engine, *_ = deepspeed.initialize(model=model, config=settings)
-        del split
-        return engine.module.eval()
+        try:
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+        finally:
+            unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+            del split
+        model, told = loaded
+        if told["missing_keys"]:  # they would be random
+            raise ValueError(f"no tensors {', '.join(sorted(told['missing_keys'])[:4])}")
+        return deepspeed.initialize(model=model, config=settings)[0].module.eval()
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """What DeepSpeed asks of a launcher, for as long as it runs: other libraries, too, look for these."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _config(folder: Path) -> Any:
@@ -121,7 +144,7 @@ def _config(folder: Path) -> Any:
             f"{folder}: no such directory; a checkpoint directory is allowed; train or fetch it first"
         )
     try:
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}; a model that transformers knows is allowed; save it anew") from error
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch_checkpoint import save_checkpoint
 
 from cluster.engines import Offload
@@ -239,14 +242,18 @@ async def test_a_step_that_fails_ends_the_engine_and_tells_all_streams(
             ask(engine, "c", prompt(5))
 
 
-async def test_a_stopped_engine_leaves_no_thread_group_or_folder(endless: Path) -> None:
+async def test_a_stopped_engine_leaves_no_thread_group_folder_or_variable(
+    endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    before = dict(os.environ)
     async with started(small(endless)) as engine:
         receiver = ask(engine, "cut off", prompt(5), Sampling(temperature=0, max_tokens=200))
         await receiver.began.wait()
-        builds = Path(os.environ["TORCH_EXTENSIONS_DIR"])
-        assert builds.is_dir()
     assert isinstance((await receiver.last()).error, EngineFailed)
-    assert not builds.exists()
+    assert not list(tmp_path.iterdir())
+    assert dict(os.environ) == before
     assert not dist.is_initialized()
     assert "deepspeed-engine" not in {thread.name for thread in threading.enumerate()}
 
@@ -279,6 +286,22 @@ async def test_what_could_never_run_is_refused(endless: Path) -> None:
 async def test_what_deepspeed_cannot_serve_here_is_refused_at_the_start(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         async with started(tier(**changes)):
+            pass
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("fault", ["cut off", "a tensor missing"])
+async def test_weights_that_are_not_all_there_are_refused(endless: Path, tmp_path: Path, fault: str) -> None:
+    folder = shutil.copytree(endless, tmp_path / "broken")
+    file = folder / "model.safetensors"
+    if fault == "cut off":
+        file.write_bytes(file.read_bytes()[:-1000])
+    else:
+        tensors = load_file(file)
+        del tensors["model.layers.1.mlp.gate.weight"]
+        save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{folder}: .*save it anew"):
+        async with started(small(folder)):
             pass
     assert not dist.is_initialized()
 
