@@ -126,8 +126,9 @@ class VllmEngine:
             self._emit(stream, Piece(error=self._failure))
         for task in tuple(self._tasks):
             task.cancel()
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.shutdown)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
 
     def _load(self) -> None:
         os.environ.update(environment(self._accelerator))
