@@ -17,9 +17,10 @@ from typing import TypeVar
 
 import torch
 
-from cluster.errors import ContextTooLong, EngineFailed, InvalidRequest, Overloaded
+from cluster.errors import EngineFailed, InvalidRequest, Overloaded
 from cluster.request import Generation, Message, Piece, Sampling, Tool
 from deployments.engines.engine import Emit, EngineReport
+from deployments.engines.limits import most_tokens
 from deployments.engines.torch_engine.chat import ChatTokenizer
 from deployments.engines.torch_engine.kv import BLOCK_TOKENS, blocks_for
 from deployments.engines.torch_engine.meter import Meter
@@ -30,7 +31,6 @@ from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
 from deployments.engines.torch_engine.streams import Stream, Vocabulary
 
 T = TypeVar("T")
-MOST_LOGPROBS = 20  # as in the public API
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +71,12 @@ class TorchEngine:
     def submit(self, generation: Generation, emit: Emit) -> None:
         stream = Stream(
             generation=generation,
-            max_tokens=self._max_tokens(generation),
+            max_tokens=most_tokens(
+                generation,
+                vocab=self._leader.config.vocab,
+                context_tokens=self.context_tokens,
+                kv_tokens=self._scheduler.limits.rank_tokens,
+            ),
             emit=emit,
             submitted_s=time.perf_counter(),
         )
@@ -128,42 +133,6 @@ class TorchEngine:
         # A start that was given up may wait for lost ranks for minutes yet; nobody waits for it.
         if self._thread.is_alive() and not self._ready.cancelled():
             await asyncio.to_thread(self._thread.join)
-
-    def _max_tokens(self, generation: Generation) -> int:
-        """What the request may generate at most, given tokens included, or why it can never run."""
-        prompt, s = generation.prompt, generation.sampling
-        if not prompt:
-            raise InvalidRequest("prompt: no tokens; at least one is allowed; send a message", param="messages")
-        vocab = self._leader.config.vocab
-        known = (*prompt, *generation.given)
-        if min(known) < 0 or max(known) >= vocab:
-            raise InvalidRequest(f"prompt: token {max(known)}; 0..{vocab - 1} are allowed; use this model's tokenizer")
-        if s.top_logprobs is not None and not 0 <= s.top_logprobs <= MOST_LOGPROBS:
-            raise InvalidRequest(
-                f"top_logprobs: {s.top_logprobs}; 0..{MOST_LOGPROBS} are allowed; choose one of them",
-                param="top_logprobs",
-            )
-        if "" in s.stop:
-            raise InvalidRequest("stop: an empty string; text is allowed; leave it out", param="stop")
-        left = self.context_tokens - len(prompt)
-        wanted = left if s.max_tokens is None else s.max_tokens
-        if left < 1 or wanted > left:
-            given = f"{len(prompt)} prompt tokens and {max(1, wanted)} to generate"
-            raise ContextTooLong(
-                f"context: {given}; {self.context_tokens} tokens are allowed together; shorten the messages or "
-                "lower max_tokens",
-                param="messages",
-            )
-        if wanted < 1:
-            raise InvalidRequest(f"max_tokens: {wanted}; at least 1 is allowed; raise it", param="max_tokens")
-        holds = self._scheduler.limits.rank_tokens
-        if len(prompt) + wanted - 1 > holds:
-            raise ContextTooLong(
-                f"KV cache: {len(prompt)} prompt tokens and {wanted} to generate; it holds {holds}; shorten the "
-                "messages or lower max_tokens",
-                param="messages",
-            )
-        return wanted
 
     def _run(self) -> None:
         """The thread's life: load, tell that it is ready, step until told to stop or something fails."""
