@@ -6,21 +6,22 @@ as they come. Time limits run on the event loop: they hold even where the thread
 """
 
 import asyncio
-import contextlib
+import functools
 import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from cluster.errors import EngineFailed, InvalidRequest, Overloaded
 from cluster.family import Tier
 from cluster.request import Generation, Message, Piece, Tool
+from deployments.engines.delivery import Delivery
 from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.limits import most_tokens
 from deployments.engines.torch_engine.chat import ChatTokenizer
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from deployments.engines.deepspeed_engine.batch import Batch
     from deployments.engines.deepspeed_engine.zero import OffloadedModel
 
-T = TypeVar("T")
 STOP_S = 30.0  # for the step that runs when told to stop
 _NEWEST = 0.1  # its weight in the means of the report
 log = logging.getLogger(__name__)
@@ -52,10 +52,10 @@ class DeepSpeedEngine:
         self._tier, self._offload, self._device = tier, tier.offload, device
         self._waiting: dict[str, Stream] = {}
         self._running: dict[str, Stream] = {}
-        self._limits: dict[str, asyncio.TimerHandle] = {}
+        self._open: dict[str, tuple[Stream, asyncio.TimerHandle]] = {}  # the loop's own, with their time limits
         self._held_tokens = self._steps = 0
         self._step_ms = self._prefill_us = self._batch_s = 0.0
-        self._step_began_s = math.inf  # of the step that runs
+        self._step_began_s = math.inf  # of the step that runs, and of what lies between steps
         self._wake = threading.Condition()
         self._stopping = False
         self._failure: EngineFailed | None = None
@@ -63,24 +63,24 @@ class DeepSpeedEngine:
 
     async def start(self) -> None:
         """Raises EngineFailed once start_timeout_s are over, whatever the thread waits for."""
-        self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._delivery = Delivery(self.cancel)
         self._thread.start()
         limit_s = self._tier.start_timeout_s
-        if not (await asyncio.wait((self._ready,), timeout=limit_s))[0]:
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._delivery.started
+        except TimeoutError:
             self._stopping = True
             self._failure = EngineFailed(
                 f"engine: it has not started in {limit_s:g} s; start_timeout_s allows no more; raise it, or look for "
                 "what it waits for"
             )
-            self._settle(self._failure)
-        await self._ready
+            raise self._failure from None
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         return self._tokenizer.encode(messages)
 
     def submit(self, generation: Generation, emit: Emit) -> None:
-        self.check()
         key = generation.request_id
         stream = Stream(
             generation=generation,
@@ -90,15 +90,16 @@ class DeepSpeedEngine:
                 context_tokens=self.context_tokens,
                 kv_tokens=self._tier.kv_tokens,
             ),
-            emit=emit,
+            emit=functools.partial(self._emit, key, emit),
             submitted_s=time.perf_counter(),
         )
         if (over := stream.resume(self._vocabulary)) is not None:
             emit(over)
             return
+        if key in self._open:
+            raise InvalidRequest(f"request_id: {key!r} is running; a new one is allowed; choose another")
         with self._wake:
-            if key in self._waiting or key in self._running:
-                raise InvalidRequest(f"request_id: {key!r} is running; a new one is allowed; choose another")
+            self.check()
             taken = len(self._waiting) + len(self._running)
             if taken >= self._tier.max_running + self._tier.max_waiting:
                 raise Overloaded(
@@ -108,15 +109,18 @@ class DeepSpeedEngine:
                 )
             self._waiting[key] = stream
             self._wake.notify()
-        self._limits[key] = self._loop.call_later(self._offload.limit_s, self._expire, stream)
+        limit = asyncio.get_running_loop().call_later(self._offload.limit_s, self._expire, stream)
+        self._open[key] = stream, limit
 
     def cancel(self, request_id: str) -> None:
-        if (limit := self._limits.pop(request_id, None)) is not None:
-            limit.cancel()
+        if request_id not in self._open:
+            return
+        stream, limit = self._open.pop(request_id)
+        limit.cancel()
+        stream.open = False
         with self._wake:
-            stream = self._waiting.pop(request_id, None) or self._running.pop(request_id, None)
-        if stream is not None:
-            stream.open = False
+            self._waiting.pop(request_id, None)
+            self._running.pop(request_id, None)
 
     def report(self) -> EngineReport:
         with self._wake:
@@ -153,9 +157,7 @@ class DeepSpeedEngine:
 
     def _expire(self, stream: Stream) -> None:
         """On the loop: its time is over, in the queue or in a batch, even if that stands still."""
-        key, limit_s = stream.generation.request_id, self._offload.limit_s
-        began = key in self._running
-        self.cancel(key)
+        limit_s = self._offload.limit_s
         error = (
             InvalidRequest(
                 f"engine: the answer had {stream.tokens} tokens when {limit_s:g} s were over; offload.limit_s allows "
@@ -163,7 +165,7 @@ class DeepSpeedEngine:
                 param="max_tokens",
                 code="time_limit_exceeded",
             )
-            if began
+            if stream.began_s
             else Overloaded(
                 f"engine: no place in a batch for {limit_s:g} s; offload.limit_s allows no more; send it again later",
                 retry_after_s=self._retry_s,
@@ -171,23 +173,30 @@ class DeepSpeedEngine:
         )
         stream.emit(Piece(error=error))
 
+    def _emit(self, key: str, emit: Emit, piece: Piece) -> None:
+        """On the loop: whose last piece it is needs no place and no time any more."""
+        if piece.last:
+            self.cancel(key)
+        emit(piece)
+
     def _run(self) -> None:
         """The thread's life: load, tell that it is ready, run batches until told to stop or something fails."""
         failure = EngineFailed("engine: it was stopped; a running one is needed; send the request again")
         try:
             self._load()
-            self._call(self._settle, None)
+            self._delivery.settle()
             with torch.inference_mode():
                 while (streams := self._gathered()) is not None:
-                    self._run_batch(streams)
+                    if streams:  # else all of them have left meanwhile
+                        self._run_batch(streams)
         except Exception as error:
             log.exception("the DeepSpeed engine cannot go on")
             # What went wrong is for the log alone: clients cannot mend it.
             failure = EngineFailed("engine: it failed; its replica is being replaced; send the request again")
-            self._call(self._settle, error)
+            self._delivery.settle(error)
+        self._give_up(failure)
         if hasattr(self, "_model"):
             self._model.close()
-        self._give_up(failure)
 
     def _load(self) -> None:
         os.environ["DS_ACCELERATOR"] = self._device  # read once, by the import
@@ -219,7 +228,7 @@ class DeepSpeedEngine:
     def _run_batch(self, streams: list[Stream]) -> None:
         from deployments.engines.deepspeed_engine.batch import Batch
 
-        began_s = time.perf_counter()
+        self._step_began_s = began_s = time.perf_counter()
         for stream in streams:
             stream.began_s = began_s
         batch = Batch(self._model, [stream.generation for stream in streams], self._tier.prefill_chunk_tokens)
@@ -227,16 +236,16 @@ class DeepSpeedEngine:
             unread = batch.unread_tokens
             self._step_began_s = step_began_s = time.perf_counter()
             rows = batch.step()
-            self._step_began_s = math.inf
             self._measure(batch, unread, time.perf_counter() - step_began_s)
             pieces = [(s, s.take(row, self._vocabulary)) for s, row in zip(streams, rows or (), strict=False)]
             ended = [piece.last for _, piece in pieces] or [False] * len(streams)
             self._forget([s for s, over in zip(streams, ended, strict=True) if over])
-            self._call(self._deliver, pieces)
+            self._delivery.send(pieces)
             kept = [row for row, s in enumerate(streams) if s.open and not ended[row]]
             if len(kept) < len(streams):
                 batch.keep(kept)
                 streams = [streams[row] for row in kept]
+        self._step_began_s = math.inf
         self._held_tokens = 0
         self._batch_s = _mean(self._batch_s, time.perf_counter() - began_s)
 
@@ -250,26 +259,9 @@ class DeepSpeedEngine:
             self._step_ms = _mean(self._step_ms, wall_s * 1e3)
 
     def _forget(self, streams: Sequence[Stream]) -> None:
-        """Their ids are free, unless they were cancelled and serve other streams by now."""
         with self._wake:
             for stream in streams:
-                if self._running.get(stream.generation.request_id) is stream:
-                    del self._running[stream.generation.request_id]
-
-    def _deliver(self, pieces: Sequence[tuple[Stream, Piece]]) -> None:
-        """On the loop."""
-        for stream, piece in pieces:
-            if not stream.open:
-                continue
-            key = stream.generation.request_id
-            if piece.last:
-                stream.open = False
-                self._limits.pop(key).cancel()
-            try:
-                stream.emit(piece)
-            except Exception:
-                log.exception("%s: its receiver failed; the stream is cancelled", key)
-                self.cancel(key)
+                self._running.pop(stream.generation.request_id, None)
 
     def _give_up(self, failure: EngineFailed) -> None:
         """The thread's last act: every stream learns that no more will come, and no other is accepted."""
@@ -278,20 +270,7 @@ class DeepSpeedEngine:
             left = [(s, Piece(error=self._failure)) for s in (*self._running.values(), *self._waiting.values())]
             self._running.clear()
             self._waiting.clear()
-        self._call(self._deliver, left)
-
-    def _settle(self, error: Exception | None) -> None:
-        """On the loop: let `start` return or raise, where it waits."""
-        if self._ready.done():
-            return
-        if error is None:
-            self._ready.set_result(None)
-        else:
-            self._ready.set_exception(error)
-
-    def _call(self, function: Callable[[T], None], argument: T) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(function, argument)
+        self._delivery.send(left)
 
 
 def fitting(waiting: Sequence[Stream], rows: int, kv_tokens: int) -> list[Stream]:

@@ -25,6 +25,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 
 from cluster.errors import CheckpointError
 from cluster.family import Tier
+from deployments.engines.deepspeed_engine.nvme import check_nvme, own_folder
 from deployments.engines.torch_engine.checkpoint import check_memory
 
 
@@ -40,7 +41,7 @@ class OffloadedModel:
         folder = Path(tier.checkpoint)
         config = _config(folder)
         if tier.offload.to == "nvme":
-            _check_nvme(tier.offload.folder)
+            check_nvme(tier.offload.folder)
         else:
             check_memory(folder, _weights(config) * dtype.itemsize, "cpu")
         if tier.context_tokens > config.max_position_embeddings:
@@ -91,7 +92,7 @@ class OffloadedModel:
         assert tier.offload is not None
         offload: dict[str, Any] = {"device": tier.offload.to, "pin_memory": self.device.type == "cuda"}
         if tier.offload.folder is not None:
-            offload["nvme_path"] = self._stack.enter_context(tempfile.TemporaryDirectory(dir=tier.offload.folder))
+            offload["nvme_path"] = str(self._stack.enter_context(own_folder(Path(tier.offload.folder))))
         return {
             "zero_optimization": {
                 "stage": 3,
@@ -153,13 +154,3 @@ def _weights(config: Any) -> int:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return sum(weight.numel() for weight in model.parameters())
-
-
-def _check_nvme(folder: str | None) -> None:
-    if not installed_ops.get("async_io"):
-        raise CheckpointError(
-            "offload.to: 'nvme'; DeepSpeed was installed without its async_io op, cpu is allowed; install libaio-dev, "
-            "then DeepSpeed anew with DS_BUILD_AIO=1, or offload to cpu"
-        )
-    if folder is None or not Path(folder).is_dir():
-        raise CheckpointError(f"offload.folder: {folder}; a directory on NVMe is allowed; make it")

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -172,12 +172,49 @@ async def test_a_cancelled_stream_gets_nothing_more_and_the_others_of_its_batch_
         assert (report.running, report.waiting) == (0, 0)
 
 
-async def test_all_may_leave_before_their_batch_begins(endless: Path) -> None:
-    async with started(small(endless, offload=Offload(gather_s=0.05))) as engine:
-        for key in "ab":
-            ask(engine, key, prompt(5))
-            engine.cancel(key)
-        assert (await ask(engine, "c", prompt(5)).last()).finish_reason == "length"
+async def test_all_may_leave_while_their_batch_gathers(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(small(endless)) as engine:
+        assert isinstance(engine, DeepSpeedEngine)
+        wake, left, loop = engine._wake, threading.Event(), asyncio.get_running_loop()
+        wait_for = wake.wait_for
+
+        def until_left(predicate: Callable[[], Any], timeout_s: float | None = None) -> Any:
+            if timeout_s is None or left.is_set():
+                return wait_for(predicate, timeout_s)
+            loop.call_soon_threadsafe(engine.cancel, "a")
+            while engine._waiting:
+                wake.wait(0.01)
+            left.set()
+            return False
+
+        monkeypatch.setattr(wake, "wait_for", until_left)
+        ask(engine, "a", prompt(5))
+        assert await asyncio.to_thread(left.wait, 60)
+        assert (await ask(engine, "b", prompt(5)).last()).finish_reason == "length"
+
+
+async def test_a_stream_cancelled_behind_its_last_step_takes_nothing_from_the_others(
+    endless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread knows that it has ended, the loop does not yet."""
+    async with started(small(endless, max_running=2, offload=Offload(gather_s=60))) as engine:
+        assert isinstance(engine, DeepSpeedEngine)
+        send = engine._delivery.send
+
+        def late(pieces: Sequence[tuple[Stream, Piece]]) -> None:
+            if any(stream.generation.request_id == "gone" and piece.last for stream, piece in pieces):
+                asyncio.run_coroutine_threadsafe(cancelled(engine, "gone"), engine._delivery._loop).result(60)
+            send(pieces)
+
+        monkeypatch.setattr(engine._delivery, "send", late)
+        gone, stays = ask(engine, "gone", prompt(5)), ask(engine, "stays", prompt(9))
+        assert (await stays.last()).finish_reason == "length"
+        assert len(stays.ids) == 12
+        assert len(gone.ids) == 11
+
+
+async def cancelled(engine: Engine, key: str) -> None:
+    engine.cancel(key)
 
 
 async def test_a_time_limit_holds_even_where_the_thread_stands_still(
@@ -288,6 +325,18 @@ async def test_what_deepspeed_cannot_serve_here_is_refused_at_the_start(changes:
         async with started(tier(**changes)):
             pass
     assert not dist.is_initialized()
+
+
+def test_weights_on_nvme_go_with_their_process_or_when_the_next_one_comes(tmp_path: Path) -> None:
+    from deployments.engines.deepspeed_engine.nvme import PREFIX, own_folder
+
+    killed, others = tmp_path / f"{PREFIX}killed", tmp_path / "others"
+    killed.mkdir()
+    (killed / "weights").write_bytes(b"0")
+    others.mkdir()
+    with own_folder(tmp_path) as first, own_folder(tmp_path) as second:
+        assert {*tmp_path.iterdir()} == {first, second, others}
+    assert {*tmp_path.iterdir()} == {others}
 
 
 @pytest.mark.parametrize("fault", ["cut off", "a tensor missing"])
