@@ -25,14 +25,16 @@ class Experts(Closed):
 class Vllm(Closed):
     """How vLLM splits a tier over its ranks: `tensor_parallel` * `data_parallel` of them.
 
-    With `expert_parallel`, routed experts are split over all of them and balanced by vLLM's own EPLB. `tool_parser`:
-    the name of vLLM's parser of the model's tool calls.
+    With `expert_parallel`, routed experts are split over all of them and balanced by vLLM's own EPLB. `kv_dtype` of the
+    KV cache: the tier's dtype, or 8 bits per value, which hold more tokens and may cost accuracy. `tool_parser`: the
+    name of vLLM's parser of the model's tool calls.
     """
 
     tensor_parallel: PositiveInt = 1
     data_parallel: PositiveInt = 1
     expert_parallel: bool = False
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    kv_dtype: Literal["auto", "fp8"] = "auto"
     tool_parser: str | None = None
 
     @property

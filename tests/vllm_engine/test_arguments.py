@@ -31,6 +31,11 @@ def test_the_cache_on_cpu_is_as_large_as_the_family_file_says() -> None:
     assert value(words, "--num-gpu-blocks-override") == "126"  # 125 of 32 tokens, and vLLM's own
 
 
+def test_a_kv_cache_of_8_bits_is_asked_for_by_name() -> None:
+    assert value(arguments(tier(), "cuda"), "--kv-cache-dtype") == "auto"
+    assert value(arguments(tier(vllm={"kv_dtype": "fp8"}), "cuda"), "--kv-cache-dtype") == "fp8"
+
+
 def test_experts_split_over_ranks_are_balanced_in_windows_of_steps_at_the_promised_pace() -> None:
     split = {"tensor_parallel": 4, "expert_parallel": True}
     words = arguments(tier(ranks=4, vllm=split, experts={"redundant": 8, "window_s": 60}), "cuda")

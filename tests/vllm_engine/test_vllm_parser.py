@@ -37,6 +37,7 @@ def test_vllm_reads_what_the_family_file_says(key: str) -> None:
     assert settings is not None
     assert read_of.model == served.checkpoint
     assert read_of.max_model_len == served.context_tokens
+    assert read_of.kv_cache_dtype == settings.kv_dtype
     assert read_of.tensor_parallel_size * read_of.data_parallel_size == served.ranks
     assert read_of.enable_expert_parallel == read_of.enable_eplb == settings.expert_parallel
     if read_of.enable_eplb:

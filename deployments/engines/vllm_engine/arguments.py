@@ -19,7 +19,7 @@ def arguments(tier: Tier, accelerator: Accelerator) -> tuple[str, ...]:
     """What `vllm serve` would be told. The tier is one that `cluster.checkpoint` finds no fault with."""
     settings = tier.vllm or Vllm()
     return (
-        *_model(tier),
+        *_model(tier, settings),
         *_batching(tier),
         *_ranks(tier, settings, accelerator),
         *(_on_cpu(tier) if accelerator == "cpu" else _on_gpu(settings)),
@@ -50,11 +50,12 @@ def _balanced(tier: Tier, settings: Vllm) -> bool:
     return settings.expert_parallel and tier.experts.rebalance and tier.ranks > 1
 
 
-def _model(tier: Tier) -> tuple[str, ...]:
+def _model(tier: Tier, settings: Vllm) -> tuple[str, ...]:
     return (
         *("--model", tier.checkpoint),
         *("--served-model-name", *tier.names),
         *("--dtype", tier.dtype),
+        *("--kv-cache-dtype", settings.kv_dtype),
         *("--max-model-len", str(tier.context_tokens)),
         *("--max-logprobs", str(MOST_LOGPROBS)),
         # Small models may write white space without end.
