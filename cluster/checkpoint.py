@@ -270,7 +270,8 @@ def _memory(tier: "Tier", shape: Shape, gpu_bytes: int) -> Iterator[str]:
     routed = shape.moe_layers * (shape.experts + tier.experts.redundant) * shape.expert_weights // tier.ranks
     weights = shape.bytes_of(routed + shape.other_weights // vllm.tensor_parallel, tier.dtype)
     parts = min(vllm.tensor_parallel, shape.kv_heads) * vllm.data_parallel
-    kv = tier.kv_tokens * shape.kv_values * BITS[tier.dtype] // 8 // parts
+    bits = 8 if vllm.kv_dtype == "fp8" else BITS[tier.dtype]
+    kv = tier.kv_tokens * shape.kv_values * bits // 8 // parts
     allowed = int(vllm.gpu_memory_utilization * gpu_bytes)
     if weights + kv > allowed:
         yield (

@@ -116,6 +116,14 @@ DEEPSEEK_V2_LITE = DEEPSEEK_V3 | {
     "vocab_size": 102_400,
     "quantization_config": None,
 }
+# What the family h200 serves, with its contexts and quantisations.
+H200: dict[str, dict[str, Any]] = {
+    "ultra": DEEPSEEK_V3,
+    "pro": QWEN3_235B | {"max_position_embeddings": 262_144, "quantization_config": {"quant_method": "fp8"}},
+    "turbo": QWEN3_30B | {"max_position_embeddings": 262_144, "quantization_config": {"quant_method": "fp8"}},
+    "mini": QWEN3_8B
+    | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}},
+}
 GLM_45_AIR = {
     "model_type": "glm4_moe",
     "num_hidden_layers": 46,
@@ -143,7 +151,7 @@ def read(raw: dict[str, Any], **changes: Any) -> Shape:
 
 def tier(**changes: Any) -> Tier:
     """The laptop's ultra: engine torch, two ranks, no copies."""
-    return Tier.model_validate(load("laptop").tiers["ultra"].model_dump() | changes)
+    return Tier.model_validate(load("laptop").tiers["ultra"].model_dump() | {"experts": {}} | changes)
 
 
 def told(seen: Shape | None, gpu_gib: float | None = None, **changes: Any) -> tuple[str, ...]:
@@ -384,6 +392,24 @@ def test_weights_and_kv_beyond_the_memory_of_a_rank_are_refused_with_the_sum(
         "offload"
     )
     assert told(read(GLM_45_AIR), None, **changes) == ()
+
+
+@pytest.mark.parametrize("key", H200)
+def test_the_h200_family_fits_the_checkpoints_it_names_on_the_gpus_it_names(key: str) -> None:
+    family = load("h200")
+    served = family.tiers[key]
+    gpu_bytes = family.gpu_bytes(served)
+    assert gpu_bytes is not None
+    assert faults(served, read(H200[key]), accelerator="cuda", gpu_bytes=gpu_bytes) == ()
+    more = served.model_copy(update={"kv_tokens": round(1.2 * served.kv_tokens)})
+    assert faults(more, read(H200[key]), accelerator="cuda", gpu_bytes=gpu_bytes) != ()
+
+
+@pytest.mark.parametrize(("kv_dtype", "kv_gib"), [("auto", 17.5), ("fp8", 8.8)])
+def test_a_kv_cache_of_8_bits_takes_half(kv_dtype: str, kv_gib: float) -> None:
+    changes: dict[str, Any] = {"engine": "vllm", "ranks": 2, "dtype": "bfloat16", "kv_tokens": 200_000}
+    (only,) = told(read(GLM_45_AIR), 80, **changes, vllm={"tensor_parallel": 2, "kv_dtype": kv_dtype})
+    assert f" and {kv_gib} GiB for kv_tokens 200000;" in only
 
 
 def test_an_offload_needs_no_gpu_that_holds_the_weights() -> None:
