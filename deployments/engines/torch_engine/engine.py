@@ -2,23 +2,21 @@
 
 The thread plans, has every rank compute the plan, turns tokens into pieces, and hands all pieces of a step to the loop
 in one call. It sleeps on a condition while there is nothing to do. The scheduler is shared under that condition's
-lock, which the thread does not hold while the model computes. A stream is closed on the loop alone, so that nothing is
-emitted after a cancellation.
+lock, which the thread does not hold while the model computes.
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from cluster.errors import EngineFailed, InvalidRequest, Overloaded
 from cluster.request import Generation, Message, Piece, Sampling, Tool
+from deployments.engines.delivery import Delivery
 from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.limits import most_tokens
 from deployments.engines.torch_engine.chat import ChatTokenizer
@@ -30,7 +28,6 @@ from deployments.engines.torch_engine.schedule import Limits, Scheduler
 from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
 from deployments.engines.torch_engine.streams import Stream, Vocabulary
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -60,10 +57,9 @@ class TorchEngine:
         self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
 
     async def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._delivery = Delivery(self.cancel)
         self._thread.start()
-        await self._ready
+        await self._delivery.started
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         return self._tokenizer.encode(messages, tools)
@@ -131,7 +127,7 @@ class TorchEngine:
             self._stopping = True
             self._wake.notify()
         # A start that was given up may wait for lost ranks for minutes yet; nobody waits for it.
-        if self._thread.is_alive() and not self._ready.cancelled():
+        if self._thread.is_alive() and not self._delivery.started.cancelled():
             await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
@@ -142,13 +138,13 @@ class TorchEngine:
         try:
             with torch.inference_mode():
                 self._load()
-                self._call(self._settle, None)
+                self._delivery.settle()
                 self._serve()
         except Exception as error:
             log.exception("the torch engine cannot go on")
             # What went wrong is for the log alone: clients cannot mend it.
             failure = EngineFailed("engine: it failed; its replica is being replaced; send the request again")
-            self._call(self._settle, error)
+            self._delivery.settle(error)
         leave_group()
         self._give_up(failure)
 
@@ -211,7 +207,7 @@ class TorchEngine:
             last = not self._scheduler.busy
         if last:
             self._leader.idle()  # a report behind the last piece counts all that was computed
-        self._call(self._deliver, pieces)
+        self._delivery.send(pieces)
 
     def _forget(self, stream: Stream) -> None:
         """Its place is free, unless it was cancelled and its id serves another stream by now."""
@@ -220,38 +216,13 @@ class TorchEngine:
             del self._streams[key]
             self._scheduler.remove(key)
 
-    def _deliver(self, pieces: Sequence[tuple[Stream, Piece]]) -> None:
-        """On the loop."""
-        for stream, piece in pieces:
-            if not stream.open:
-                continue
-            stream.open = not piece.last
-            try:
-                stream.emit(piece)
-            except Exception:
-                log.exception("%s: its receiver failed; the stream is cancelled", stream.generation.request_id)
-                self.cancel(stream.generation.request_id)
-
     def _give_up(self, failure: EngineFailed) -> None:
         """The thread's last act: every stream learns that no more will come, and no other is accepted."""
         with self._wake:
             self._failure = failure
             left = [(stream, Piece(error=failure)) for stream in self._streams.values()]
             self._streams.clear()
-        self._call(self._deliver, left)
-
-    def _settle(self, error: Exception | None) -> None:
-        """On the loop: let `start` return or raise, where it waits."""
-        if self._ready.done():
-            return
-        if error is None:
-            self._ready.set_result(None)
-        else:
-            self._ready.set_exception(error)
-
-    def _call(self, function: Callable[[T], None], argument: T) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(function, argument)
+        self._delivery.send(left)
 
 
 def _arrival(generation: Generation) -> Arrival:
