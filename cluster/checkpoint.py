@@ -6,13 +6,11 @@ no field tells: no checkpoint is smaller than counted here, so what is refused a
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cluster.engines import Vllm
 from cluster.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from cluster.family import Tier
+from cluster.tier import Tier
 
 Dtype = Literal["float32", "bfloat16"]
 Accelerator = Literal["cpu", "cuda"]
@@ -168,7 +166,7 @@ def _bits(given: Mapping[str, Any] | None) -> int | None:
     return bits or QUANTISED_BITS.get(str(given.get("quant_method")), LEAST_BITS)
 
 
-def faults(tier: "Tier", shape: Shape | None, *, accelerator: Accelerator, gpu_bytes: int | None) -> tuple[str, ...]:
+def faults(tier: Tier, shape: Shape | None, *, accelerator: Accelerator, gpu_bytes: int | None) -> tuple[str, ...]:
     """What is wrong with a tier, each as `path: given; allowed; mend`; without a shape, what needs no checkpoint.
 
     `gpu_bytes`: the memory of each of its GPUs, where it is known. The simulated engine takes the settings of every
@@ -191,7 +189,7 @@ def faults(tier: "Tier", shape: Shape | None, *, accelerator: Accelerator, gpu_b
     return tuple(found)
 
 
-def _settings(tier: "Tier", accelerator: Accelerator) -> Iterator[str]:
+def _settings(tier: Tier, accelerator: Accelerator) -> Iterator[str]:
     redundant, vllm = tier.experts.redundant, tier.vllm or Vllm()
     if tier.vllm is not None and tier.engine not in ("vllm", "simulated"):
         yield f"vllm: given with engine {tier.engine}; engine vllm takes it; leave it out or choose that engine"
@@ -215,7 +213,7 @@ def _settings(tier: "Tier", accelerator: Accelerator) -> Iterator[str]:
         yield f"ranks: {tier.ranks}; vLLM computes with 1 on accelerator cpu; set ranks to 1 or choose engine torch"
 
 
-def _split(tier: "Tier", shape: Shape) -> Iterator[str]:
+def _split(tier: Tier, shape: Shape) -> Iterator[str]:
     """Each rank holds as many experts as the others, and never two copies of one."""
     redundant, ranks, experts = tier.experts.redundant, tier.ranks, shape.experts
     if shape.dense:
@@ -237,7 +235,7 @@ def _split(tier: "Tier", shape: Shape) -> Iterator[str]:
         )
 
 
-def _vllm(vllm: Vllm, shape: Shape, tier: "Tier") -> Iterator[str]:
+def _vllm(vllm: Vllm, shape: Shape, tier: Tier) -> Iterator[str]:
     tensor = vllm.tensor_parallel
     if shape.heads % tensor:
         yield f"vllm.tensor_parallel: {tensor}; a divisor of the checkpoint's {shape.heads} heads; choose one"
@@ -259,7 +257,7 @@ def _vllm(vllm: Vllm, shape: Shape, tier: "Tier") -> Iterator[str]:
         yield f"ranks: {tier.ranks}; a divisor of moe_intermediate_size {shape.expert_ffn}; set vllm.expert_parallel"
 
 
-def _memory(tier: "Tier", shape: Shape, gpu_bytes: int) -> Iterator[str]:
+def _memory(tier: Tier, shape: Shape, gpu_bytes: int) -> Iterator[str]:
     """torch keeps all but the routed experts on every rank, and `kv_tokens` on each; vLLM splits both by tensors.
 
     DeepSpeed brings weights to the GPU layer by layer: nothing here says how much memory it needs.

@@ -9,203 +9,43 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from cluster.checkpoint import GIB, faults, shape
-from cluster.engines import Closed, Engine, Experts, Offload, Vllm
+from cluster.checkpoint import GIB, Shape, faults, shape
+from cluster.engines import Closed
 from cluster.errors import CheckpointError, ConfigurationError
 from cluster.strict_yaml import strict
+from cluster.tier import ColdStart, Name, Price, Replicas, Slo, Specialist, StepCost, Tier
+from cluster.video import Video, VideoCost, VideoPrice, VideoSlo
+
+__all__ = [
+    "BUNDLED",
+    "Auto",
+    "Cell",
+    "ColdStart",
+    "Control",
+    "Family",
+    "Gateway",
+    "Plan",
+    "Price",
+    "Replicas",
+    "Slo",
+    "Specialist",
+    "StepCost",
+    "Tier",
+    "Video",
+    "VideoCost",
+    "VideoPrice",
+    "VideoSlo",
+    "load",
+    "located",
+    "parse",
+]
 
 BUNDLED = Path(__file__).parent / "families"
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 # A cell's name becomes the value of a node label, which Ray and Kubernetes hold to 63 characters; room for "-<index>".
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=57)]
-Specialist = Literal["math", "code_security", "scientific_reasoning", "creative_writing"]
 Phrase = Annotated[str, Field(pattern=r"^\S.+\S$", max_length=256)]
-
-
-class Slo(Closed):
-    """What users are promised: time to first token, and mean time per output token after it."""
-
-    ttft_s: PositiveFloat
-    tpot_ms: PositiveFloat
-
-
-class Price(Closed):
-    input_usd_per_mtok: NonNegativeFloat
-    output_usd_per_mtok: NonNegativeFloat
-
-
-class Replicas(Closed):
-    """min 0 means that the tier may sleep: its first request starts a replica and waits for it."""
-
-    min: int = Field(ge=0)
-    max: PositiveInt
-    initial: int = Field(ge=0)
-    idle_s: PositiveFloat = 300.0
-
-    @model_validator(mode="after")
-    def ordered(self) -> Self:
-        if not self.min <= self.initial <= self.max:
-            raise ValueError(f"min {self.min} <= initial {self.initial} <= max {self.max} must hold")
-        return self
-
-
-class StepCost(Closed):
-    """step_ms = a + b*B + c*K + d*(1 - (1 - top_k/experts)^B), B sequences decoding, K thousand KV tokens held.
-
-    The d term is the share of routed experts that B tokens touch. `prefill_us_per_token` maps prompt lengths in tokens
-    to microseconds per token, interpolated in log(length). `source` says where the constants come from.
-    """
-
-    a_ms: NonNegativeFloat
-    b_ms_per_seq: NonNegativeFloat
-    c_ms_per_ktok: NonNegativeFloat
-    d_ms: NonNegativeFloat = 0.0
-    experts: PositiveInt = 1
-    top_k: PositiveInt = 1
-    prefill_us_per_token: dict[PositiveInt, PositiveFloat] = Field(min_length=1)
-    source: str
-
-    @model_validator(mode="after")
-    def routable(self) -> Self:
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k {self.top_k} experts of {self.experts} cannot be chosen; give top_k <= experts")
-        return self
-
-
-class ColdStart(Closed):
-    """From the wish for a replica to its first request: median and 99th percentile of a lognormal distribution."""
-
-    p50_s: PositiveFloat = 60.0
-    p99_s: PositiveFloat = 120.0
-
-    @model_validator(mode="after")
-    def ordered(self) -> Self:
-        if self.p99_s < self.p50_s:
-            raise ValueError(f"p99_s {self.p99_s:g} is below p50_s {self.p50_s:g}; give p50_s <= p99_s")
-        return self
-
-
-class Tier(Closed):
-    """One language tier. An expert group has `ranks` ranks, one GPU (on a laptop: one process) each.
-
-    `quality` orders the tiers of a family: a request may be served above the tier that it asked, or as far below as its
-    floor allows. A request whose first token is predicted later than `patience_s` is refused at once.
-    """
-
-    names: tuple[Name, ...] = Field(min_length=1)
-    checkpoint: str
-    engine: Engine
-    ranks: PositiveInt = 1
-    experts: Experts = Experts()
-    vllm: Vllm | None = None
-    offload: Offload | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    context_tokens: PositiveInt
-    kv_tokens: PositiveInt
-    max_running: PositiveInt = 64
-    max_waiting: PositiveInt = 256
-    prefill_chunk_tokens: PositiveInt = 256
-    slo: Slo
-    price: Price
-    replicas: Replicas
-    specialists: tuple[Specialist, ...] = ()
-    start_timeout_s: PositiveFloat = 180.0
-    cold_start: ColdStart = ColdStart()
-    quality: PositiveInt = 1
-    patience_s: PositiveFloat = 30.0
-    cost: StepCost
-
-    @model_validator(mode="after")
-    def fits(self) -> Self:
-        if self.kv_tokens < self.context_tokens:
-            raise ValueError(f"kv_tokens {self.kv_tokens} must hold one full context of {self.context_tokens} tokens")
-        return self
-
-    @model_validator(mode="after")
-    def offloaded(self) -> Self:
-        given = "given" if self.offload else "left out"
-        if (self.engine == "deepspeed") != (self.offload is not None):
-            raise ValueError(f"engine is {self.engine}, offload is {given}; deepspeed needs it, others take none")
-        if self.offload and self.ranks > 1:
-            raise ValueError(f"ranks is {self.ranks}; 1 is allowed with engine deepspeed; set it to 1")
-        return self
-
-    @property
-    def structured(self) -> bool:
-        """Whether answers can be held to a JSON schema."""
-        return self.engine == "vllm"
-
-    @property
-    def tools(self) -> bool:
-        """Whether calls of tools are found in answers. vLLM needs the parser that fits the checkpoint's way of writing.
-
-        The torch engine knows one way, that of Hermes models; calls written otherwise stay text.
-        """
-        return self.engine == "torch" or (self.vllm is not None and self.vllm.tool_parser is not None)
-
-    @property
-    def deferrable(self) -> bool:
-        """Built for throughput alone: answers those who name it, and nobody is sent there by a rule or by a spill."""
-        return self.engine == "deepspeed"
-
-
-class VideoSlo(Closed):
-    """What users are promised: from the acceptance of a job to its file, where it did not wait for others."""
-
-    deadline_s: PositiveFloat
-
-
-class VideoPrice(Closed):
-    """Per second of video."""
-
-    usd_per_second: NonNegativeFloat
-
-
-class VideoCost(Closed):
-    """step_s = base + linear*T + quadratic*T^2 of one denoising step on one replica, T million latent tokens.
-
-    A token is a patch of 2 x 2 latents of 8 x 8 pixels, in each of (frames - 1)/4 + 1 latent frames.
-    """
-
-    base_s: NonNegativeFloat
-    linear_s_per_mtok: NonNegativeFloat
-    quadratic_s_per_mtok2: NonNegativeFloat
-    source: str
-
-
-class Video(Closed):
-    """The video model. A job of `steps` denoising steps holds its GPU share until a step boundary.
-
-    At most `max_waiting` jobs wait for a replica.
-    """
-
-    names: tuple[Name, ...] = Field(min_length=1)
-    checkpoint: str
-    engine: Literal["diffusers", "simulated"] = "diffusers"
-    gpus: PositiveInt = 1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    sizes: tuple[Annotated[str, Field(pattern=r"^[1-9][0-9]*x[1-9][0-9]*$")], ...] = Field(min_length=1)
-    seconds: tuple[PositiveInt, ...] = Field(min_length=1)
-    fps: PositiveInt
-    steps: PositiveInt
-    guidance: NonNegativeFloat = 5.0
-    max_waiting: PositiveInt = 32
-    slo: VideoSlo
-    price: VideoPrice
-    replicas: Replicas
-    beside: Name | None = None
-    start_timeout_s: PositiveFloat = 180.0
-    cold_start: ColdStart = ColdStart()
-    cost: VideoCost
 
 
 class Cell(Closed):
@@ -424,10 +264,11 @@ def located(path: str | Path) -> Path:
     return BUNDLED / f"{path}.yaml" if len(file.parts) == 1 and not file.suffix else file
 
 
-def load(path: str | Path) -> Family:
+def load(path: str | Path, *, serving: bool = True) -> Family:
     """The family in a file. A bare name (`laptop`, `h200`) is one that ships. Checkpoints become absolute paths.
 
     Raises ConfigurationError where the file is missing or wrong, or asks for what a checkpoint that is here cannot do.
+    Without `serving` no checkpoint is read: a damaged one must not keep anybody from revoking a key.
     """
     file = located(path)
     try:
@@ -436,25 +277,31 @@ def load(path: str | Path) -> Family:
         shipped = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.yaml")))
         raise ConfigurationError(f"{file}: {error}; give a family file, or one that ships: {shipped}") from error
     family = _anchored(parse(text, str(file)), file.resolve().parent)
-    found = [f"{file}: tiers.{key}.{fault}" for key, tier in family.tiers.items() for fault in _unfit(family, tier)]
+    found = [
+        f"{file}: tiers.{key}.{fault}" for key, tier in family.tiers.items() for fault in _unfit(family, tier, serving)
+    ]
     if found:
         raise ConfigurationError("\n".join(found))
     return family
 
 
-def _unfit(family: Family, tier: Tier) -> tuple[str, ...]:
-    """A checkpoint that is not here may be where the tier will run."""
-    folder = Path(tier.checkpoint)
-    seen = None
-    if tier.engine != "simulated" and folder.is_dir():
-        config = folder / "config.json"
-        try:
-            seen = shape(json.loads(config.read_text(encoding="utf-8")), str(config))
-        except (OSError, ValueError) as error:
-            return (f"checkpoint: {config}: {error}; a JSON object is needed; fetch the checkpoint again",)
-        except CheckpointError as error:
-            return (f"checkpoint: {error.message}",)
+def _unfit(family: Family, tier: Tier, serving: bool) -> tuple[str, ...]:
+    try:
+        seen = _seen(Path(tier.checkpoint)) if serving and tier.engine != "simulated" else None
+    except CheckpointError as error:
+        return (f"checkpoint: {error.message}",)
     return faults(tier, seen, accelerator=family.accelerator, gpu_bytes=family.gpu_bytes(tier))
+
+
+def _seen(folder: Path) -> Shape | None:
+    """A checkpoint that is not here may be where the tier will run: None. Raises CheckpointError for one that is."""
+    if not folder.is_dir():
+        return None
+    config = folder / "config.json"
+    try:
+        return shape(json.loads(config.read_text(encoding="utf-8")), str(config))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{config}: {error}; a JSON object is needed; fetch the checkpoint again") from error
 
 
 def _anchored(family: Family, folder: Path) -> Family:

@@ -99,10 +99,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _family(arguments: argparse.Namespace) -> Family:
-    """The family file with what the command line says; its state folder lies in this directory, wherever Ray starts."""
+    """The family file with what the command line says; its state folder lies in this directory, wherever Ray starts.
+
+    Checkpoints are looked at where they will be served: by `up`, and by `plan`, which tells what `up` would do.
+    """
     nodes = getattr(arguments, "nodes", None)
     arguments.family = arguments.family or ("laptop" if nodes is None else "h200")
-    family = load(arguments.family)
+    family = load(arguments.family, serving=nodes is None and arguments.command in ("up", "plan"))
     if nodes is not None:
         family = rehearsed(family, nodes)
     changed: dict[str, Any] = {"state_folder": str(Path(family.state_folder).resolve())}

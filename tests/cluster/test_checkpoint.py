@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cluster.checkpoint import GIB, VLLM_BALANCES, Shape, faults, shape
@@ -416,6 +416,7 @@ def test_an_offload_needs_no_gpu_that_holds_the_weights() -> None:
     assert told(read(GLM_45_AIR), 24, **DEEPSPEED) == ()
 
 
+@settings(deadline=None)
 @given(experts=st.integers(1, 40), ranks=st.integers(1, 12), redundant=st.integers(0, 60))
 def test_a_tier_without_faults_can_be_split_evenly(experts: int, ranks: int, redundant: int) -> None:
     asked = tier(ranks=ranks, experts={"redundant": redundant})

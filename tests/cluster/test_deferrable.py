@@ -98,3 +98,7 @@ def test_a_tier_that_deepspeed_could_not_serve_is_refused(changes: dict[str, Any
 def test_only_such_a_tier_is_deferrable() -> None:
     assert [key for key, tier in family().tiers.items() if tier.deferrable] == ["offline"]
     assert family().tiers["offline"].offload == Offload()
+
+
+def test_the_simulated_engine_takes_its_place_and_its_class() -> None:
+    assert Tier.model_validate(offline(engine="simulated")).deferrable

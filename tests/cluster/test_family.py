@@ -58,6 +58,22 @@ def test_a_full_batch_of_the_h200_family_keeps_its_promise_at_a_thousand_tokens_
     assert step_ms(tier.cost, tier.max_running, 1000 * tier.max_running) <= tier.slo.tpot_ms
 
 
+@pytest.mark.parametrize(
+    ("changes", "tools", "structured"),
+    [
+        ({}, True, False),
+        ({"engine": "vllm"}, False, True),
+        ({"engine": "vllm", "vllm": {"tool_parser": "hermes"}}, True, True),
+        ({"engine": "simulated", "vllm": {"tool_parser": "hermes"}}, False, False),
+        ({"engine": "deepspeed", "offload": {}}, False, False),
+    ],
+)
+def test_what_a_tier_serves_follows_from_its_engine(changes: dict[str, Any], tools: bool, structured: bool) -> None:
+    mini = yaml.safe_load(LAPTOP)["tiers"]["mini"]
+    tier = parse(changed("tiers.mini", mini | changes), "mine.yaml").tiers["mini"]
+    assert (tier.tools, tier.structured) == (tools, structured)
+
+
 def test_a_model_name_finds_its_tier() -> None:
     family = load("laptop")
     assert family.tier_of("gpt-5.2-pro") == "pro"
@@ -267,6 +283,17 @@ def test_a_folder_without_a_readable_config_is_refused_at_load(
         loaded(tmp_path, checkpoint="damaged")
     assert caught.value.message.startswith(f"{tmp_path / 'mine.yaml'}: tiers.mini.checkpoint: ")
     assert message in caught.value.message
+
+
+def test_who_does_not_serve_reads_no_checkpoint_but_the_settings_are_judged(tmp_path: Path) -> None:
+    (tmp_path / "damaged").mkdir()
+    with pytest.raises(ConfigurationError):
+        loaded(tmp_path, checkpoint="damaged")
+    assert load(tmp_path / "mine.yaml", serving=False).tiers["mini"].checkpoint == str(tmp_path / "damaged")
+    with pytest.raises(ConfigurationError):
+        loaded(tmp_path, vllm={})
+    with pytest.raises(ConfigurationError, match=r"tiers\.mini\.vllm: given with engine torch"):
+        load(tmp_path / "mine.yaml", serving=False)
 
 
 def test_the_memory_of_a_tier_is_the_least_of_the_cells_that_can_hold_its_group() -> None:

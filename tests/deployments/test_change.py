@@ -79,7 +79,6 @@ def test_settings_of_an_engine_replace_the_replicas_that_were_made_from_them(
         ("tiers__mini__replicas__idle_s", 9),
         ("video__max_waiting", 9),
         ("plans", {"all": {"tiers": ["mini"]}}),
-        ("personas", {"math": ["mathematician"]}),
         ("control__record_mib", 9),
     ],
 )

@@ -73,6 +73,17 @@ def test_a_key_is_made_for_a_plan_of_the_family_or_none(capsys: pytest.CaptureFi
     assert len(keys(capsys, "list")) == 2
 
 
+def test_a_damaged_checkpoint_concerns_who_serves_it_and_nobody_else(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("damaged").mkdir()
+    mini = TIER | {"names": ["mini"], "replicas": {"min": 1, "max": 2, "initial": 1}}
+    file = written(tiers={"mini": mini | {"engine": "torch", "checkpoint": "damaged"}})
+    assert main(["keys", "create", "alice", "--family", file]) == 0
+    capsys.readouterr()
+    for command in ("plan", "up"):
+        assert main([command, "--family", file]) == 1
+        assert "config.json: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["[/]", "[red]alice[/red]", ":smile:"])
 def test_names_of_keys_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main(["keys", "create", name]) == 0

@@ -200,7 +200,7 @@ def test_a_tier_that_cannot_is_refused_by_name_and_never_chosen(play: Play, fiel
         assert (chosen.status, chosen.headers["moray-tier"]) == (200, "turbo")
         assert len(engine.asked) == 1
 
-    play(scenario, {"mini": engine, "turbo": engine}, mini={"engine": "simulated", "vllm": None})
+    play(scenario, {"mini": engine, "turbo": engine}, mini={"engine": "simulated"})
 
 
 @pytest.mark.parametrize(("fields", "param"), [({"tools": TOOLS}, "tools"), (SCHEMA, "response_format")])
