@@ -2,7 +2,7 @@
 
 A unit is whole in one cell, the fullest that holds it; a video replica prefers cells that hold groups of the tier it is
 to be beside, then cells that hold any. Only an expert group with more ranks than any cell has GPUs is spread, over the
-emptiest.
+emptiest; not where its ranks are processes of one replica.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ from cluster.fleet import CellState
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One replica to be placed: an expert group of a tier, or a video replica. `always`: it never goes away."""
+    """One replica to be placed: an expert group of a tier, or a video replica. `always`: it never goes away.
+
+    `whole`: no cells together can hold it, only one.
+    """
 
     owner: str
     replica: int
@@ -22,6 +25,7 @@ class Unit:
     initial: bool
     always: bool
     video: bool
+    whole: bool
 
     @property
     def what(self) -> str:
@@ -73,7 +77,7 @@ class Floor:
             self.tiers[name].add(unit.owner)
 
     def must_spread(self, unit: Unit) -> bool:
-        return not unit.video and unit.gpus > self.largest
+        return not unit.whole and unit.gpus > self.largest
 
     def _parts(self, unit: Unit) -> list[tuple[str, int]]:
         if self.must_spread(unit):

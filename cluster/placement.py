@@ -2,8 +2,9 @@
 
 Best fit decreasing over GPUs, in four rounds: the initial groups, the initial video replicas, then what the tiers may
 grow by, then what video may grow by; all under the GPU budget. A group is whole in one cell, so that its experts talk
-over NVLink; only where it has more ranks than any cell has GPUs is it spread, over the emptiest cells. Video prefers
-cells that hold groups of the tier it is to be beside, then cells that hold any, then the fullest.
+over NVLink; only where it has more ranks than any cell has GPUs is it spread, over the emptiest cells, and not even then
+if its ranks are processes of one replica. Video prefers cells that hold groups of the tier it is to be beside, then cells
+that hold any, then the fullest.
 
 What cannot stand beside all the rest, but fits beside the least that always runs (`min` of each), shares: it takes
 turns with what may shrink. What never fits is unplaced, with what would make it fit.
@@ -127,15 +128,19 @@ def plan(family: Family, cells: Sequence[CellState]) -> Plan:
 
 def _units(family: Family) -> list[Unit]:
     """Every replica that may ever run, in the order of placing: groups before video, large before small."""
-    groups = [unit for key, tier in family.tiers.items() for unit in _replicas_of(key, tier.ranks, tier.replicas)]
-    video = _replicas_of(VIDEO, family.video.gpus, family.video.replicas) if family.video else []
+    groups = [
+        unit
+        for key, tier in family.tiers.items()
+        for unit in _replicas_of(key, tier.ranks, tier.replicas, whole=_in_replica(tier))
+    ]
+    video = _replicas_of(VIDEO, family.video.gpus, family.video.replicas, whole=True) if family.video else []
     # Sorting is stable: alike sizes keep the order of the family file. First replicas go before second ones.
     return [*sorted(groups, key=lambda unit: (-unit.gpus, unit.replica)), *video]
 
 
-def _replicas_of(owner: str, gpus: int, replicas: Replicas) -> list[Unit]:
+def _replicas_of(owner: str, gpus: int, replicas: Replicas, *, whole: bool) -> list[Unit]:
     return [
-        Unit(owner, index, gpus, index < replicas.initial, index < replicas.min, owner == VIDEO)
+        Unit(owner, index, gpus, index < replicas.initial, index < replicas.min, owner == VIDEO, whole)
         for index in range(replicas.max)
     ]
 
@@ -219,7 +224,7 @@ def bundles(served: Tier | Video, accelerator: Literal["cpu", "cuda"]) -> list[d
     """
     if isinstance(served, Video):
         return [_bundle(served.gpus, accelerator)]
-    if _executor(served) == "mp":
+    if _in_replica(served):
         return [_bundle(served.ranks, accelerator)]
     return [_bundle(1, accelerator) for _ in range(served.ranks)]
 
@@ -230,14 +235,14 @@ def own_share(tier: Tier, accelerator: Literal["cpu", "cuda"]) -> dict[str, floa
     vLLM's ranks on Ray are actors in these bundles, and find the GPU of each free.
     """
     first = dict(bundles(tier, accelerator)[0])
-    if _executor(tier) == "ray":
+    if tier.engine == "vllm" and tier.vllm is not None and tier.vllm.executor == "ray":
         first.pop("GPU", None)
     return first
 
 
-def _executor(tier: Tier) -> Literal["uni", "mp", "ray"]:
-    """Whose processes the ranks are; other engines than vLLM start followers themselves, beside rank 0."""
-    return tier.vllm.executor if tier.engine == "vllm" and tier.vllm is not None else "uni"
+def _in_replica(tier: Tier) -> bool:
+    """Whether all ranks are processes of the replica, on its node. A rehearsal reserves what will be reserved."""
+    return tier.vllm is not None and tier.vllm.executor == "mp"
 
 
 def _bundle(gpus: int, accelerator: Literal["cpu", "cuda"]) -> dict[str, float]:

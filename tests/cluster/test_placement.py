@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray._private.label_utils import validate_label_key, validate_label_selector_value, validate_label_value
 
+from cluster.engines import Vllm
 from cluster.errors import PlacementError
 from cluster.family import Family, load
 from cluster.fleet import CellState, Node
@@ -152,6 +153,17 @@ def test_video_prefers_any_expert_group_to_an_empty_cell_and_takes_that_if_it_mu
     assert held(roomy) == {"c0": ["a0", "video0"], "c1": []}
     full = plan(family({"a": (2, 1, 1)}, video=(1, 1, 1)), cells(2, 1))
     assert held(full) == {"c0": ["a0"], "c1": ["video0"]}
+
+
+def test_copies_of_a_model_that_no_cell_holds_are_refused_and_never_spread() -> None:
+    trial = family({"a": (8, 1, 1)})
+    settings = Vllm(tensor_parallel=4, data_parallel=2)
+    copies = {"a": trial.tiers["a"].model_copy(update={"engine": "vllm", "vllm": settings})}
+    made = plan(trial.model_copy(update={"tiers": copies}), cells(4, 4))
+    assert held(made) == {"c0": [], "c1": []}
+    with pytest.raises(PlacementError, match="needs 8 GPUs; the emptiest cell has 4 free; add a cell with 8"):
+        require(made)
+    assert held(plan(trial.model_copy(update={"tiers": copies}), cells(4, 8))) == {"c0": [], "c1": ["a0"]}
 
 
 def test_what_never_fits_says_what_would_make_it_fit() -> None:
