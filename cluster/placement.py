@@ -2,9 +2,9 @@
 
 Best fit decreasing over GPUs, in four rounds: the initial groups, the initial video replicas, then what the tiers may
 grow by, then what video may grow by; all under the GPU budget. A group is whole in one cell, so that its experts talk
-over NVLink; only where it has more ranks than any cell has GPUs is it spread, over the emptiest cells, and not even then
-if its ranks are processes of one replica. Video prefers cells that hold groups of the tier it is to be beside, then cells
-that hold any, then the fullest.
+over NVLink; only where it has more ranks than any cell has GPUs is it spread, over the emptiest cells, and not even
+then if its ranks are processes of one replica. Video prefers cells that hold groups of the tier it is to be beside,
+then cells that hold any, then the fullest.
 
 What cannot stand beside all the rest, but fits beside the least that always runs (`min` of each), shares: it takes
 turns with what may shrink. What never fits is unplaced, with what would make it fit.
