@@ -48,19 +48,24 @@ def shown(value: object) -> str:
     return _shown.repr(value)
 
 
-def bound_structure(body: bytes) -> None:
-    """Raises InvalidRequest where more than a fair share of the JSON is brackets, commas, numbers and the like."""
-    if len(body) <= MOST_STRUCTURE_BYTES:
+def bound_structure(*texts: bytes, where: str = "body") -> None:
+    """Raises InvalidRequest where too much of the JSON in all of them is brackets, commas, numbers and the like."""
+    size = sum(map(len, texts))
+    if size <= MOST_STRUCTURE_BYTES:
         return
-    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    # Every string needs a byte outside, so so many splits are enough to tell.
-    outside = unescaped.split(b'"', 2 * MOST_STRUCTURE_BYTES)[::2]
-    if len(b"".join(outside).translate(None, b" \t\r\n")) > MOST_STRUCTURE_BYTES:
+    if sum(map(_structure_bytes, texts)) > MOST_STRUCTURE_BYTES:
         raise InvalidRequest(
-            f"body: {len(body)} bytes, too many of them outside strings; at most {MOST_STRUCTURE_BYTES} are allowed "
+            f"{where}: {size} bytes, too many of them outside strings; at most {MOST_STRUCTURE_BYTES} are allowed "
             "there; send fewer items",
             code="body_too_complex",
         )
+
+
+def _structure_bytes(text: bytes) -> int:
+    unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    # Every string needs a byte outside, so so many splits are enough to tell.
+    outside = unescaped.split(b'"', 2 * MOST_STRUCTURE_BYTES)[::2]
+    return len(b"".join(outside).translate(None, b" \t\r\n"))
 
 
 def distinct(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

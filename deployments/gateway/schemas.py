@@ -62,7 +62,7 @@ def bounded(schema: dict[str, Any], param: str) -> str:
         raise _refusal(param, "a number that JSON has not", "finite numbers are allowed; mend it") from error
     if len(text) > MOST_CHARS:
         raise _refusal(param, f"{len(text)} characters", f"at most {MOST_CHARS} are allowed; shorten the schema")
-    if _depth(schema) > MOST_DEPTH:
+    if depth(schema) > MOST_DEPTH:
         raise _refusal(param, f"more than {MOST_DEPTH} levels deep", f"{MOST_DEPTH} are allowed; flatten the schema")
     _walk(schema, param)
     return text
@@ -72,10 +72,10 @@ def _refusal(param: str, given: str, mend: str) -> InvalidRequest:
     return InvalidRequest(f"{param}: {given}; {mend}", param=param)
 
 
-def _depth(value: object) -> int:
-    """Recursive: the parser of the body has bounded it already."""
+def depth(value: object) -> int:
+    """Levels of JSON. Raises RecursionError beyond some hundreds."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner)) if inner else 0
+    return 1 + max(map(depth, inner)) if inner else 0
 
 
 def _walk(schema: dict[str, Any], param: str) -> None:
@@ -113,10 +113,10 @@ def _in_place(node: dict[str, Any], root: dict[str, Any], param: str) -> Iterato
 
 def _target(ref: str, root: dict[str, Any], param: str) -> object:
     """What a JSON pointer (RFC 6901) leads to."""
-    value: object = root
     if ref == "#":
-        return value
-    if ref.startswith("#/"):
+        return root
+    if ref.startswith("#/") and ref.count("/") <= MOST_DEPTH:
+        value: object = root
         for part in ref[2:].split("/"):
             value = value.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(value, dict) else None
         if isinstance(value, dict):

@@ -4,6 +4,7 @@ Served are functions with tool_choice auto or none; `none` leaves the tools out 
 call, calls one at a time, and strict arguments are refused by name.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -11,8 +12,8 @@ from pydantic import Field
 
 from cluster.errors import InvalidRequest
 from cluster.request import Message, Tool, ToolCall
-from deployments.gateway.body import UNSUPPORTED, Name, Strict, only, shown
-from deployments.gateway.schemas import bounded
+from deployments.gateway.body import UNSUPPORTED, Name, Strict, bound_structure, only, shown
+from deployments.gateway.schemas import MOST_DEPTH, bounded, depth
 
 MOST_TOOLS = 128  # as in the API
 Id = Annotated[str, Field(min_length=1, max_length=256)]
@@ -91,11 +92,32 @@ def calls_of(calls: Sequence[CallBody]) -> tuple[ToolCall, ...]:
     return tuple(ToolCall(id=one.id, name=one.function.name, arguments=one.function.arguments) for one in calls)
 
 
+def _check_arguments(call: ToolCall, param: str) -> None:
+    """They may be any text. Of JSON, which templates walk, the depth is bounded."""
+    try:
+        deep = depth(json.loads(call.arguments)) > MOST_DEPTH
+    except ValueError:
+        return
+    except RecursionError:
+        deep = True
+    if deep:
+        raise InvalidRequest(
+            f"{param}: more than {MOST_DEPTH} levels deep; {MOST_DEPTH} are allowed; flatten the arguments", param=param
+        )
+
+
 def check_calls(messages: Sequence[Message]) -> None:
-    """Calls are an assistant's; each result answers one of an earlier message. Raises InvalidRequest."""
+    """Calls are an assistant's; each result answers one of an earlier message. Raises InvalidRequest.
+
+    Arguments are JSON in a string of the body: they are bounded as the body is.
+    """
+    arguments = (call.arguments.encode() for message in messages for call in message.tool_calls)
+    bound_structure(*arguments, where="tool_calls")
     open_ids = set[str]()
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
+        for number, call in enumerate(message.tool_calls):
+            _check_arguments(call, f"{where}.tool_calls[{number}].function.arguments")
         if message.tool_calls and message.role != "assistant":
             param = f"{where}.tool_calls"
             raise InvalidRequest(

@@ -11,6 +11,7 @@ from openai.types.chat import ChatCompletionMessageFunctionToolCall
 
 from cluster.errors import InvalidRequest
 from cluster.request import Chat, Message, Tool, ToolCall
+from deployments.gateway.body import MOST_STRUCTURE_BYTES
 from deployments.gateway.schemas import ANY_OBJECT, MOST_CHARS, MOST_DEPTH, SCHEMA_PATH, bounded
 from deployments.gateway.tools import MOST_TOOLS
 from deployments.gateway.wire import parse_chat
@@ -112,6 +113,31 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: st
     assert (error.code, error.param) == ("unsupported_parameter", param)
 
 
+def called(arguments: str) -> dict[str, Any]:
+    function = {"name": "look_up", "arguments": arguments}
+    return ASSISTANT | {"tool_calls": [CALL | {"function": function}]}
+
+
+@pytest.mark.parametrize("arguments", ["not JSON", "[" * 100, json.dumps({"text": "[" * 100_000})])
+def test_arguments_of_earlier_calls_may_be_any_text(arguments: str) -> None:
+    assert parse(messages=[HELLO, called(arguments)]).messages[1].tool_calls[0].arguments == arguments
+
+
+@pytest.mark.parametrize("levels", [MOST_DEPTH + 1, 600, 30_000])
+def test_arguments_that_would_exhaust_a_template_are_refused(levels: int) -> None:
+    error = refused(messages=[HELLO, called("[" * levels + "1" + "]" * levels)])
+    assert error.param == "messages[1].tool_calls[0].function.arguments"
+    assert f"more than {MOST_DEPTH} levels deep" in error.message
+
+
+def test_the_structure_of_all_arguments_together_is_bounded_as_that_of_the_body() -> None:
+    half = called("[" + "1," * (MOST_STRUCTURE_BYTES // 4) + "1]")
+    assert parse(messages=[HELLO, half])
+    with pytest.raises(InvalidRequest, match=r"tool_calls: .* bytes, too many of them outside strings") as caught:
+        parse(messages=[HELLO, half, half])
+    assert caught.value.code == "body_too_complex"
+
+
 def test_an_answer_is_held_to_a_schema_strict_or_not_and_keys_keep_their_order() -> None:
     given = {"type": "object", "properties": {"zeta": {"type": "string"}, "é": {"$ref": "#"}}}
     for strict in (None, False, True):
@@ -144,6 +170,7 @@ def ring(length: int) -> dict[str, Any]:
         ({"$ref": "https://example.org/schema.json"}, "leads nowhere"),
         ({"$ref": "#/$defs/missing"}, "leads nowhere"),
         ({"items": {"$ref": "#anchor"}}, "leads nowhere"),
+        ({"$ref": "#" + "/a" * (MOST_CHARS // 3)}, "leads nowhere"),
     ],
 )
 def test_a_schema_that_could_cost_an_engine_too_much_is_refused(given: dict[str, Any], words: str) -> None:
