@@ -53,16 +53,24 @@ class CallText:
         return ("", calls, "tool_calls") if calls else (held, (), reason)
 
     def _calls(self, held: str) -> tuple[ToolCall, ...]:
-        if _CALL.sub("", held):
-            return ()
-        calls = [self._call(index, text) for index, text in enumerate(_CALL.findall(held))]
-        return tuple(call for call in calls if call) if all(calls) else ()
+        """None where anything else stands among them. Each character is read once: text ends at the first fault."""
+        calls: list[ToolCall] = []
+        at = 0
+        while at < len(held):
+            found = _CALL.match(held, at)
+            call = self._call(len(calls), found[1]) if found else None
+            if found is None or call is None:
+                return ()
+            calls.append(call)
+            at = found.end()
+        return tuple(calls)
 
     def _call(self, index: int, text: str) -> ToolCall | None:
         try:
             match json.loads(text, parse_constant=_refuse):
                 case {"name": str(name), "arguments": dict(arguments)} if name in self._names:
-                    return ToolCall(id=self._id(index), name=name, arguments=json.dumps(arguments, ensure_ascii=False))
+                    written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+                    return ToolCall(id=self._id(index), name=name, arguments=written)
         except (ValueError, RecursionError):
             pass
         return None

@@ -90,7 +90,7 @@ class ChatTokenizer:
             return self._template.render(
                 messages=messages, tools=tools or None, documents=None, add_generation_prompt=True, **self._named
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:  # of values that it does not expect, too
             raise InvalidRequest(
                 f"messages: the chat template refuses them: {error}; other roles or another order are allowed; "
                 "change the messages",
@@ -129,8 +129,15 @@ def _compiled(folder: Path, config: dict[str, Any]) -> tuple[Template, bool]:
         raise CheckpointError(f"{file}: {error}; a jinja2 template is allowed; mend the template") from error
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As templates know it from transformers; jinja2's own would escape for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -154,4 +161,8 @@ def _bytes(text: str, param: str) -> int:
 
 def _unused(text: str) -> str:
     """A character that no message contains: a noncharacter of Unicode where possible."""
-    return next(c for c in map(chr, range(0xFDD0, 0x110000)) if c not in text)
+    first = chr(0xFDD0)
+    if first not in text:
+        return first
+    used = set(text)  # once: a text may hold many of those that are tried
+    return next(c for c in map(chr, range(0xFDD1, 0x110000)) if c not in used)

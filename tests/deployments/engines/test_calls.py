@@ -47,7 +47,9 @@ def test_whole_calls_of_offered_tools_are_calls() -> None:
         '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>',
         '<tool_call>{"name": "add", "arguments": "x"}</tool_call>',
         '<tool_call>{"name": "add", "arguments": {"x": NaN}}</tool_call>',
+        '<tool_call>{"name": "add", "arguments": {"x": 1e999}}</tool_call>',
         "<tool_call>" + "[" * 100_000 + "</tool_call>",
+        "<tool_call>" * 100_000,  # read once, not once per mark
     ],
 )
 def test_what_is_not_wholly_calls_stays_the_text_it_is(text: str) -> None:

@@ -110,11 +110,36 @@ def test_tools_count_as_text_before_they_are_rendered(chat: ChatTokenizer) -> No
         chat.encode((ASKED,), (Tool(name="f", description="x" * 1_000_000),))
 
 
-def test_a_template_that_knows_no_tools_refuses_them(tmp_path: Path) -> None:
+def with_template(folder: Path, template: str) -> ChatTokenizer:
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_bytes((MINI / name).read_bytes())
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    plain = ChatTokenizer(tmp_path, 2048)
+        (folder / name).write_bytes((MINI / name).read_bytes())
+    (folder / "chat_template.jinja").write_text(template)
+    return ChatTokenizer(folder, 2048)
+
+
+def test_templates_write_json_as_transformers_does(tmp_path: Path) -> None:
+    """GLM-4.5 gives ensure_ascii, others indent, separators and the order of keys."""
+    said = [{"role": "user", "content": "<é>"}]
+    for options in ("ensure_ascii=False", "ensure_ascii=True, indent=2", "separators=(',', ':'), sort_keys=True"):
+        ours = with_template(tmp_path, f"{{{{ messages[0] | tojson({options}) }}}}{{{{ tools | tojson({options}) }}}}")
+        theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+            said,
+            tools=[{"type": "function", "function": {"name": "f", "description": "ü", "parameters": CITY}}],
+            return_dict=False,
+        )
+        tool = Tool(name="f", description="ü", parameters=json.dumps(CITY))
+        assert list(ours.encode((Message(role="user", content="<é>"),), (tool,))) == theirs
+
+
+def test_a_call_that_a_template_does_not_expect_is_the_callers_to_mend(tmp_path: Path) -> None:
+    adding = with_template(tmp_path, "{{ 'a' + messages[0].tool_calls[0].function.arguments.city }}")
+    call = ToolCall(id="c", name="f", arguments='{"city": 7}')
+    with pytest.raises(InvalidRequest, match="the chat template refuses them"):
+        adding.encode((Message(role="assistant", content="", tool_calls=(call,)),))
+
+
+def test_a_template_that_knows_no_tools_refuses_them(tmp_path: Path) -> None:
+    plain = with_template(tmp_path, "{{ messages[0].content }}")
     assert plain.encode((ASKED,))
     with pytest.raises(InvalidRequest, match="tools: given; the checkpoint's chat template"):
         plain.encode((ASKED,), (WEATHER,))
