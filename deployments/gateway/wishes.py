@@ -1,7 +1,7 @@
 """What a request may use and asks for: its key's plan, its headers, and the tiers that follow from both."""
 
+import contextlib
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import get_args
 
@@ -76,21 +76,23 @@ def _ceiling(given: str) -> float | None:
 def range_of(wish: Wish, plan: Plan | None, family: Family) -> Range:
     """The tiers that may serve, as cluster.tiering says. Nobody permitted a key without a plan to be spilled.
 
-    The prompt's length is a guess: where only that does not fit, the engine counts, of the one tier that is left.
+    The prompt's length is a guess: where only that does not fit, the engine counts, of the tier that holds most.
     """
     try:
         allowed = tiers_for(wish, plan, family)
     except ContextTooLong:
-        allowed = tiers_for(replace(wish, prompt_tokens=_longest(wish, plan, family)), plan, family)
+        allowed = _roomiest(wish, plan, family)
         return Range(allowed.tiers[:1], allowed.reason, allowed.auto)
     return allowed if plan is not None else Range(allowed.tiers[:1], allowed.reason, allowed.auto)
 
 
-def _longest(wish: Wish, plan: Plan | None, family: Family) -> int:
-    named = family.tier_of(wish.model)
-    floor = family.tiers[wish.floor].quality if wish.floor else 0
-    keys: Iterable[str] = (named,) if named else plan.tiers if plan else family.tiers
-    return max(family.tiers[key].context_tokens for key in keys if family.tiers[key].quality >= floor) - 1
+def _roomiest(wish: Wish, plan: Plan | None, family: Family) -> Range:
+    """As if the prompt were as long as any tier that may serve it holds."""
+    *longer, least = sorted({tier.context_tokens for tier in family.tiers.values()}, reverse=True)
+    for tokens in longer:
+        with contextlib.suppress(ContextTooLong):
+            return tiers_for(replace(wish, prompt_tokens=tokens - 1), plan, family)
+    return tiers_for(replace(wish, prompt_tokens=least - 1), plan, family)
 
 
 class Estimates:

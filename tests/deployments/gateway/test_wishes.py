@@ -37,6 +37,17 @@ def test_a_plain_name_gets_the_longest_context_where_the_guess_fits_none(tokens:
     assert tokens < max(CONTEXT.values()) or len(found.tiers) == 1
 
 
+def test_a_guess_too_long_for_the_tiers_that_may_serve_is_left_to_the_roomiest_of_them() -> None:
+    raw = FAMILY.model_dump()
+    raw["tiers"]["turbo"] |= {"engine": "deepspeed", "offload": {}}
+    for wish in (Wish(model="any", prompt_tokens=3000), Wish(model="any", prompt_tokens=100_000)):
+        assert range_of(wish, PLAN, Family.model_validate(raw)).tiers == ("mini",)
+    raw["tiers"]["turbo"] |= {"engine": "simulated", "offload": None}
+    raw["tiers"]["mini"] |= {"engine": "vllm"}
+    asked = Wish(model="any", prompt_tokens=3000, structured=True)
+    assert range_of(asked, PLAN, Family.model_validate(raw)).tiers == ("mini",)
+
+
 @pytest.mark.parametrize("model", ["mini", "turbo", "any"])
 def test_without_a_plan_nobody_permitted_a_spill(model: str) -> None:
     assert len(range_of(Wish(model=model, prompt_tokens=1), None, FAMILY).tiers) == 1
