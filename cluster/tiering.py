@@ -216,7 +216,8 @@ def _able(wish: Wish, tier: Tier) -> bool:
 
 
 def _unable(wish: Wish, keys: Sequence[str], family: Family) -> InvalidRequest:
-    param, what = ("tools", "calls of tools") if wish.tools else ("response_format", "answers held to a JSON schema")
+    called = wish.tools and not any(family.tiers[key].tools for key in keys)
+    param, what = ("tools", "calls of tools") if called else ("response_format", "answers held to a JSON schema")
     able = [key for key, tier in family.tiers.items() if _able(wish, tier)]
     mend = f"name one of {', '.join(able)}, or leave it out" if able else "leave it out"
     return InvalidRequest(

@@ -71,7 +71,7 @@ def test_a_plain_name_is_chosen_for_by_rules(asked: Wish, first: str, reason: st
     assert found.reason.startswith(reason)
 
 
-ONLY_PRO_IS_ABLE = family(**{key: {"engine": "simulated", "vllm": None} for key in ("ultra", "turbo", "mini")})
+ONLY_PRO_IS_ABLE = family(**{key: {"engine": "simulated"} for key in ("ultra", "turbo", "mini")})
 
 
 @pytest.mark.parametrize(("need", "param"), [("tools", "tools"), ("structured", "response_format")])
@@ -84,6 +84,14 @@ def test_what_an_engine_must_be_able_to_do_is_asked_of_no_other(need: str, param
     assert caught.value.param == param
     with pytest.raises(InvalidRequest, match="are pro, not turbo, mini"):
         served(wish(**asked), plan("turbo", "mini"), ONLY_PRO_IS_ABLE)
+
+
+def test_of_tools_and_a_schema_the_one_that_no_tier_serves_is_named() -> None:
+    both: dict[str, Any] = {"tools": True, "structured": True}
+    assert served(wish("gpt-5.2-pro", **both)).startswith("pro")
+    torch = family(mini={"engine": "torch", "vllm": None})
+    with pytest.raises(InvalidRequest, match=r"response_format: given; .* are ultra, pro, turbo, not mini"):
+        served(wish("gpt-5.2-mini", **both), None, torch)
 
 
 def test_a_tier_without_a_parser_of_calls_holds_answers_to_a_schema_but_serves_no_tools() -> None:
