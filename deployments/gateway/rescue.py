@@ -62,8 +62,11 @@ class Courses:
         return budget is not None
 
     def stall_s(self, tier: str) -> float:
+        """Where weights are offloaded, a step may take as long as a request."""
         spec = self.family.tiers.get(tier)
-        return max(LEAST_STALL_S, STALL_TOKENS * spec.slo.tpot_ms / 1e3 if spec else 0.0)
+        if spec is None:
+            return LEAST_STALL_S
+        return max(LEAST_STALL_S, STALL_TOKENS * spec.slo.tpot_ms / 1e3, spec.offload.limit_s if spec.offload else 0.0)
 
 
 class Course:
@@ -168,16 +171,11 @@ class Course:
         if not error.elsewhere:
             raise error
         tier = place.served.tier
-        if self.rescues == MOST_RESCUES or not self._shared.permit(tier):
-            self._shared.metrics.count("moray_retries_refused_total", tier=tier)
-            raise error
         given = self._chat.given + (answering.ids if answering is not None else ())
-        if given and self._chat.structured:
+        stuck = bool(given) and self._chat.structured
+        if stuck or self.rescues == MOST_RESCUES or not self._shared.permit(tier):
             self._shared.metrics.count("moray_retries_refused_total", tier=tier)
-            raise ReplicaLost(
-                f"stream: its replica was lost behind {len(given)} tokens; an answer held to a JSON schema cannot go "
-                "on elsewhere; send the request again"
-            ) from error
+            raise _stuck(len(given)) if stuck else error
         self.rescues += 1
         self._lost_s, self._heard_s = self._lost_s or _now(), math.inf
         self._chat = replace(self._chat, given=given)
@@ -212,6 +210,13 @@ class Course:
     def _unused(self, placing: asyncio.Future[Place]) -> None:
         if not placing.cancelled() and placing.exception() is None:
             self._shared.desk.ended(placing.result(), None, False)
+
+
+def _stuck(given_tokens: int) -> ReplicaLost:
+    return ReplicaLost(
+        f"stream: its replica was lost behind {given_tokens} tokens; an answer held to a JSON schema cannot go on "
+        "elsewhere; send the request again"
+    )
 
 
 def _now() -> float:

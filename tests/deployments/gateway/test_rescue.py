@@ -11,9 +11,10 @@ import pytest
 from shell import Handle, chat, family
 from virtual_time import VirtualLoop, run
 
+from cluster.engines import Offload
 from cluster.errors import ContextTooLong, EngineFailed, MorayError, Overloaded, ReplicaLost
 from cluster.request import Chat, Served, Usage
-from cluster.retry import MOST_RESCUES
+from cluster.retry import LEAST_AT_ONCE, MOST_RESCUES
 from cluster.tiering import Range
 from deployments.gateway.asked import Asked, Place
 from deployments.gateway.metrics import GatewayMetrics
@@ -228,6 +229,16 @@ def test_a_begun_stream_that_falls_silent_goes_on_elsewhere(play: Play) -> None:
     play(scenario, [said(1), 1000.0], [said(2), LAST])
 
 
+def test_a_stream_of_offloaded_weights_may_be_silent_for_as_long_as_a_request_takes(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        mini = world.courses.family.tiers["mini"].model_copy(update={"offload": Offload(limit_s=60)})
+        world.courses.family = world.courses.family.model_copy(update={"tiers": {"mini": mini}})
+        assert await read(world.open()) == b"<1><2>" + DONE
+        assert world.desk.ended_ == [("a", False, USAGE)]
+
+    play(scenario, [said(1), 50.0, said(2), LAST])
+
+
 def test_a_gateway_that_stood_still_takes_no_stream_for_lost(play: Play) -> None:
     async def scenario(world: World) -> None:
         loop = asyncio.get_running_loop()
@@ -295,6 +306,7 @@ def test_an_answer_held_to_a_schema_goes_on_elsewhere_only_while_its_client_has_
         assert len(world.replicas.asked) == 1
         assert world.counted("moray_retries_refused_total") == 1
         assert world.courses.ongoing.total() == 0
+        assert all(world.courses.permit("mini") for _ in range(LEAST_AT_ONCE)), "the budget was not touched"
 
     async def whole(world: World) -> None:
         course = world.open(stream=False, json_schema="{}")
