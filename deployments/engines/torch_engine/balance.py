@@ -21,6 +21,7 @@ from deployments.engines.torch_engine.domains import DOMAINS
 from deployments.engines.torch_engine.moving import Move, Slots, settled
 from deployments.engines.torch_engine.spec import EngineSpec
 
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PARTS = 12  # of a window
 _HORIZON = 10  # windows that a placement is taken to hold for
@@ -36,7 +37,6 @@ class Balancer:
         self._tokens = np.zeros((len(DOMAINS), len(slots), experts, spec.ranks), np.int64)
         # Sums since start, and when they were made; the first is as old as the window or older.
         self._marks: deque[tuple[float, Ints]] = deque([(now_s, self._tokens.sum(0))])
-        self._planner = ThreadPoolExecutor(1, "expert-planner")
         self._planned: Future[Judgement] | None = None
         self._moves: deque[Move] = deque()
         self._moved_s = -math.inf  # when the last rebalance ended
@@ -48,9 +48,16 @@ class Balancer:
     def moving(self) -> bool:
         return bool(self._moves)
 
-    def timed(self, experts_s: float, step_s: float) -> None:
-        """What experts took of a step. Some of it is noise, so the newest weighs a quarter."""
-        share = min(1.0, experts_s / step_s)
+    def timed(self, experts_s: Floats, step_s: float) -> None:
+        """experts_s [layers, ranks]: what experts took of a step; zeros where none was timed.
+
+        Ranks wait for the slowest in each layer, and would not in a balanced step. The newest weighs a quarter: some of
+        it is noise.
+        """
+        if not experts_s.any():
+            return
+        balanced_s, others_s = experts_s.mean(1).sum(), max(0.0, step_s - experts_s.max(1).sum())
+        share = float(balanced_s / (balanced_s + others_s))
         self._share = share if self._share is None else self._share + 0.25 * (share - self._share)
 
     def count(self, counts: Ints, now_s: float) -> None:
@@ -70,7 +77,8 @@ class Balancer:
         if self._planned is not None and self._planned.done():
             planned, self._planned = self._planned, None
             if (error := planned.exception()) is not None:
-                log.error("experts stay where they are", exc_info=error)
+                log.error("experts stay where they are for another window", exc_info=error)
+                self._marks = deque([self._marks[-1]])
             else:
                 self._accept(planned.result())
         return self._moves[0] if self._moves else None
@@ -86,9 +94,6 @@ class Balancer:
             self._copies, self._cost_s = 0, 0.0
             self._marks = deque([(now_s, self._tokens.sum(0))])  # what was before says nothing of these places
         self.report = self._report()
-
-    def close(self) -> None:
-        self._planner.shutdown(wait=False, cancel_futures=True)
 
     def _plan(self, now_s: float) -> None:
         """Of whole windows alone: a short one says little."""
@@ -108,10 +113,12 @@ class Balancer:
             cooldown_s=self._window_s,
         )
         placement = Placement(ranks=self._ranks, slots=tuple(self._slots))
-        self._planned = self._planner.submit(judge, window, placement, terms)
+        planner = ThreadPoolExecutor(1, "expert-planner")
+        self._planned = planner.submit(judge, window, placement, terms)
+        planner.shutdown(wait=False)  # its thread ends with the plan
 
     def _accept(self, judgement: Judgement) -> None:
-        log.info("experts: %s", judgement.reason)
+        log.log(logging.INFO if judgement.placement else logging.DEBUG, "experts: %s", judgement.reason)
         for layer, new in enumerate(judgement.placement.slots if judgement.placement else ()):
             if settled(self._slots[layer], new, self._ranks) != self._slots[layer]:
                 self._moves.append(Move(layer=layer, slots=new))

@@ -6,7 +6,7 @@ the same split from them, and so knows what it sends and what it gets.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,18 +25,23 @@ Ints = NDArray[np.int64]
 
 @dataclass(slots=True)
 class Watch:
-    """How long this rank's experts computed, in the steps that are watched. A GPU is waited for, so watch few."""
+    """How long this rank's experts computed in each layer of a watched step. A GPU is waited for, so watch few."""
 
     watching: bool = False
-    experts_s: float = 0.0
+    _layers_s: list[float] = field(default_factory=list)
 
     def run(self, experts: Experts, rows: Tensor, counts: Tensor) -> Tensor:
         if not self.watching:
             return experts(rows, counts)
         began_s = _now_s(rows)
         out = experts(rows, counts)
-        self.experts_s += _now_s(rows) - began_s
+        self._layers_s.append(_now_s(rows) - began_s)
         return out
+
+    def taken(self) -> list[float]:
+        """Of each layer, once. Empty where no step was watched since it was asked last."""
+        layers_s, self._layers_s = self._layers_s, []
+        return layers_s
 
 
 def _now_s(rows: Tensor) -> float:
@@ -114,7 +119,9 @@ def first_slots(slots: tuple[int, ...]) -> Ints:
 
 
 def _counts(slots: Tensor, number: int) -> Tensor:
-    """bincount, which would make a GPU wait."""
+    """Rows of each slot. `bincount` is faster, but would make a GPU wait."""
+    if slots.device.type == "cpu":
+        return torch.bincount(slots, minlength=number)
     return slots.new_zeros(number).scatter_add_(0, slots, torch.ones_like(slots))
 
 

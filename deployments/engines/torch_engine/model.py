@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deployments.engines.torch_engine.checkpoint import ModelConfig
-from deployments.engines.torch_engine.kv import ChunkAttention, DecodeAttention, PagedKV
+from deployments.engines.torch_engine.kv import ChunkAttention, DecodeAttention, IntArray, PagedKV
 from deployments.engines.torch_engine.moe import GatedFfn, MoeLayer
 
 
@@ -21,14 +21,14 @@ from deployments.engines.torch_engine.moe import GatedFfn, MoeLayer
 class Batch:
     """One step of one rank. Rows 0 .. len(decode.table) are decoding sequences, the rest is covered by the chunks."""
 
+    places: IntArray  # [T] the sequence of each row
     tokens: Tensor  # [T]
     positions: Tensor  # [T]
     slots: tuple[Tensor, Tensor]  # [T] the block, and the offset in it, where each row's KV is stored
     decode: DecodeAttention | None
     chunks: tuple[ChunkAttention, ...]
     wanted: Tensor  # rows that yield a token
-    marks: Tensor  # [T * K] where the counters of each row's domain begin
-    picks: list[Tensor]  # of every layer with experts, the chosen ones [T, K]; filled by the pass
+    routed: list[Tensor]  # of every layer with experts, the slots [T * K] that computed the rows; filled by the pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class Model:
             x.addmm_(self._attention(layer, index, x, rotation, (batch, kv)), layer.out)
             h = self._norm(x, layer.before_ffn)
             if isinstance(layer.ffn, MoeLayer):
-                batch.picks.append(layer.ffn.add_to(x, h, batch.marks))
+                batch.routed.append(layer.ffn.add_to(x, h))
             else:
                 layer.ffn.add_to(x, h)
         return (self._norm(x[batch.wanted], self.last_norm) @ self.head).float()

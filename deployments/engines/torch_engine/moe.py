@@ -1,7 +1,7 @@
 """One mixture-of-experts layer: sigmoid router, routed experts in one grouped product, shared experts beside.
 
-T rows of the step, K experts per token, E experts, D domains, P slots. A slot holds one copy of an expert. Rows are
-sorted by slot: slots are numbered rank by rank, so that sorted rows are also sorted by destination.
+T rows of the step, K experts per token, E experts. A slot holds one copy of an expert. Rows are sorted by slot: slots
+are numbered rank by rank, so that sorted rows are also sorted by destination.
 """
 
 from collections.abc import Callable
@@ -68,21 +68,16 @@ class MoeLayer:
     experts: Experts
     shared: GatedFfn | None
     exchange: Exchange
-    routed: Tensor  # [D, P] rows sent to each slot since they were summed
 
-    def add_to(self, x: Tensor, h: Tensor, marks: Tensor) -> Tensor:
-        """x += experts(h) + shared(h), both [T, hidden]. The chosen experts [T, K].
-
-        marks [T * K]: where in the flat counters the row's domain begins.
-        """
+    def add_to(self, x: Tensor, h: Tensor) -> Tensor:
+        """x += experts(h) + shared(h), both [T, hidden]. The slots [T * K] that computed the rows."""
         chosen, weights = self.route(h)
         slots, carry = self.exchange(self.slot_of[chosen.flatten()])
-        self.routed.view(-1).scatter_add_(0, marks + slots, torch.ones_like(slots))
         order = slots.argsort(stable=True)
         out = carry(self.experts, h.index_select(0, order // self.config.top_k), lambda: self._share(x, h))
         back = torch.empty_like(out).index_copy_(0, order, out).view(*chosen.shape, h.shape[1])
         x.unsqueeze(1).baddbmm_(weights.to(h.dtype).unsqueeze(1), back)
-        return chosen
+        return slots
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen experts [T, K] and their weights, in float32 whatever the model's dtype."""

@@ -41,7 +41,10 @@ def transfers(old: Slots, new: Slots, ranks: int) -> list[tuple[int, int]]:
 
 
 def transfer(experts: Experts, pairs: list[tuple[int, int]], rank: int) -> None:
-    """This rank's part in it. Raises RuntimeError where another rank is lost; slots may then be half changed."""
+    """This rank's part in it. Raises RuntimeError where another rank is lost; slots may then be half changed.
+
+    All ranks go through the same pairs in the same order: nccl, which ignores tags, matches by order alone.
+    """
     room = len(experts.gate_up)
     operations: list[dist.P2POp] = []
     arriving: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -46,7 +46,7 @@ class Leader:
         self.config = self._rank.config
         self._now_s = now_s
         self._balancer = Balancer(spec, self._rank.slots, self.config.experts, now_s(), _move_s(self._rank.copy_bytes))
-        self._steps = 0
+        self._steps, self._watched_s = 0, 0.0
 
     @property
     def experts(self) -> ExpertReport:
@@ -60,20 +60,18 @@ class Leader:
 
     def step(self, order: Order) -> Iterator[tuple[int, list[float]]]:
         """Every place that has a new token, with its row."""
-        self._begin(order)
-        watch, began_s = self._rank.watch, time.perf_counter()
-        watch.watching = self._steps % _COUNT_STEPS == _COUNT_STEPS - 1
+        self._steps += 1
+        watched = self._steps % _COUNT_STEPS == 0
+        self._begin(replace(order, watched=watched))
+        began_s = time.perf_counter()
         tokens = [self._rank.step(order)]
         for rank in self._others:
             places = self._rank.yields(order.plan, rank)
             if len(places):
                 tokens.append(torch.empty(len(places), 1 + self._rank.width(places), dtype=torch.float64))
                 dist.recv(tokens[-1], src=rank)
-        if watch.watching:
-            self._balancer.timed(watch.experts_s, time.perf_counter() - began_s)
-            watch.experts_s = 0.0
-        self._steps += 1
-        if self._steps % _COUNT_STEPS == 0:
+        if watched:
+            self._watched_s = time.perf_counter() - began_s
             self.idle()
         of_rank = (self._rank.yields(order.plan, rank).tolist() for rank in (0, *self._others))
         return zip(chain.from_iterable(of_rank), chain.from_iterable(part.tolist() for part in tokens), strict=True)
@@ -88,19 +86,24 @@ class Leader:
         self._tell(order)
         began_s = time.perf_counter()
         if order.sums:
-            counts = self._rank.counted()
-            if self._others:
-                dist.reduce(counts, dst=0)
-            self._balancer.count(counts.numpy(), self._now_s())
+            rows, experts_s = self._summed()
+            self._balancer.timed(experts_s.numpy(), self._watched_s)
+            self._balancer.count(rows.numpy(), self._now_s())
         if order.move:
             copies = self._rank.move(order.move)
             wall_s = time.perf_counter() - began_s
             self._balancer.moved(self._rank.slots[order.move.layer], copies, wall_s, self._now_s())
 
+    def _summed(self) -> tuple[Tensor, Tensor]:
+        parts = self._rank.counted()
+        if self._others:
+            for part in parts:
+                dist.reduce(part, dst=0)
+        return parts
+
     def dismiss(self) -> None:
         """Lets the others go."""
         self._tell(None)
-        self._balancer.close()
 
     def _tell(self, order: Order | None) -> None:
         if not self._others:
@@ -124,7 +127,8 @@ def follow(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
             own = _join(spec, rank, address)
             while (order := _hear()) is not None:
                 if order.sums:
-                    dist.reduce(own.counted(), dst=0)
+                    for part in own.counted():
+                        dist.reduce(part, dst=0)
                 if order.move:
                     own.move(order.move)
                 if order.plan.computes and len(tokens := own.step(order)):

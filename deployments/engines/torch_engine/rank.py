@@ -15,7 +15,7 @@ from torch import Tensor
 from cluster.experts import Placement
 from cluster.request import Sampling
 from deployments.engines.torch_engine.checkpoint import Tensors, check_memory, read_config
-from deployments.engines.torch_engine.domains import DOMAINS, ballot, number
+from deployments.engines.torch_engine.domains import Tally
 from deployments.engines.torch_engine.exchange import AllToAll, Stay, Watch, first_slots
 from deployments.engines.torch_engine.fit import fitting
 from deployments.engines.torch_engine.kv import (
@@ -55,11 +55,13 @@ class Order:
     """What rank 0 tells every rank at each step; `arrivals` belong to the plan's admissions, in their order.
 
     A `move` is done before the plan, and the counters are summed before a move. A plan that computes nothing sums them.
+    The experts of a step that is `watched` are timed.
     """
 
     plan: Plan
     arrivals: tuple[Arrival, ...] = ()
     move: Move | None = None
+    watched: bool = False
 
     @property
     def sums(self) -> bool:
@@ -69,7 +71,7 @@ class Order:
 class Rank:
     def __init__(self, split: tuple[Placement, int], model: Model, kv: PagedKV, places: int, watch: Watch) -> None:
         placement, self._rank = split
-        self.config, self.model, self._kv, self.watch = model.config, model, kv, watch
+        self.config, self.model, self._kv, self._watch = model.config, model, kv, watch
         self.ranks, self.slots = placement.ranks, list(placement.slots)
         self._device = model.embedding.device
         blocks = kv.pool.shape[1]
@@ -84,10 +86,7 @@ class Rank:
         # temperature, top_p, presence and frequency penalty
         self._settings = np.zeros((4, places), np.float32)
         self._counts: Tensor | None = None  # [places, vocab] of generated tokens, once a penalty needs them
-        self._domain = np.zeros(places, np.int64)
-        owned = model.config.domains
-        self._ballot = ballot(owned, model.config.experts).to(self._device) if owned else None
-        self._votes: dict[int, Tensor] = {}  # [domains] of the prompts whose domain is not known yet
+        self._tally = Tally(self.slots, model.config, places, self._device)
 
     def step(self, order: Order) -> Tensor:
         """One row per place of `yields`, float64 [rows, 1 + width], laid out as `_packed` says."""
@@ -103,8 +102,12 @@ class Rank:
                 self._table[grant.place, held : held + len(grant.blocks)] = grant.blocks
                 self._held[grant.place] += len(grant.blocks)
         batch = self._batch(order.plan)
+        self._watch.watching = order.watched
         logits = self.model.forward(batch, self._kv)
-        self._listen(order.plan, batch)
+        self._tally.add(batch.places, batch.routed)
+        for chunk in order.plan.chunks:
+            if chunk.last and self._owner[chunk.place] == self._rank:
+                self._tally.close(chunk.place)
         return logits
 
     def yields(self, plan: Plan, rank: int) -> IntArray:
@@ -126,15 +129,16 @@ class Rank:
         ]
         return sum(tensor.nbytes for tensor in of_one)
 
-    def counted(self) -> Tensor:
-        """Rows that this rank sent to each slot since it was asked last, [moe layers, domains, slots], on the CPU."""
-        counts = [layer.routed for layer in self.model.moe_layers]
-        if not counts:
-            return torch.zeros(0, len(DOMAINS), 0, dtype=torch.int64)
-        summed = torch.stack(counts).cpu()
-        for count in counts:
-            count.zero_()
-        return summed
+    def counted(self) -> tuple[Tensor, Tensor]:
+        """Of this rank since it was asked last, on the CPU: summed over ranks they say the same of the group.
+
+        Rows sent to each slot [moe layers, domains, slots], and seconds that experts took of a watched step [moe
+        layers, ranks], zeros where none was watched.
+        """
+        experts_s = torch.zeros(len(self.slots), self.ranks, dtype=torch.float64)
+        if took_s := self._watch.taken():
+            experts_s[:, self._rank] = torch.tensor(took_s, dtype=torch.float64)
+        return self._tally.taken(), experts_s
 
     def move(self, move: Move) -> int:
         """A layer's experts change their slots, on all ranks at once. How many copies travelled between ranks."""
@@ -145,6 +149,9 @@ class Rank:
         self.slots[move.layer] = new
         layer.slot_of.copy_(torch.from_numpy(first_slots(new)))
         layer.exchange.place(new)
+        self._tally.move(move.layer, new)
+        if layer.slot_of.is_cuda:
+            torch.cuda.synchronize()  # so that a clock beside it tells what the move takes
         return len(pairs)
 
     def _admit(self, admission: Admission, arrival: Arrival) -> None:
@@ -156,10 +163,7 @@ class Rank:
         self._held[place] = self._stored[place] = 0
         self._prompts[place] = np.array(arrival.prompt + arrival.given, np.int64)
         self._seed[place] = s.seed % 2**64
-        self._domain[place] = number(arrival.domain)
-        self._votes.pop(place, None)
-        if self._ballot is not None and not self._domain[place]:
-            self._votes[place] = torch.zeros(len(DOMAINS), device=self._device)
+        self._tally.open(place, arrival.domain)
         self._settings[:, place] = s.temperature, s.top_p, s.presence_penalty, s.frequency_penalty
         if self._counts is not None:
             self._counts[place] = 0
@@ -194,28 +198,9 @@ class Rank:
             else None,
             chunks=tuple(attended),
             wanted=torch.tensor(wanted, dtype=torch.int64, device=self._device),
-            marks=on(self._device, (self._domain[place] * self._slots_of_a_layer).repeat(self.config.top_k)),
-            picks=[],
+            places=place,
+            routed=[],
         )
-
-    def _listen(self, plan: Plan, batch: Batch) -> None:
-        """The experts that a prompt chose vote for its domain; behind its last chunk the domain is known.
-
-        Where rows of a prompt are still to come, they count as unknown.
-        """
-        own = [chunk for chunk in plan.chunks if self._owner[chunk.place] == self._rank]
-        for chunk, attended in zip(own, batch.chunks, strict=True):
-            votes = self._votes.get(chunk.place)
-            if votes is None or self._ballot is None:
-                continue
-            picked = torch.stack([picks[attended.first : attended.last] for picks in batch.picks])
-            votes += self._ballot[picked.flatten()].sum(0)
-            if chunk.last:
-                self._domain[chunk.place] = int(self._votes.pop(chunk.place).argmax())
-
-    @property
-    def _slots_of_a_layer(self) -> int:
-        return len(self.slots[0]) if self.slots else 0
 
     def _attend(self, chunk: Chunk, row: int) -> ChunkAttention:
         end = self._stored[chunk.place] = chunk.start + chunk.tokens
@@ -262,7 +247,8 @@ def load_rank(spec: EngineSpec, rank: int) -> Rank:
     placement = fitting(spec, config)
     kv_shape = (config.layers, blocks_for(spec.kv_tokens), config.kv_heads, config.head_dim)
     kv_values = 2 * BLOCK_TOKENS * prod(kv_shape)
-    weights = config.weights(config.moe_layers * placement.room)
+    moving = placement.room if spec.rebalance and spec.ranks > 1 else 0  # a layer's experts may arrive at once
+    weights = config.weights(config.moe_layers * placement.room + moving)
     check_memory(folder, (weights + kv_values) * dtype.itemsize, spec.device)
     watch = Watch()
     exchanges: tuple[Exchange, ...] = tuple(

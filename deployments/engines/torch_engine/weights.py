@@ -8,7 +8,6 @@ from torch import Tensor
 
 from cluster.experts import Placement
 from deployments.engines.torch_engine.checkpoint import ModelConfig, Tensors
-from deployments.engines.torch_engine.domains import DOMAINS
 from deployments.engines.torch_engine.exchange import first_slots
 from deployments.engines.torch_engine.model import Layer, Model
 from deployments.engines.torch_engine.moe import Exchange, Experts, GatedFfn, MoeLayer
@@ -64,18 +63,16 @@ def _moe(
     held = [_ffn(tensors, f"{prefix}experts.{expert}.", config.hidden, config.expert_ffn) for expert in own]
     router = tensors.get(prefix + "gate.weight", config.experts, config.hidden, dtype=torch.float32)
     shared_ffn = config.expert_ffn * config.shared_experts
-    device = router.device
     return MoeLayer(
         config=config,
         router=_turned(router),
         bias=tensors.get(prefix + "gate.e_score_correction_bias", config.experts, dtype=torch.float32),
-        slot_of=torch.from_numpy(first_slots(slots)).to(device),
+        slot_of=torch.from_numpy(first_slots(slots)).to(router.device),
         experts=Experts(
             gate_up=torch.stack([expert.gate_up for expert in held]), down=torch.stack([expert.down for expert in held])
         ),
         shared=_ffn(tensors, prefix + "shared_experts.", config.hidden, shared_ffn) if shared_ffn else None,
         exchange=exchange,
-        routed=torch.zeros(len(DOMAINS), len(slots), dtype=torch.int64, device=device),
     )
 
 

@@ -52,6 +52,7 @@ async def test_one_two_and_four_ranks_give_the_same_tokens(spec: EngineSpec) -> 
             assert report.experts.window.any(axis=(0, 1)).tolist() == [True] * ranks
             routed.append(report.experts.tokens.sum(axis=(0, 3)).tolist())
     assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert routed[0] == routed[1] == routed[2]
     assert len(set(outcomes[0])) == 9
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from cluster.request import Generation, Message, Sampling
 from deployments.demo.corpus import evaluation
 from deployments.engines.engine import ExpertReport
 from deployments.engines.torch_engine import balance, moving, parallel
+from deployments.engines.torch_engine import engine as engine_module
 from deployments.engines.torch_engine.engine import TorchEngine
 from deployments.engines.torch_engine.moe import Experts
 from deployments.engines.torch_engine.moving import settled, transfers
@@ -85,6 +87,68 @@ async def test_experts_that_may_not_move_stay(spec: EngineSpec) -> None:
         await nine(engine)
         report = experts(engine)
         assert (report.rebalances, report.moved, report.slots) == (0, 0, (tuple(range(8)),) * 2)
+
+
+@slow
+@pytest.mark.usefixtures("restless")
+async def test_streams_short_of_places_and_cache_beside_cancelled_ones_keep_their_tokens_while_experts_move(
+    spec: EngineSpec, unmoved: Ids
+) -> None:
+    tight = replace(spec, ranks=2, redundant=2, kv_tokens=160, max_running=4, window_s=1e-9)
+    async with running(tight) as (engine, _):
+        for _ in range(3):
+            for index in range(6):
+                cancelled_at_its_first_token(engine, f"cancelled {index}", 40 + 20 * index)
+            engine.cancel("cancelled 5")
+            assert ids(await nine(engine)) == unmoved
+        assert experts(engine).rebalances >= 2
+        assert engine.report().kv_used_tokens == 0
+
+
+def cancelled_at_its_first_token(engine: TorchEngine, key: str, tokens: int) -> None:
+    sampling = Sampling(temperature=0, max_tokens=20)
+    generation = Generation(request_id=key, prompt=tuple(range(3, 3 + tokens)), sampling=sampling)
+    engine.submit(generation, lambda _: engine.cancel(key))
+
+
+@slow
+@pytest.mark.usefixtures("restless")
+async def test_a_stop_while_experts_move_lets_every_rank_go(spec: EngineSpec) -> None:
+    async with running(replace(spec, ranks=3, redundant=1, window_s=1e-9)) as (engine, others):
+        streams = asyncio.ensure_future(nine(engine))
+        await eventually(lambda: experts(engine).moved > 0)
+        await engine.stop()
+        assert all(stream[-1].error is None or "stopped" in str(stream[-1].error) for stream in await streams)
+    assert [process.exitcode for process in others] == [0, 0]
+
+
+@slow
+async def test_a_plan_that_is_ready_when_nobody_asks_is_done_all_the_same(
+    spec: EngineSpec, unmoved: Ids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = threading.Event()
+
+    def late(window: Window, placement: Placement, terms: Terms) -> Judgement:
+        idle.wait(30)
+        once = placement.slots[0][0] == 0
+        return all_elsewhere(window, placement, terms) if once else Judgement(placement=None, reason="done")
+
+    monkeypatch.setattr(balance, "judge", late)
+    monkeypatch.setattr(parallel, "_COUNT_STEPS", 4)
+    monkeypatch.setattr(engine_module, "HEARTBEAT_S", 0.05)
+    async with running(replace(spec, ranks=2, window_s=1e-9)) as (engine, _):
+        assert ids(await nine(engine)) == unmoved
+        assert experts(engine).rebalances == 0
+        idle.set()
+        await eventually(lambda: experts(engine).rebalances == 1)
+        assert experts(engine).slots == ((4, 5, 6, 7, 0, 1, 2, 3),) * 2
+        assert ids(await nine(engine)) == unmoved
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def lost_in_prefill(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
