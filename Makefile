@@ -57,10 +57,13 @@ $(VENV)/dev.done: $(VENV)/runtime.done
 	@$(PIP) -c constraints.txt --editable '.[dev]'
 	@touch $@
 
-$(VLLM)/vllm.done: pyproject.toml constraints-vllm.txt
+$(VLLM)/packages.done: constraints-vllm.txt
 	@echo "== installing vLLM for CPUs into $(VLLM) (a few minutes)"
 	@$(PYTHON) -m venv --clear $(VLLM)
 	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	@touch $@
+
+$(VLLM)/vllm.done: pyproject.toml $(VLLM)/packages.done
 	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
