@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -173,8 +174,14 @@ def _follow_until(condition: Callable[[Order], bool], spec: EngineSpec, rank: in
 
 
 def lost_in_a_move(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
-    """Dies where it would send its experts."""
-    moving.dist.batch_isend_irecv = lambda *_: os._exit(1)  # type: ignore[attr-defined]
+    """Dies when half of its experts are on their way."""
+
+    def half(operations: list[dist.P2POp]) -> None:
+        for one in operations[: len(operations) // 2]:
+            one.op(one.tensor, one.peer, tag=one.tag).wait()
+        os._exit(1)
+
+    moving.dist.batch_isend_irecv = half  # type: ignore[attr-defined]
     follow(spec, rank, address)
 
 
