@@ -73,7 +73,11 @@ def test_copies_of_a_model_are_processes_of_the_replica_which_holds_all_their_gp
 
 
 def test_replicas_on_cpu_neither_compile_nor_bind_themselves_to_cores() -> None:
-    assert environment("cpu").items() - environment("cuda").items() == {
+    assert environment(tier(), "cpu").items() - environment(tier(), "cuda").items() == {
         ("TORCH_COMPILE_DISABLE", "1"),
         ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
     }
+
+
+def test_vllm_may_take_as_long_to_start_as_the_family_file_allows() -> None:
+    assert environment(H200["ultra"], "cuda")["VLLM_ENGINE_READY_TIMEOUT_S"] == "1200"

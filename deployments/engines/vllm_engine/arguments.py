@@ -4,6 +4,7 @@ Pure values, without vllm. The engine reads them with vLLM's own parser: what is
 """
 
 import json
+import math
 from typing import Literal
 
 from cluster.engines import Vllm
@@ -32,11 +33,12 @@ def shown(tier: Tier, accelerator: Accelerator) -> str:
     return " ".join(("vllm serve", *words)).replace("vllm serve --model ", "vllm serve ")
 
 
-def environment(accelerator: Accelerator) -> dict[str, str]:
+def environment(tier: Tier, accelerator: Accelerator) -> dict[str, str]:
     """What must stand before vllm is imported; its other processes inherit it."""
     shared = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(tier.start_timeout_s)),
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a replica has threads, which a fork would lose
         "HF_HUB_OFFLINE": "1",  # checkpoints are folders
     }

@@ -131,7 +131,7 @@ class VllmEngine:
             await asyncio.to_thread(engine.shutdown)
 
     def _load(self) -> None:
-        os.environ.update(environment(self._accelerator))
+        os.environ.update(environment(self._tier, self._accelerator))
         self._tokenizer = ChatTokenizer(Path(self._tier.checkpoint), self.context_tokens)
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
