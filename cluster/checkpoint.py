@@ -83,7 +83,7 @@ def _shape(top: Mapping[str, Any], raw: Mapping[str, Any]) -> Shape:
     expert_ffn = _first(raw, "moe_intermediate_size", "intermediate_size") if experts else 0
     moe_layers = _moe_layers(raw, layers) if experts else 0
     attention, kv_values, kv_heads = _attention(raw, hidden, heads)
-    attending = _attending(raw, layers)
+    attending, keeping = _attending(raw, layers)
     matrices = 3 if raw.get("hidden_act") == "silu" else 2  # gated, or perhaps not
     dense_ffn = _first(raw, "intermediate_size_mlp", "intermediate_size")
     shared_ffn = expert_ffn * _first(raw, "n_shared_experts", "moe_num_shared_experts")
@@ -102,7 +102,7 @@ def _shape(top: Mapping[str, Any], raw: Mapping[str, Any]) -> Shape:
         expert_ffn=expert_ffn,
         expert_weights=matrices * hidden * expert_ffn,
         other_weights=attending * attention + hidden * (matrices * ffn + moe_layers * experts + ends),
-        kv_values=attending * kv_values,
+        kv_values=keeping * kv_values,
         context_tokens=_context(raw),
         bits=_bits(top.get("quantization_config")),
     )
@@ -114,6 +114,8 @@ def _first(raw: Mapping[str, Any], *names: str) -> int:
 
 
 def _moe_layers(raw: Mapping[str, Any], layers: int) -> int:
+    if kinds := raw.get("mlp_layer_types"):
+        return sum(kind == "sparse" for kind in kinds)
     dense = set(raw.get("mlp_only_layers") or ())
     first = _first(raw, "first_k_dense_replace", "moe_layer_start_index")
     step = _first(raw, "decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval") or 1
@@ -121,12 +123,18 @@ def _moe_layers(raw: Mapping[str, Any], layers: int) -> int:
     return sum(i not in dense and (i + 1) % step == 0 and i % frequency == 0 for i in range(first, layers))
 
 
-def _attending(raw: Mapping[str, Any], layers: int) -> int:
-    """Layers with attention over all tokens; of hybrids the others keep a state instead, which is left out."""
+def _attending(raw: Mapping[str, Any], layers: int) -> tuple[int, int]:
+    """Layers with attention, and those of them that keep every token: not those of a sliding window or a chunk.
+
+    The others of hybrids keep a state instead, which is left out.
+    """
     types = raw.get("layer_types")
-    if types is not None and "linear_attention" in types:
-        return sum(each == "full_attention" for each in types)
-    return layers // (_first(raw, "full_attention_interval") or 1)
+    if types is None:
+        attending = layers // (_first(raw, "full_attention_interval") or 1)
+        windowed = raw.get("sliding_window") and raw.get("use_sliding_window", True)
+        return attending, 0 if windowed else attending
+    keeping = sum(each in ("full_attention", "attention") for each in types)
+    return keeping + sum(each in ("sliding_attention", "chunked_attention") for each in types), keeping
 
 
 def _attention(raw: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, int, int]:
@@ -146,12 +154,14 @@ def _attention(raw: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, in
 
 
 def _context(raw: Mapping[str, Any]) -> int:
-    """With YaRN's factor where it has one, as vLLM reads it."""
+    """With the factor of its rotary embedding where it has one, as vLLM reads it."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     held = int(raw["max_position_embeddings"])
-    if rope.get("rope_type", rope.get("type")) != "yarn":
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind in (None, "default", "su", "longrope", "llama3"):  # whose length is stated with the factor
         return held
-    return max(held, int(float(rope.get("factor", 1)) * _first({"own": held, **rope}, _ORIGINAL, "own")))
+    base = _first({"own": held, **rope}, _ORIGINAL, "own") if kind == "yarn" else held
+    return max(held, int(float(rope.get("factor", 1)) * base))
 
 
 _ORIGINAL = "original_max_position_embeddings"

@@ -192,6 +192,12 @@ def test_layers_without_experts_are_told_by_each_familys_own_fields() -> None:
     assert read(QWEN2_MOE, mlp_only_layers=[0, 5]).moe_layers == 22
     assert read(QWEN2_MOE, decoder_sparse_step=2).moe_layers == 12
     assert read(DEEPSEEK_V3, moe_layer_freq=2).moe_layers == 29  # layers 4, 6 .. 60
+    assert read(GLM_45_AIR, mlp_layer_types=["dense"] * 2 + ["sparse"] * 44).moe_layers == 44
+
+
+def test_a_sliding_window_costs_no_weights() -> None:
+    windows = read(MIXTRAL, layer_types=["sliding_attention", "full_attention"] * 16)
+    assert windows.other_weights == read(MIXTRAL).other_weights
 
 
 @pytest.mark.parametrize(
@@ -216,9 +222,12 @@ def test_weights_take_the_bits_of_their_quantisation_or_of_the_tiers_dtype(given
         (DEEPSEEK_V3, 61 * (512 + 64)),  # one latent for all heads
         (QWEN3_NEXT, 12 * 2 * 2 * 256),  # every fourth layer
         (QWEN3_NEXT | {"layer_types": ["linear_attention"] * 47 + ["full_attention"]}, 2 * 2 * 256),
+        (MIXTRAL | {"layer_types": ["sliding_attention", "full_attention"] * 16}, 16 * 2 * 8 * 128),
+        (MIXTRAL | {"sliding_window": 4096}, 0),
+        (MIXTRAL | {"sliding_window": 4096, "use_sliding_window": False}, 32 * 2 * 8 * 128),
     ],
 )
-def test_a_token_keeps_what_the_layers_with_attention_keep(config: dict[str, Any], kv_values: int) -> None:
+def test_a_token_keeps_what_the_layers_keep_that_attend_to_all(config: dict[str, Any], kv_values: int) -> None:
     assert read(config).kv_values == kv_values
 
 
@@ -232,9 +241,12 @@ def test_a_token_keeps_what_the_layers_with_attention_keep(config: dict[str, Any
             QWEN3_8B | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}},
             131_072,
         ),
+        (MIXTRAL | {"rope_scaling": {"type": "linear", "factor": 4.0}}, 131_072),
+        (MIXTRAL | {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, 32_768),
+        (MIXTRAL | {"rope_parameters": {"rope_type": "default"}}, 32_768),
     ],
 )
-def test_the_context_is_that_of_yarn_where_it_is_on(config: dict[str, Any], tokens: int) -> None:
+def test_the_context_is_that_of_its_rotary_embedding(config: dict[str, Any], tokens: int) -> None:
     assert read(config).context_tokens == tokens
 
 
