@@ -17,11 +17,13 @@ from deployments.experts import Group, Layer, shares
 COLOURS = "viridis"  # readable for the colour-blind, and in grey
 BAR = "#0072B2"
 EMPTY = "#eeeeee"  # where no copy lies
+MOST_LAYERS = 48  # of a picture, which then takes ten seconds
 
 
 def draw(groups: Sequence[Group], title: str, file: BinaryIO) -> None:
-    """A PNG with a row for each layer that is shown expert by expert. At least one must be."""
-    shown = [(group, layer) for group in groups for layer in group.layers if layer.held.size]
+    """A PNG with a row for each layer that is shown expert by expert, at least one and at most MOST_LAYERS."""
+    found = [(group, layer) for group in groups for layer in group.layers if layer.held.size]
+    shown = found[:MOST_LAYERS]
     figure = Figure(figsize=(14, 1.0 + 2.6 * len(shown)), layout="constrained")
     rows = figure.subplots(len(shown), 3, squeeze=False, width_ratios=(10, 10, 5))
     for (group, layer), (domains, places, loads) in zip(shown, rows, strict=True):
@@ -29,7 +31,9 @@ def draw(groups: Sequence[Group], title: str, file: BinaryIO) -> None:
         domains.set_title(f"{group.tier}, replica {group.replica or '-'}, layer {layer.index}", loc="left", fontsize=9)
         _places(figure, places, layer)
         _loads(loads, layer)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(
+        title if len(shown) == len(found) else f"{title}, the first {len(shown)} of {len(found)} layers", fontsize=11
+    )
     figure.savefig(file, format="png", dpi=110)
 
 

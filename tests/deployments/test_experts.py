@@ -200,6 +200,16 @@ def test_a_plot_is_a_png_with_something_in_it(serve: Serve, capsys: pytest.Captu
     assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 20
 
 
+def test_a_picture_of_a_deep_model_ends_after_its_first_layers(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, whole, short = serve({"ultra": EXPERTS}), tmp_path / "whole.png", tmp_path / "short.png"
+    assert main(["experts", "--url", url, "--plot", str(whole)]) == 0
+    monkeypatch.setattr("deployments.experts_plot.MOST_LAYERS", 1)
+    assert main(["experts", "--url", url, "--plot", str(short)]) == 0
+    assert imread(whole).shape[0] - imread(short).shape[0] == 286  # 2.6 inches of 110 dots
+
+
 def test_where_nothing_listens_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     words = refused(capsys, "--url", url)
