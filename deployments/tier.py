@@ -10,8 +10,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
-import psutil
-
 from cluster.errors import EngineFailed, InvalidRequest, MorayError, ReplicaLost
 from cluster.family import Tier
 from cluster.fleet import DEAD, report_to_stats
@@ -184,9 +182,6 @@ class TierReplica:
 
     def _exit(self) -> None:
         self._group.stop()
-        for child in psutil.Process().children(recursive=True):  # one that hangs would not see its parent end
-            with contextlib.suppress(psutil.Error):
-                child.kill()
         os._exit(1)
 
     def _check(self) -> None:
