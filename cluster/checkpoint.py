@@ -25,6 +25,9 @@ VLLM_BALANCES = (
     *("llama4", "mixtral", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe"),
 )
 
+# Rotary embeddings whose max_position_embeddings is that of the stretched one.
+STATED_STRETCHED = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -154,17 +157,12 @@ def _attention(raw: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, in
 
 
 def _context(raw: Mapping[str, Any]) -> int:
-    """With the factor of its rotary embedding where it has one, as vLLM reads it."""
+    """As vLLM 0.32 reads it: a stretched rotary embedding is counted by its factor, but where the length has it."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    stretched = rope.get("rope_type", rope.get("type")) not in (None, *STATED_STRETCHED)
     held = int(raw["max_position_embeddings"])
-    kind = rope.get("rope_type", rope.get("type"))
-    if kind in (None, "default", "su", "longrope", "llama3"):  # whose length is stated with the factor
-        return held
-    base = _first({"own": held, **rope}, _ORIGINAL, "own") if kind == "yarn" else held
-    return max(held, int(float(rope.get("factor", 1)) * base))
-
-
-_ORIGINAL = "original_max_position_embeddings"
+    held = int(held * float(rope.get("factor") or 1)) if stretched else held
+    return max(held, _first(raw, "model_max_length"))
 
 
 def _bits(given: Mapping[str, Any] | None) -> int | None:

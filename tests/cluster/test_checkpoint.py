@@ -121,8 +121,7 @@ H200: dict[str, dict[str, Any]] = {
     "ultra": DEEPSEEK_V3,
     "pro": QWEN3_235B | {"max_position_embeddings": 262_144, "quantization_config": {"quant_method": "fp8"}},
     "turbo": QWEN3_30B | {"max_position_embeddings": 262_144, "quantization_config": {"quant_method": "fp8"}},
-    "mini": QWEN3_8B
-    | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}},
+    "mini": QWEN3_8B | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": 131_072},
 }
 GLM_45_AIR = {
     "model_type": "glm4_moe",
@@ -236,11 +235,8 @@ def test_a_token_keeps_what_the_layers_keep_that_attend_to_all(config: dict[str,
     [
         (MIXTRAL, 32_768),
         (DEEPSEEK_V3, 163_840),
-        (QWEN3_8B | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 163_840),
-        (
-            QWEN3_8B | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}},
-            131_072,
-        ),
+        (QWEN3_8B | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 40_960),
+        (QWEN3_8B | {"model_max_length": 131_072}, 131_072),
         (MIXTRAL | {"rope_scaling": {"type": "linear", "factor": 4.0}}, 131_072),
         (MIXTRAL | {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, 32_768),
         (MIXTRAL | {"rope_parameters": {"rope_type": "default"}}, 32_768),
