@@ -156,7 +156,6 @@ def ours(weights: Weights, case: Case, rank: int) -> Layer:
         experts=Experts(gate_up=torch.stack([e.gate_up for e in held]), down=torch.stack([e.down for e in held])),
         shared=fused(weights.residual) if case.residual else None,
         exchange=AllToAll(rank, RANKS, slots, Watch()),
-        routed=torch.zeros(1, len(slots), dtype=torch.int64),
         k=case.k,
         coefficient=weights.coefficient if case.residual else None,
     )
@@ -177,11 +176,11 @@ def compare(rank: int) -> dict[str, np.ndarray[Any, Any]]:
         expected, _, _ = layers[case.k, case.residual](rows)
         layer = ours(other if case.changed else weights, case, rank)
         x = torch.zeros(tokens, HIDDEN)
-        chosen = layer.add_to(x, rows[:tokens], torch.zeros(tokens * case.k, dtype=torch.int64))
+        slots = layer.add_to(x, rows[:tokens])
         found[f"{case.name}: theirs"] = expected[:tokens].numpy()
         found[f"{case.name}: ours"] = x.numpy()
-        found[f"{case.name}: chosen"] = chosen.numpy()
-        found[f"{case.name}: routed"] = layer.routed[0].numpy()
+        found[f"{case.name}: chosen"] = layer.route(rows[:tokens])[0].numpy()
+        found[f"{case.name}: routed"] = slots.bincount(minlength=len(SLOTS[case.slots])).numpy()
     return found
 
 
