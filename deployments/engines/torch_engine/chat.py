@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -51,14 +53,14 @@ class ChatTokenizer:
                 param="tools",
             )
         offered = [_offer(tool) for tool in tools]
-        called = [_called(message) for message in messages]
-        beside = json.dumps([offered, called], ensure_ascii=False) if tools or any(called) else ""
+        more = [_called(message) for message in messages]
+        beside = json.dumps([offered, more], ensure_ascii=False) if tools or any(more) else ""
         said_bytes = sum(_bytes(m.content, f"messages.{index}.content") for index, m in enumerate(messages))
         self._bound(said_bytes + _bytes(beside, "tools"))
         cut = _unused("".join((*(message.content for message in messages), beside)))
         said = [
-            {"role": _ROLES.get(m.role, m.role), "content": m.content} | ({"tool_calls": calls} if calls else {})
-            for m, calls in zip(messages, called, strict=True)
+            {"role": _ROLES.get(m.role, m.role), "content": m.content} | calls
+            for m, calls in zip(messages, more, strict=True)
         ]
         prompt = self._render(self._defused(said, cut), self._defused(offered, cut))
         pieces = self._tokenizer.encode_batch_fast(prompt.split(cut), add_special_tokens=False)
@@ -103,14 +105,27 @@ def _offer(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _called(message: Message) -> list[dict[str, Any]]:
-    return [
+def _called(message: Message) -> dict[str, Any]:
+    """What a message says of calls, where it does."""
+    calls = [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments_of(call)}}
         for call in message.tool_calls
     ]
+    said = {"tool_calls": calls, "tool_call_id": message.tool_call_id}
+    return {key: value for key, value in said.items() if value}
 
 
 _ROLES: Mapping[str, str] = {"developer": "system"}  # OpenAI's newer name, which templates do not know
+
+
+class _Generation(Extension):
+    """The mark that some templates set around answers, for training; here only its content counts."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012 - as in the base class
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _compiled(folder: Path, config: dict[str, Any]) -> tuple[Template, bool]:
@@ -119,7 +134,9 @@ def _compiled(folder: Path, config: dict[str, Any]) -> tuple[Template, bool]:
     source = file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
     if not isinstance(source, str):
         raise CheckpointError(f"{file}: missing; a chat template is needed; save it there or in tokenizer_config.json")
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)  # noqa: DTZ005 - as transformers does

@@ -131,6 +131,21 @@ def test_templates_write_json_as_transformers_does(tmp_path: Path) -> None:
         assert list(ours.encode((Message(role="user", content="<é>"),), (tool,))) == theirs
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}[{{ m.tool_call_id or m.role }}]{% endfor %}",  # Mistral's templates name the call
+        "{% for m in messages %}{% generation %}{{ m.content }}\n{% endgeneration %}{% endfor %}",
+    ],
+)
+def test_prompts_of_other_templates_equal_those_of_transformers(tmp_path: Path, template: str) -> None:
+    ours = with_template(tmp_path, template)
+    said = [{"role": "user", "content": ASKED.content}, {"role": "assistant", "content": ""}]
+    said.append({"role": "tool", "content": '{"degrees": 7}', "tool_call_id": "call_1"})
+    theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(said, return_dict=False)
+    assert list(ours.encode(HISTORY)) == theirs
+
+
 def test_a_call_that_a_template_does_not_expect_is_the_callers_to_mend(tmp_path: Path) -> None:
     adding = with_template(tmp_path, "{{ 'a' + messages[0].tool_calls[0].function.arguments.city }}")
     call = ToolCall(id="c", name="f", arguments='{"city": 7}')
