@@ -222,7 +222,7 @@ async def test_a_time_limit_holds_even_where_the_thread_stands_still(
 ) -> None:
     from deployments.engines.deepspeed_engine.batch import Batch
 
-    async with started(small(endless, max_running=1, offload=Offload(gather_s=0, limit_s=0.3))) as engine:
+    async with started(small(endless, max_running=1, offload=Offload(gather_s=0, limit_s=1))) as engine:
         halt, stands = threading.Event(), threading.Event()
         step = Batch.step
 
@@ -236,14 +236,14 @@ async def test_a_time_limit_holds_even_where_the_thread_stands_still(
         await asyncio.to_thread(stands.wait, 60)
         waiting = ask(engine, "waiting", prompt(5))
         too_long, no_place = (await running.last()).error, (await waiting.last()).error
-        with pytest.raises(EngineFailed, match=r"engine: one step for more than 0\.3 s; offload\.limit_s allows"):
+        with pytest.raises(EngineFailed, match=r"engine: one step for more than 1 s; offload\.limit_s allows"):
             await asyncio.wait_for(failed(engine), 60)
         halt.set()
     assert isinstance(too_long, InvalidRequest)
     assert too_long.code == "time_limit_exceeded"
-    assert str(too_long).startswith("engine: the answer had 0 tokens when 0.3 s were over; offload.limit_s allows")
+    assert str(too_long).startswith("engine: the answer had 0 tokens when 1 s were over; offload.limit_s allows")
     assert isinstance(no_place, Overloaded)
-    assert str(no_place).startswith("engine: no place in a batch for 0.3 s; offload.limit_s allows no more; send")
+    assert str(no_place).startswith("engine: no place in a batch for 1 s; offload.limit_s allows no more; send")
 
 
 async def test_a_start_that_stands_still_is_given_up(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
