@@ -43,7 +43,7 @@ def seconds(balancer: Balancer, begin: int, end: int) -> None:
     for now_s in range(begin, end):
         balancer.count(np.ones((2, len(DOMAINS), 4), np.int64), float(now_s))
         for planner in [thread for thread in threading.enumerate() if thread.name.startswith("expert-planner")]:
-            planner.join()
+            planner.join(10)
         assert balancer.next_move() is None
 
 
