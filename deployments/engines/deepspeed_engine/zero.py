@@ -56,7 +56,8 @@ class OffloadedModel:
         except Exception as error:  # three libraries, which raise what they like
             self.close()
             raise CheckpointError(
-                f"{folder}: {error}; a checkpoint of transformers is allowed; save it anew"
+                f"{folder}: {error}; a checkpoint that transformers loads is allowed, and the memory for it is needed; "
+                "save it anew, or give it more"
             ) from error
         self.vocab: int = config.vocab_size
         end = self._model.generation_config.eos_token_id
