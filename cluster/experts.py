@@ -1,13 +1,6 @@
 """Which expert lies in which slot of which rank of an expert group.
 
-What counts is the most loaded rank of batches to come, each shared over copies as `dispatch.split` does, not that of
-the loads planned on. So experts have a load and a risk. In units of the mean rank load, an expert of load x whose
-log drifts by a standard deviation s has x + b (s x)^2 / 2, the effective bandwidth of a normal load (Kelly 1991), at
-b = sqrt(2 ln ranks) / (deviation of a rank), where the sum of exp(b load) over ranks tells the largest.
-Copies first, as DeepSeek's EPLB gives them: to the most load per copy. In the pooled plan each expert with copies
-shares one rank with those before it, so that what is too much for one flows on to all; the rest of its copies go to
-ranks of their own. Experts without copies follow, heaviest first: risk counts in full on a rank without copies, and
-divided by the copies that can give way on one with them. The greedy plan is EPLB's: no pool and no risk.
+Plans are those of `copies`, tried on drawn loads: the one kept is that whose largest rank load is least in the mean.
 """
 
 from dataclasses import dataclass
@@ -16,17 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.copies import align, pack, replicate
 from cluster.dispatch import settle
 from cluster.errors import ConfigurationError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-CASES = 16
-TOLERANCE = 0.01  # of max/mean
-_SETTLE_EVERY = 8  # copies placed between two looks at how the pool shares its load
-_FAR = 100.0  # mean rank loads
-_POOL_RISK = 0.8  # the part of the risk of shared experts that their ranks are planned to keep room for
+CASES = 64
+TOLERANCE = 0.01  # of max/mean, that moving every copy must win; moving some, in proportion
+_SMALL_POOL = 3  # experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +75,11 @@ def place(
 ) -> Placement:
     """Slots for loads [layers, experts], such that the largest rank load stays small when the loads drift.
 
-    Each layer takes the best of `old`, the greedy plan and the pooled plan, judged on drifted loads by their max/mean
-    after `dispatch.split`. A layer keeps `old` where a plan would win less than `TOLERANCE`. All copies of an expert
-    lie on one node. Raises ConfigurationError where experts do not fill the slots, or slots the ranks and nodes, or a
-    load is negative or not finite.
+    Each layer takes the best of `old`, a greedy plan and pooled ones, judged on drifted loads by their max/mean after
+    `dispatch.split`, to which a plan that moves copies adds their share of all slots times `TOLERANCE`. Pooled plans
+    keep experts where they are in `old` if that costs little. All copies of an expert lie on one node. Raises
+    ConfigurationError where experts do not fill the slots, or slots the ranks and nodes, or a load is negative or not
+    finite.
     """
     loads = np.asarray(load, np.float64)
     return _place(loads, _Shape(ranks=ranks, slots=slots, nodes=nodes, groups=loads.shape[1]), old, drift)
@@ -146,19 +139,39 @@ def _place(given: Floats, shape: _Shape, old: Placement | None, drift: Drift) ->
     sums = given.sum(1, keepdims=True)
     loads = given / np.where(sums > 0, sums, 1.0) * ranks
     local, members = _nodes(loads, nodes, shape.groups)
-    copies = _replicate(local, slots // nodes, ranks // nodes)
-    packed = [_pack(local, copies, ranks // nodes, deviation) for deviation in sorted({0.0, drift.deviation})]
-    plans = [np.take_along_axis(members, plan, 1).reshape(layers, slots) for plan in packed]
-    cases = _drifted(loads, drift)
-    if old is None or old.ranks != ranks or np.shape(old.slots) != (layers, slots):
-        found = np.stack([_largest(cases, plan, ranks) for plan in plans])
-    else:
+    before = home = None
+    if old is not None and old.ranks == ranks and np.shape(old.slots) == (layers, slots):
         before = np.array(old.slots, np.int64)
-        plans = [before, *(plan if nodes > 1 else _align(plan, before, ranks, experts) for plan in plans)]
-        found = np.stack([_largest(cases, plan, ranks) for plan in plans])
-        found[0] -= TOLERANCE
+        held = _held(before, ranks, experts)
+        home = np.take_along_axis(held, members[..., None], 1) if nodes == 1 else None
+    packed = _plans(local, slots // nodes, ranks // nodes, drift.deviation, home)
+    plans = [np.take_along_axis(members, plan, 1).reshape(layers, slots) for plan in packed]
+    if before is not None:
+        plans = [before, *(plan if nodes > 1 else align(plan, before, ranks, experts) for plan in plans)]
+    cases = _drifted(loads, drift)
+    found = np.stack([_largest(cases, plan, ranks) for plan in plans])
+    if before is not None:
+        found += [TOLERANCE * (1 - (held & _held(plan, ranks, experts)).sum((1, 2)) / slots) for plan in plans]
     chosen = np.stack(plans)[found.argmin(0), np.arange(layers)]
     return Placement(ranks=ranks, slots=tuple(map(tuple, chosen.tolist())))
+
+
+def _plans(loads: Floats, slots: int, ranks: int, drift: float, home: NDArray[np.bool_] | None) -> list[Ints]:
+    """EPLB's; one whose experts with copies are all in one pool; one of small pools, with copies against drift."""
+    copies, experts = replicate(loads, slots, ranks), loads.shape[1]
+    plans = [pack(loads, copies, ranks)]
+    if drift:
+        safer = replicate(loads, slots, ranks, drift)
+        plans.append(pack(loads, copies, ranks, drift=drift, pool=experts, home=home))
+        plans.append(pack(loads, safer, ranks, drift=drift, pool=_SMALL_POOL, home=home))
+    return plans
+
+
+def _held(slots: Ints, ranks: int, experts: int) -> NDArray[np.bool_]:
+    """[layers, experts, ranks]: which ranks have which experts."""
+    held = np.zeros((len(slots), experts, ranks), np.bool_)
+    held[np.arange(len(slots))[:, None], slots, np.arange(slots.shape[1]) // (slots.shape[1] // ranks)] = True
+    return held
 
 
 def _check(experts: int, shape: _Shape) -> None:
@@ -183,116 +196,10 @@ def _nodes(loads: Floats, nodes: int, groups: int) -> tuple[Floats, Ints]:
     """Each node of each layer as a layer of its own: loads [layers * nodes, experts of a node], and who they are."""
     layers, experts = loads.shape
     size = experts // groups
-    home = _pack(loads.reshape(layers, groups, size).sum(2), np.ones((layers, groups), np.int64), nodes, 0.0)
+    home = pack(loads.reshape(layers, groups, size).sum(2), np.ones((layers, groups), np.int64), nodes)
     members = (home[..., None] * size + np.arange(size)).reshape(layers, experts)
     shape = (layers * nodes, experts // nodes)
     return np.take_along_axis(loads, members, 1).reshape(shape), members.reshape(shape)
-
-
-def _replicate(loads: Floats, slots: int, ranks: int) -> Ints:
-    copies = np.ones(loads.shape, np.int64)
-    layer = np.arange(len(loads))
-    for _ in range(slots - loads.shape[1]):
-        copies[layer, np.where(copies < ranks, loads / copies, -1.0).argmax(1)] += 1
-    return copies
-
-
-def _pack(loads: Floats, copies: Ints, ranks: int, drift: float) -> Ints:
-    """Slots [layers, slots]. With `drift` pooled, without it greedy."""
-    room = int(copies[0].sum()) // ranks
-    order = np.lexsort((-loads / copies, (copies == 1) & (drift > 0)), axis=1)
-    items = np.stack([np.repeat(own, count[own]) for own, count in zip(order, copies, strict=True)])
-    packing = _Packing(loads, copies, ranks, drift)
-    for nth, expert in enumerate(items.T):
-        if drift and nth % _SETTLE_EVERY == 0:
-            packing.settle()
-        packing.add(expert, first=expert != items[:, nth - 1])
-    slots = packing.slots
-    # Rarely the last copies find only ranks that have one. Dealt out in turn, no rank gets two.
-    stuck = packing.stuck
-    slots[stuck] = items[stuck].reshape(-1, room, ranks).swapaxes(1, 2).reshape(-1, room * ranks)
-    return slots
-
-
-class _Packing:
-    """All layers at once, slot after slot. Arrays [layers, ranks] unless said otherwise; loads in mean rank loads."""
-
-    def __init__(self, loads: Floats, copies: Ints, ranks: int, drift: float) -> None:
-        layers, experts = loads.shape
-        self.room = int(copies[0].sum()) // ranks
-        self.slots = np.full((layers, ranks * self.room), experts, np.int64)  # `experts`: nobody yet
-        self.stuck = np.zeros(layers, np.bool_)
-        self._loads, self._copies, self._layer = loads, copies, np.arange(layers)
-        self._each = loads / copies
-        deviation = np.sqrt((loads**2 / copies).sum(1, keepdims=True) / ranks)
-        bend = drift * np.sqrt(np.log(ranks) / 2) / np.where(deviation > 0, deviation, 1.0)
-        self._risk = bend * self._each**2  # [layers, experts]
-        self._pooled = (copies > 1) & (drift > 0)  # [layers, experts]
-        self._held = np.zeros((layers, ranks), np.int64)
-        self._has = np.zeros((layers, experts, ranks), np.bool_)
-        self._fixed, self._shared, self._shared_risk, self._total = np.zeros((4, layers, ranks))
-        self._reach = np.zeros((layers, ranks))  # copies of the experts that a rank shares
-
-    def settle(self) -> None:
-        placed = np.concatenate([self._has.sum(2), np.ones((len(self.slots), 1), np.int64)], 1)
-        loads = np.pad(self._loads, ((0, 0), (0, 1)))[:, None]
-        self._total = settle(loads, self.slots, np.maximum(placed, 1), self._total.shape[1], 2)[1][:, 0]
-
-    def add(self, expert: Ints, *, first: NDArray[np.bool_]) -> None:
-        """One copy of `expert` [layers]; `first` [layers] where it has none yet."""
-        layer = self._layer
-        load, risk = self._each[layer, expert], self._risk[layer, expert]
-        pooled = self._pooled[layer, expert]
-        cost = np.where(pooled[:, None], self._cost_shared(first), self._cost_alone((load + risk)[:, None]))
-        cost[(self._held == self.room) | self._has[layer, expert]] = np.inf
-        rank = cost.argmin(1)
-        self.stuck |= np.isinf(cost[layer, rank])
-        self.slots[layer, rank * self.room + np.minimum(self._held[layer, rank], self.room - 1)] = expert
-        self._has[layer, expert, rank] = True
-        self._held[layer, rank] += 1
-        self._total[layer, rank] += load
-        self._fixed[layer, rank] += np.where(pooled, 0, load + risk)
-        self._shared[layer, rank] += np.where(pooled, load, 0)
-        self._shared_risk[layer, rank] += np.where(pooled, risk, 0)
-        self._reach[layer, rank] += np.where(pooled, self._copies[layer, expert], 0)
-
-    def _cost_shared(self, first: NDArray[np.bool_]) -> Floats:
-        return self._shared + np.where((self._reach > 0) == first[:, None], 0.0, _FAR)
-
-    def _cost_alone(self, load: Floats) -> Floats:
-        alone = self._fixed + load
-        relieved = self._total + load / np.maximum(self._reach, 1) + _POOL_RISK * self._shared_risk
-        return np.where(self._reach > 0, np.maximum(relieved, alone), alone) + 1e-6 * self._fixed
-
-
-def _align(plan: Ints, old: Ints, ranks: int, experts: int) -> Ints:
-    """The plan with its ranks and slots in another order, such that more experts stay where they are."""
-    layers, width = plan.shape
-    room = width // ranks
-    layer = np.arange(layers)
-    has = np.zeros((2, layers, ranks, experts))
-    for held, slots in zip(has, (old, plan), strict=True):
-        held[layer[:, None], np.arange(width) // room, slots] = 1
-    common = has[0] @ has[1].swapaxes(1, 2)
-    source = np.zeros((layers, ranks), np.int64)
-    for _ in range(ranks):
-        most = common.reshape(layers, -1).argmax(1)
-        target, taken = most // ranks, most % ranks
-        source[layer, target] = taken
-        common[layer, target] = -1
-        common[layer, :, taken] = -1
-    moved = np.take_along_axis(plan.reshape(layers, ranks, room), source[..., None], 1).reshape(-1, room)
-    return np.stack([_in_place(new, now) for new, now in zip(moved, old.reshape(-1, room), strict=True)]).reshape(
-        layers, width
-    )
-
-
-def _in_place(new: Ints, old: Ints) -> Ints:
-    """The experts of one rank: those that stay keep their slots."""
-    stays = np.isin(old, new)
-    placed = old.copy()
-    placed[~stays] = new[~np.isin(new, old)]
-    return placed
 
 
 def _drifted(loads: Floats, drift: Drift) -> Floats:

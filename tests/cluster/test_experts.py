@@ -157,3 +157,12 @@ def test_copies_are_dealt_out_where_greed_finds_no_rank_for_the_last() -> None:
     for seed in range(20):
         loads = np.random.default_rng(seed).pareto(0.5, (4, 6))
         assert is_whole(place(loads, ranks=5, slots=25), 6)
+
+
+def test_loads_that_drifted_move_few_experts_and_the_plan_is_more_level_than_the_old_one() -> None:
+    loads = zipf(experts=256, layers=2)
+    plan = place(loads, ranks=32, slots=288)
+    drifted = loads * np.exp(0.3 * np.random.default_rng(5).standard_normal(loads.shape))
+    after = place(drifted, ranks=32, slots=288, old=plan)
+    assert moves(plan, after) < 0.5 * 2 * 288
+    assert imbalance(drifted, after) <= imbalance(drifted, plan) + 0.01
