@@ -1,5 +1,6 @@
 """`moray up`: the whole family on this machine, until Ctrl-C."""
 
+import _thread
 import contextlib
 import logging
 import signal
@@ -80,7 +81,8 @@ def _signals(stopping: threading.Event) -> Iterator[Callable[[], None]]:
 
     def listen() -> None:
         for number in numbers:
-            signal.signal(number, lambda *_: stopping.set())
+            # In a thread: `set` takes a lock, which the main thread may hold where a signal interrupts it.
+            signal.signal(number, lambda *_: _thread.start_new_thread(stopping.set, ()))
 
     listen()
     try:
