@@ -11,9 +11,10 @@ from vllm_engine.tiers import MINI
 from cluster.request import Tool, ToolCall
 from deployments.engines.vllm_engine.calls import Calls
 
+if find_spec("vllm") is None:
+    pytest.skip("vllm is not installed: make test-vllm", allow_module_level=True)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed: make test-vllm"),
     pytest.mark.filterwarnings("ignore"),  # of vLLM's own imports
 ]
 Told = Callable[[str], tuple[list[str], tuple[ToolCall, ...]]]

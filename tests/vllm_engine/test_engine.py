@@ -18,10 +18,11 @@ from deployments.engines.torch_engine.engine import TorchEngine
 from deployments.engines.torch_engine.spec import EngineSpec
 from deployments.engines.vllm_engine.engine import VllmEngine
 
+if find_spec("vllm") is None:
+    pytest.skip("vllm is not installed: make test-vllm", allow_module_level=True)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),  # each engine is three processes that import vLLM: a minute on two free cores
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed: make test-vllm"),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("ignore"),  # of vLLM's own imports
 ]

@@ -14,10 +14,11 @@ from integration.families import written
 from integration.server import Server, eventually, free_port
 from vllm_engine.tiers import SMALL
 
+if find_spec("vllm") is None:
+    pytest.skip("vllm is not installed: make test-vllm", allow_module_level=True)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed: make test-vllm"),
 ]
 START_S = 400.0  # three processes import vLLM one after the other, on cores that others use
 SCHEMA = {

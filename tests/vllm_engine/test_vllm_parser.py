@@ -12,9 +12,10 @@ from vllm_engine.tiers import tier
 from cluster.family import load
 from deployments.engines.vllm_engine.arguments import arguments
 
+if find_spec("vllm") is None:
+    pytest.skip("vllm is not installed: make test-vllm", allow_module_level=True)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed: make test-vllm"),
     pytest.mark.filterwarnings("ignore"),  # of vLLM's own imports
 ]
 H200 = load("h200").tiers
