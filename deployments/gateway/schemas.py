@@ -1,8 +1,9 @@
 """JSON schemas that callers send: bounded and walked here, before an engine compiles them.
 
 Their keywords are the engine's to judge: it refuses what it cannot hold an answer to. What is refused here could cost
-it much, or never end: text without bound, deep nesting, and a `$ref` that leads back to itself without a step into the
-value. A schema that holds itself in a property or an item is fine. The order of keys is kept: answers follow it.
+it much, or never end: text without bound, deep nesting, patterns that count in counts, and a `$ref` that leads back to
+itself without a step into the value. A schema that holds itself in a property or an item is fine. The order of keys is
+kept: answers follow it.
 """
 
 import json
@@ -14,8 +15,10 @@ from pydantic import Field
 
 from cluster.errors import InvalidRequest
 from deployments.gateway.body import Name, Strict, shown
+from deployments.gateway.patterns import expanded
 
 MOST_CHARS = 32_768
+MOST_PATTERN = 1000  # characters of all patterns, repetitions written out: a third of a second of an engine's time
 MOST_DEPTH = 48  # of the JSON: some 16 objects in each other
 ANY_OBJECT = '{"type":"object"}'
 SCHEMA_PATH = "response_format.json_schema.schema"
@@ -65,7 +68,19 @@ def bounded(schema: dict[str, Any], param: str) -> str:
     if depth(schema) > MOST_DEPTH:
         raise _refusal(param, f"more than {MOST_DEPTH} levels deep", f"{MOST_DEPTH} are allowed; flatten the schema")
     _walk(schema, param)
+    written = sum(map(expanded, _patterns(schema)))
+    if written > MOST_PATTERN:
+        given = f"patterns of {written} characters, counted repetitions written out"
+        raise _refusal(param, given, f"at most {MOST_PATTERN} are allowed; shorten their counts, or use maxLength")
     return text
+
+
+def _patterns(schema: dict[str, Any]) -> Iterator[str]:
+    for node in _nodes(schema):
+        named = node.get("patternProperties")
+        yield from named if isinstance(named, dict) else ()
+        if isinstance(node.get("pattern"), str):
+            yield node["pattern"]
 
 
 def _refusal(param: str, given: str, mend: str) -> InvalidRequest:
