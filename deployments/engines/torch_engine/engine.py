@@ -170,6 +170,7 @@ class TorchEngine:
         while self._scheduler.busy:
             self._step()
         self._meter = Meter()
+        self._leader.count_anew()
 
     def _serve(self) -> None:
         rest_s = HEARTBEAT_S if self._spec.ranks > 1 else None

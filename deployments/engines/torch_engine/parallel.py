@@ -44,9 +44,14 @@ class Leader:
         self._others = range(1, spec.ranks)
         self._rank = _join(spec, 0, address) if address else load_rank(spec, 0)
         self.config = self._rank.config
-        self._now_s = now_s
-        self._balancer = Balancer(spec, self._rank.slots, self.config.experts, now_s(), _move_s(self._rank.copy_bytes))
+        self._spec, self._now_s = spec, now_s
         self._steps, self._watched_s = 0, 0.0
+        self.count_anew()
+
+    def count_anew(self) -> None:
+        """Forget what experts computed and when: it was no traffic."""
+        move_s = _move_s(self._rank.copy_bytes)
+        self._balancer = Balancer(self._spec, self._rank.slots, self.config.experts, self._now_s(), move_s)
 
     @property
     def experts(self) -> ExpertReport:

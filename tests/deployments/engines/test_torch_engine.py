@@ -323,6 +323,13 @@ async def test_a_receiver_that_fails_loses_its_own_stream_alone(engine: TorchEng
     await eventually(lambda: engine.report().running == 0)
 
 
+async def test_a_fresh_engine_has_routed_nothing(engine: TorchEngine) -> None:
+    report = engine.report()
+    assert report.experts is not None
+    assert not report.experts.tokens.any()
+    assert report.steps == 0
+
+
 async def test_the_report_counts_what_was_routed(engine: TorchEngine) -> None:
     before = engine.report()
     await ask(engine, "a").last()
