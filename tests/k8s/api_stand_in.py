@@ -127,7 +127,7 @@ class ApiStandIn:
             return [deepcopy(one) for one in self._objects.values() if one["kind"] == kind]
 
     def kubeconfig(self, folder: Path, namespace: str = "default") -> Path:
-        """A file for `kubectl --kubeconfig`, with the token where one is asked for, which kubectl does not send on HTTP."""
+        """A file for `kubectl --kubeconfig`, with the token if there is one; on HTTP kubectl does not send it."""
         file = folder / "kubeconfig"
         user = {} if self.token is None else {"token": self.token}
         context = {"cluster": "stand-in", "user": "tester", "namespace": namespace}
