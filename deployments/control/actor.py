@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import ray
 from autoscaling.controller import Controller, Source, World
 from autoscaling.controller import Observed as Told
 from autoscaling.parameters import Parameters
+from autoscaling.record import Record
 from autoscaling.signals import spec_of
 from autoscaling.sources import Prometheus, Scrape
+from autoscaling.story import Story, heard, still
 from cluster.errors import ConfigurationError
 from cluster.family import Family
 from cluster.lending import Moves, Wish
@@ -26,7 +29,7 @@ from deployments.control.gateways import Gateways
 from deployments.control.metrics import ControlMetrics
 from deployments.control.record_file import RecordFile
 from deployments.control.standing import keep, served
-from deployments.control.words import Hello, Standing
+from deployments.control.words import Hello, Picture, Standing
 from deployments.ranks import node_address
 from deployments.video.pool import Pool
 
@@ -56,6 +59,8 @@ class Control:
         self._source = self._looking(self._family)
         self._pool = await _pool(self._family)
         self._failed_s: dict[str, float] = {}  # since when Serve has given a tier up, or when it was last told to go on
+        self._seen: tuple[float, fleet.Observed] | None = None  # and when, on the loop's clock
+        self._story = Story()
         self._let_go: Mapping[str, int] = {}  # tiers that Serve is to try anew, with what it has
         last = self._record.last() if kept.again else None
         self._controller = Controller(self._world(), spec_of(self._family), _initial(self._family), last, Parameters())
@@ -73,13 +78,21 @@ class Control:
             jobs=self._gateways.jobs,
             pool=self._pool,
             wish=functools.partial(_wish, self._family),
-            record=self._record.write,
+            record=self._keep,
             clock=time.time,
         )
+
+    def _keep(self, record: Record) -> None:
+        self._story = heard(self._story, record)
+        self._record.write(record)
 
     async def _observe(self) -> fleet.Observed:
         seen = await asyncio.get_running_loop().run_in_executor(self._threads, fleet.observe, self._family)
         now_s = asyncio.get_running_loop().time()
+        self._seen = now_s, seen
+        holding = [(each.owner, each.node) for each in seen.holdings]
+        lent = still(self._story.lent, holding, (group.tier for group in seen.awaiting))
+        self._story = replace(self._story, lent=lent)
         self._failed_s = {key: self._failed_s.get(key, now_s) for key in seen.given_up}
         due = {key for key, at_s in self._failed_s.items() if now_s - at_s >= AGAIN_S} - self._let_go.keys()
         self._let_go = {key: seen.given_up[key] for key in due}
@@ -97,6 +110,22 @@ class Control:
             workers=() if self._pool is None else self._pool.workers(),
             metrics_address=self._metrics.address,
             targets=dict(self._controller.targets),
+            picture=self._picture(),
+        )
+
+    def _picture(self) -> Picture | None:
+        if self._seen is None:
+            return None
+        at_s, seen = self._seen
+        return Picture(
+            age_s=asyncio.get_running_loop().time() - at_s,
+            gpus=seen.fleet.gpus,
+            rooms=seen.rooms,
+            holdings=seen.holdings,
+            awaiting=seen.awaiting,
+            leaving=() if self._pool is None else tuple(one.worker_id for one in self._pool.held() if one.leaving),
+            counts=dict(self._controller.shown.counts),
+            story=self._story,
         )
 
     async def wake(self, tier: str) -> None:

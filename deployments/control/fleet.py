@@ -13,7 +13,7 @@ from cluster.family import Family
 from cluster.fleet import Node
 from cluster.lending import Awaiting, Room
 from cluster.placement import CELL_LABEL, CPU_RESOURCE, VIDEO, observed_cells, reach
-from deployments.control.words import WORKER
+from deployments.control.words import WORKER, Holding
 
 APP = "moray"
 SERVES = "SERVE_REPLICA::"  # and application#deployment#id: the placement group of a replica of Serve
@@ -31,7 +31,9 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """`gpus_held`: by tier and "video". `nodes_of`: by tier, the nodes that hold ranks of its groups.
+    """`gpus_held`: by tier and "video". `nodes_of`: by tier, the nodes that hold ranks of its groups. `holdings`: the
+
+    same by replica.
 
     `given_up`: by tier of which Serve starts no more replicas since the last ones could not start, how many it has.
     """
@@ -42,6 +44,7 @@ class Observed:
     gpus_held: dict[str, int]
     nodes_of: dict[str, tuple[str, ...]]
     given_up: dict[str, int]
+    holdings: tuple[Holding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class _Held:
     """GPUs that a placement group holds on a node."""
 
     owner: str
+    replica: str
     node: str
     gpus: int
 
@@ -134,6 +138,17 @@ def told(
         gpus_held={owner: by_owner[owner] for owner in (*family.tiers, VIDEO)},
         nodes_of={key: tuple(dict.fromkeys(each.node for each in held if each.owner == key)) for key in family.tiers},
         given_up={key: counts["RUNNING"] for key in failed if (counts := _still(replicas, key)) is not None},
+        holdings=_holdings(each for each in held if each.owner),
+    )
+
+
+def _holdings(held: Iterable[_Held]) -> tuple[Holding, ...]:
+    """The ranks of a replica on one node together."""
+    gpus: Counter[tuple[str, str, str]] = Counter()
+    for each in held:
+        gpus[each.owner, each.replica, each.node] += each.gpus
+    return tuple(
+        Holding(owner=owner, replica=replica, node=node, gpus=count) for (owner, replica, node), count in gpus.items()
     )
 
 
@@ -152,6 +167,11 @@ def _owner(name: str) -> str:
     return key if name.startswith(SERVES) and app == tier_app(key) else ""
 
 
+def _replica(name: str) -> str:
+    """The id of the replica of Serve, or of the video worker, that a placement group is for."""
+    return name.removeprefix(WORKER).rpartition("#")[2]
+
+
 def _placed(group: Mapping[str, Any]) -> bool:
     return bool(group["state"] == "CREATED")
 
@@ -162,7 +182,7 @@ def _held(owner: str, group: Mapping[str, Any], kind: str) -> list[_Held]:
         return []
     places = group["bundles_to_node_id"]
     return [
-        _Held(owner, places[index], int(bundle.get(kind, 0)))
+        _Held(owner, _replica(group["name"]), places[index], int(bundle.get(kind, 0)))
         for index, bundle in group["bundles"].items()
         if places.get(index)
     ]

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autoscaling.readings import Count
 from autoscaling.signals import JobSeen
+from autoscaling.story import Story
 from cluster.family import Family
+from cluster.lending import Awaiting, Room
 
 NAMESPACE = "moray"
 CONTROL = "moray-control"  # the one control loop that is followed has this name
@@ -36,11 +39,43 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """GPUs of one node that a replica holds. `owner`: its tier, or "video"; `replica`: its id, or the worker's."""
+
+    owner: str
+    replica: str
+    node: str
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """What people want to see of the loop: who runs where, who waits, what was decided and why.
+
+    `age_s`: since the cluster was last looked at. `gpus`: that the family may hold now. `leaving`: video replicas that
+    make room. Its size is that of the cluster, and of the story, which is bounded.
+    """
+
+    age_s: float
+    gpus: int
+    rooms: tuple[Room, ...]
+    holdings: tuple[Holding, ...]
+    awaiting: tuple[Awaiting, ...]
+    leaving: tuple[str, ...]
+    counts: Mapping[str, Count]
+    story: Story
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """The answer. `version` grows with every change of the family while it is served."""
+    """The answer. `version` grows with every change of the family while it is served. `picture`: None before the
+
+    first look at the cluster.
+    """
 
     version: int
     family: Family
     workers: tuple[Worker, ...]
     metrics_address: str
     targets: Mapping[str, int]
+    picture: Picture | None = None

@@ -171,3 +171,13 @@ def test_on_cpu_slots_stand_for_gpus() -> None:
     )
     assert seen.rooms == (Room(node="n1", cell="node-0", gpus=8, free_gpus=7),)
     assert seen.gpus_held["turbo"] == 1
+
+
+def test_each_replica_is_known_with_its_node_and_gpus_and_those_of_others_are_not() -> None:
+    held = {(each.owner, each.replica, each.node): each.gpus for each in observed().holdings}
+    assert held == {
+        ("pro", "peoe6sfj", "n0"): 4,
+        ("pro", "2k8sk1ax", "n0"): 4,
+        ("turbo", "x1", "n2"): 1,
+        ("video", "7f", "n2"): 2,
+    }
