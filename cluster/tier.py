@@ -10,11 +10,18 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Specialist = Literal["math", "code_security", "scientific_reasoning", "creative_writing"]
 
 
+OBJECTIVE = 0.99
+
+
 class Slo(Closed):
-    """What users are promised: time to first token, and mean time per output token after it."""
+    """What users are promised: time to first token, and mean time per output token after it.
+
+    `objective`: the share of ended requests that is to keep both.
+    """
 
     ttft_s: PositiveFloat
     tpot_ms: PositiveFloat
+    objective: float = Field(default=OBJECTIVE, gt=0, lt=1)
 
 
 class Price(Closed):

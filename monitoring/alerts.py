@@ -8,26 +8,19 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from monitoring.slo import DEADLINE, PAGE, REFUSED, TICKET, Promised, recordings
+
 Severity = Literal["page", "ticket"]  # somebody now, or somebody in working hours
 
-OBJECTIVE = 0.99  # of ended requests kept their tier's promises
-FAST_BURN = 14.4  # times the missed share that the objective allows: a month's worth is spent in two days
-TOO_FAST = round(FAST_BURN * (1 - OBJECTIVE), 6)
-FEWEST_MISSED = 5  # one miss at night is no trend
 SILENT_S = 10  # five control ticks
-VIDEO_WAIT_S = 3600
+OLD_S = 5  # of the six seconds after which a look counts no more
 UNEVEN = 1.5  # most over mean: the ranks wait for one that computes half as much again
 FEWEST_TOKENS = 1000  # in five minutes: chance alone makes fewer uneven
 RESTLESS = 6  # rebalances in half an hour: none lasts five minutes
 EVERY = "10s"  # how often the rules are evaluated
-DURATION = re.compile(r"\b(\d+)(s|m|h)\b")
-UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recording:
-    name: str
-    expr: str
+DURATION = re.compile(r"\b(\d+)(s|m|h|d)\b")
+UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+DEFAULT = Promised()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,27 +37,19 @@ class Alert:
     mend: str
 
 
-def _share(part: str, whole: str, window: str) -> str:
-    return f"sum by (tier) (rate({part}[{window}])) / sum by (tier) (rate({whole}[{window}]))"
-
-
-def _missed(window: str) -> Recording:
-    return Recording(
-        name=f"tier:moray_promises_missed:ratio_rate{window}",
-        expr=_share('moray_promises_total{outcome="missed"}', "moray_promises_total", window),
-    )
-
-
-RECORDINGS = (
-    _missed("5m"),
-    _missed("1h"),
-    Recording(
-        name="tier:moray_admissions_refused:ratio_rate5m",
-        expr=_share('moray_admissions_total{action="refuse"}', "moray_arrivals_total", "5m"),
-    ),
-)
-
 ALERTS = (
+    Alert(
+        name="GatewayUnseen",
+        severity="page",
+        expr="absent(moray_links)",
+        lasting="1m",
+        summary="No gateway is scraped",
+        means="Either nobody can reach the models, or Prometheus cannot reach the gateways: until it does, no other "
+        "alert here can fire.",
+        look="GET /health of the gateway, then the page of targets of Prometheus.",
+        mend="No answer: start Moray, or see that Serve's proxy runs. An answer: correct the target, or what the "
+        "network lets pass.",
+    ),
     Alert(
         name="ControlLoopSilent",
         severity="page",
@@ -92,6 +77,29 @@ ALERTS = (
         look="The label fault of moray_signal_faults_total: unreachable, stale and missing point to replicas or "
         "Prometheus, skewed to clocks, contradictory to two sources that disagree.",
         mend="Restore what is scraped; set clocks right. Do not scale by hand unless demand rises meanwhile.",
+    ),
+    Alert(
+        name="SignalsFaulty",
+        severity="ticket",
+        expr="sum by (tier) (rate(moray_signal_faults_total[30m]))"
+        " >= 0.1 * scalar(sum(rate(moray_control_tick_seconds_count[30m])))",
+        lasting="15m",
+        summary="One look in ten at {{ $labels.tier }} cannot be believed",
+        means="Decisions still follow demand, a little late each time. It is how SignalsBlind begins.",
+        look="The label fault of moray_signal_faults_total, and which process comes and goes meanwhile.",
+        mend="As for SignalsBlind: restore what is scraped, set clocks right.",
+    ),
+    Alert(
+        name="SignalsOld",
+        severity="ticket",
+        expr=f"max by (tier) (avg_over_time(moray_signal_age_seconds[5m])) > {OLD_S}",
+        lasting="5m",
+        summary="Decisions for {{ $labels.tier }} rest on signals {{ $value | humanizeDuration }} old",
+        means="Signals come, but late: after six seconds they count no more, and the tier keeps its replicas.",
+        look="With control.prometheus_url, the scrape interval of that Prometheus; else the load of the nodes, and "
+        "moray_control_tick_seconds.",
+        mend="Scrape at least every 5 s, as `moray render prometheus` says; or leave prometheus_url out, and the loop "
+        "asks itself.",
     ),
     Alert(
         name="ControlLoopErrors",
@@ -144,24 +152,41 @@ ALERTS = (
     Alert(
         name="PromisesBroken",
         severity="page",
-        expr=" and ".join(
-            (
-                *(f"tier:moray_promises_missed:ratio_rate{window} > {TOO_FAST}" for window in ("5m", "1h")),
-                f'sum by (tier) (increase(moray_promises_total{{outcome="missed"}}[1h])) >= {FEWEST_MISSED}',
-            )
-        ),
+        expr=" or ".join(burn.expr for burn in PAGE),
         lasting="0s",
         summary="{{ $value | humanizePercentage }} of the requests for {{ $labels.tier }} miss its promises",
-        means=f"The objective is {OBJECTIVE:.0%}. Over the last hour and still now it is spent {FAST_BURN} times too "
-        "fast.",
+        means="What the tier's objective allows to be missed in 30 days is gone in two days, or in five, if this goes "
+        "on; slo.objective of the family file says how much that is.",
         look="moray_ttft_seconds and moray_tpot_seconds of the tier, held requests, moray_wanted_replicas above the "
         "target: then the GPU budget is the limit. Else BelowTarget and BreakerOpen.",
         mend="Raise the budget, allow spill, or lower what the plans may ask for. After a release: go back.",
     ),
     Alert(
+        name="PromisesErode",
+        severity="ticket",
+        expr=" or ".join(burn.expr for burn in TICKET),
+        lasting="0s",
+        summary="{{ $value | humanizePercentage }} of the requests for {{ $labels.tier }} miss its promises, slowly",
+        means="Over days more is missed than the objective allows, never enough at once for a page.",
+        look="moray_ttft_seconds and moray_tpot_seconds of the tier by the hour: a daily peak, or all day? Then "
+        "moray_decisions_total by cause: budget means that GPUs lack.",
+        mend="A peak: more replicas at least, or a longer idle time. All day: a smaller max_running, more GPUs, or a "
+        "promise that the tier can keep.",
+    ),
+    Alert(
+        name="PromisesUncounted",
+        severity="ticket",
+        expr="absent(moray_promises_total) and on() count(moray_links) > 0",
+        lasting="5m",
+        summary="Nobody counts whether promises are kept",
+        means="Gateways are seen, their counts of promises are not: the alerts on promises cannot fire.",
+        look="moray_promises_total on the page of a gateway; relabelling of the scrape that drops it.",
+        mend="Scrape the page whole. Gateways of another release: bring them to this one.",
+    ),
+    Alert(
         name="Shedding",
         severity="page",
-        expr="tier:moray_admissions_refused:ratio_rate5m > 0.05",
+        expr=f"{REFUSED} > 0.05",
         lasting="2m",
         summary="{{ $value | humanizePercentage }} of the requests for {{ $labels.tier }} are refused",
         means="Admission refuses what could not be answered in time. Clients are told when to come back.",
@@ -199,12 +224,12 @@ ALERTS = (
     Alert(
         name="VideoBacklog",
         severity="ticket",
-        expr=f'max(moray_video_jobs{{status="queued"}}) > {VIDEO_WAIT_S}'
+        expr=f'max(moray_video_jobs{{status="queued"}}) > scalar({DEADLINE})'
         " * (sum(rate(moray_video_jobs_finished_total[15m])) or vector(0))",
         lasting="15m",
-        summary="{{ $value }} video jobs wait, more than an hour's work",
-        means="At the pace of the last quarter of an hour the last queued job waits more than an hour, or nothing "
-        "finishes.",
+        summary="{{ $value }} video jobs wait, more than can end before their deadline",
+        means="At the pace of the last quarter of an hour the last queued job waits longer than slo.deadline_s, or "
+        "nothing finishes.",
         look='moray_target_replicas{tier="video"}, moray_video_preemptions_total, moray_video_step_seconds.',
         mend="No replicas: the expert groups hold the GPUs, raise the budget or video's minimum. Replicas without "
         "steps: their logs.",
@@ -212,9 +237,9 @@ ALERTS = (
 )
 
 
-def rules(scale: float = 1.0) -> dict[str, Any]:
+def rules(promised: Promised = DEFAULT, scale: float = 1.0) -> dict[str, Any]:
     """The rule file. `scale` shortens windows, `for` and the interval alike, for trying out; thresholds stay."""
-    recorded = [{"record": each.name, "expr": _windows(each.expr, scale)} for each in RECORDINGS]
+    recorded = [{"record": each.name, "expr": _windows(each.expr, scale)} for each in recordings(promised)]
     raised = [_rule(alert, scale) for alert in ALERTS]
     return {"groups": [{"name": "moray", "interval": _scaled(EVERY, scale), "rules": [*recorded, *raised]}]}
 

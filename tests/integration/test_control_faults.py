@@ -83,7 +83,7 @@ class Scene:
 def scene(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
     rule_file = folder / "rules.yml"
-    rule_file.write_text(yaml.safe_dump(rules(0.1)))
+    rule_file.write_text(yaml.safe_dump(rules(scale=0.1)))
     server = stage.start(watched)
     page = {"targets": [f"127.0.0.1:{server.port}"]}
     try:

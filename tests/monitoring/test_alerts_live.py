@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from deployments.observe import Meters
 from monitoring.alerts import rules
-from monitoring.metrics import CONTROL, LINK, Metric
+from monitoring.metrics import CONTROL, GATEWAY, LINK, Metric
 
 pytestmark = pytest.mark.slow
 SCALE = 0.1
@@ -36,7 +36,8 @@ class Exposition:
 
 @pytest.fixture
 def gateway() -> Iterator[Exposition]:
-    exposition = Exposition(LINK)
+    exposition = Exposition((*GATEWAY, *LINK))
+    exposition.meters.counter("moray_promises_total").labels(tier="mini", outcome="kept")
     yield exposition
     exposition.stop()
 
@@ -58,7 +59,7 @@ def firing(url: str) -> set[str]:
 def url(gateway: Exposition, control: Exposition, tmp_path: Path) -> Iterator[str]:
     """Of a Prometheus that has seen both parts."""
     file = tmp_path / "moray.yml"
-    file.write_text(yaml.safe_dump(rules(SCALE)))
+    file.write_text(yaml.safe_dump(rules(scale=SCALE)))
     targets = [{"targets": [gateway.address, control.address]}]
     with prometheus(tmp_path / "prometheus", targets, rules=[file]) as url:
         eventually(lambda: query(url, "sum(up) == 2 and on() moray_control_tick_timestamp_seconds"), WAIT_S)
