@@ -11,9 +11,22 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from cluster.family import Family, Tier
+from cluster.engines import Closed
+from cluster.errors import ConfigurationError
+from cluster.family import Family, Tier, load
 from cluster.fleet import CellState
-from cluster.placement import bundles, observed_cells, own_share, plan, reach, require, selector, strategy
+from cluster.manifests import kinds
+from cluster.placement import (
+    bundles,
+    declared_cells,
+    observed_cells,
+    own_share,
+    plan,
+    reach,
+    require,
+    selector,
+    strategy,
+)
 from deployments.change import of_replicas
 from deployments.control.fleet import APP, as_nodes, tier_app
 from deployments.control.start import ON_HEAD
@@ -34,8 +47,38 @@ def applications(family: Family) -> list[serve.RunTarget]:
     return [*tiers(family, {key: tier.replicas.initial for key, tier in family.tiers.items()}), gateway(family)]
 
 
+class Build(Closed):
+    """Which application of which family file. `tier`: None for the gateway."""
+
+    family: str
+    tier: str | None = None
+
+
+def build_tier(arguments: Build) -> serve.Application:
+    """For a config of Serve: the application of one tier, wherever its cells are or will be.
+
+    Raises ConfigurationError or PlacementError; Serve tells of it as the application's message.
+    """
+    family = load(arguments.family, serving=False)
+    require(plan(family, declared_cells(family)))
+    if arguments.tier not in family.tiers:
+        known = ", ".join(family.tiers)
+        raise ConfigurationError(f"{arguments.family}: tier {arguments.tier!r}; {known} are there; render it again")
+    initial = family.tiers[arguments.tier].replicas.initial
+    return _application(family, arguments.tier, initial, kinds(family))
+
+
+def build_gateway(arguments: Build) -> serve.Application:
+    """For a config of Serve. Raises ConfigurationError."""
+    return _gateway(load(arguments.family, serving=False))
+
+
 def gateway(family: Family) -> serve.RunTarget:
     """It finds the tiers by their names."""
+    return serve.RunTarget(_gateway(family), name=APP)
+
+
+def _gateway(family: Family) -> serve.Application:
     deployment = serve.deployment(serve.ingress()(Gateway)).options(
         name="gateway",
         num_replicas=family.gateway.replicas,
@@ -43,7 +86,7 @@ def gateway(family: Family) -> serve.RunTarget:
         ray_actor_options={"num_cpus": CONTROL_CPUS, "resources": ON_HEAD},  # where the state folder is
         health_check_period_s=HEALTH_PERIOD_S,
     )
-    return serve.RunTarget(deployment.bind(family), name=APP)
+    return deployment.bind(family)
 
 
 def tiers(family: Family, initial: Mapping[str, int]) -> list[serve.RunTarget]:
@@ -53,17 +96,17 @@ def tiers(family: Family, initial: Mapping[str, int]) -> list[serve.RunTarget]:
     """
     cells = observed_cells(as_nodes(ray.nodes(), family))
     require(plan(family, cells))
+    return [
+        serve.RunTarget(_application(family, key, initial[key], cells), name=tier_app(key), route_prefix=None)
+        for key in sorted(initial, key=lambda key: -family.tiers[key].ranks)  # the largest group finds a whole node
+    ]
+
+
+def _application(family: Family, key: str, replicas: int, cells: Sequence[CellState]) -> serve.Application:
     door = serve.deployment(Door).options(
         name="door", autoscaling_config=AutoscalingConfig(min_replicas=0, initial_replicas=0, max_replicas=1)
     )
-    return [
-        serve.RunTarget(
-            door.bind(_tier(family, key, initial[key], cells)),
-            name=tier_app(key),
-            route_prefix=None,
-        )
-        for key in sorted(initial, key=lambda key: -family.tiers[key].ranks)  # the largest group finds a whole node
-    ]
+    return door.bind(_tier(family, key, replicas, cells))
 
 
 def _tier(family: Family, key: str, replicas: int, cells: Sequence[CellState]) -> serve.Application:

@@ -23,6 +23,19 @@ from cluster.errors import ConfigurationError
 from cluster.family import Family
 from cluster.placement import CELL_LABEL, CPU_RESOURCE
 
+# Ray's own switches that hold wherever the family is served.
+SWITCHES = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # The fullest node that has room, not the emptiest: or small replicas leave no node to a large group.
+    "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
+    "RAY_SERVE_NODE_COMPACTION_DELAY_S": "1e9",  # nobody is moved afterwards
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # one that hangs would hold its GPUs for another minute
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",  # one thread per rank; more of them fight over two cores
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 OBJECT_STORE_BYTES = 128 * 1024 * 1024  # tokens never travel through the object store
 NODE_STORE_BYTES = 80 * 1024 * 1024  # of a simulated node: little more than Ray's least
 HEAD_CPUS = 2
@@ -124,13 +137,7 @@ def environment(folder: Path) -> dict[str, str]:
     drawn = free_ports(len(names) + 2 * REPLICA_PORTS)
     ports = {name: str(drawn.pop()) for name in names}
     http, grpc = drawn[:REPLICA_PORTS], drawn[REPLICA_PORTS:]
-    return ports | {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        # The fullest node that has room, not the emptiest: or small replicas leave no node to a large group.
-        "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
-        "RAY_SERVE_NODE_COMPACTION_DELAY_S": "1e9",  # nobody is moved afterwards
-        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # one that hangs would hold its GPUs for another minute
+    own = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -142,13 +149,10 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc[0]),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc[-1]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_AUTO_CONNECT": "0",  # a late call during the stop must not start another cluster
-        "OMP_NUM_THREADS": "1",  # one thread per rank; more of them fight over two cores
-        "OMP_WAIT_POLICY": "passive",
-        "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }
+    return SWITCHES | ports | own
 
 
 def check_size(family: Family) -> None:
