@@ -1,6 +1,7 @@
-"""The real Prometheus, for tests: the Debian package `prometheus`, each server in a folder and on a port of its own.
+"""The real Prometheus and Alertmanager, for tests: the Debian packages `prometheus` and `prometheus-alertmanager`.
 
-Where the package is missing the test is skipped and says so; `make test` installs it where it may.
+Each server has a folder and a port of its own. Where a package is missing the test is skipped and says so; `make test`
+installs it where it may.
 """
 
 import contextlib
@@ -18,20 +19,34 @@ from integration.server import eventually
 
 START_S = 60.0
 STOP_S = 30.0
+PACKAGES = {
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+    "amtool": "prometheus-alertmanager",
+}
 LISTENS = re.compile(r'msg="Listening on" address=(\S+)')
 
 
 def program(name: str) -> str:
-    """The path of `prometheus` or `promtool`. Skips the test where it is missing."""
+    """The path of one of PACKAGES. Skips the test where it is missing."""
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"{name} is missing: install the Debian package prometheus")
+        pytest.skip(f"{name} is missing: install the Debian package {PACKAGES[name]}")
     return path
 
 
 def promtool(*arguments: str | Path) -> str:
-    """What it printed. Fails where it does not exit with 0."""
-    ran = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, check=False)
+    return _printed("promtool", *arguments)
+
+
+def amtool(*arguments: str | Path) -> str:
+    return _printed("amtool", *arguments)
+
+
+def _printed(name: str, *arguments: str | Path) -> str:
+    """Fails where it does not exit with 0."""
+    ran = subprocess.run([program(name), *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 
