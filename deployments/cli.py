@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from rich.text import Text
 from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family, load, located
 from cluster.placement import as_dict, declared_cells, plan
+from deployments import render, render_prometheus
 from deployments.engines.vllm_engine.arguments import shown
 from deployments.load import options as load_options
 from deployments.local import rehearsed
 from deployments.plan_table import tables
 from deployments.simulate_options import add_arguments
 from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
+
+Run = Callable[[Family, argparse.Namespace, Console], int]  # of a parser that says itself what runs it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +67,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             return experts(arguments, console)
         case "keys":
             _keys(family, arguments, console)
+        case _:
+            run: Run = arguments.run
+            return run(family, arguments, console)
     return 0
 
 
@@ -78,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("--json", action="store_true")
     add_arguments(commands.add_parser("simulate", help="replay a workload on this cluster without GPUs"))
     load_options.add_arguments(commands.add_parser("load", help="send a workload to a live server and measure"))
+    targets = commands.add_parser("render", help="write files for others to read").add_subparsers(
+        dest="target", required=True
+    )
+    render.add_arguments(targets.add_parser("k8s", help="what of Kubernetes manifests depends on the family"))
+    render_prometheus.add_arguments(
+        targets.add_parser("prometheus", help="configuration and rules of Prometheus, and of Alertmanager")
+    )
+    render_prometheus.add_runbook_arguments(targets.add_parser("runbook", help="what each alert means, and the mend"))
     experts = commands.add_parser("experts", help="where experts lie in a running server, and who uses them")
     experts.add_argument("--url", default="http://127.0.0.1:8000", help="of the gateway; default: %(default)s")
     experts.add_argument("--tier", help="only this one")
@@ -92,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("revoke", help="refuse a key from now on").add_argument("key", help="its id, or its beginning")
     for each in verbs.choices.values():
         each.add_argument("--json", action="store_true")
-    for each in (*commands.choices.values(), *verbs.choices.values()):
+    for each in (*commands.choices.values(), *verbs.choices.values(), *targets.choices.values()):
         # Where it is not given here, what was given before the command stands.
         each.add_argument("--family", default=argparse.SUPPRESS, help="a family file, or one that ships")
     return parser
