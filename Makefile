@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: up test test-vllm system check format bench clean test-gpu
+.PHONY: up test test-vllm system check format bench clean test-gpu dashboards
 .DEFAULT_GOAL := up
 
 up: $(VENV)/runtime.done
@@ -35,6 +35,10 @@ check: $(VENV)/dev.done
 format: $(VENV)/dev.done
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+# Grafana's JSON beside the dashboards' modules, made anew of them.
+dashboards: $(VENV)/dev.done
+	@$(BIN)/python -W ignore -c 'from pathlib import Path; from monitoring.dashboards import BOARDS; from monitoring.dashboards.render import text; [Path(f"monitoring/dashboards/{each.uid}.json").write_text(text(each)) for each in BOARDS]'
 
 # make bench NAME=gateway
 bench: $(VENV)/dev.done
