@@ -35,7 +35,7 @@ BAD_BODIES = {
     "no messages": (body(messages=[]), 400, None),
     "a role of its own": (body(messages=[{"role": "wizard", "content": "x"}]), 400, None),
     "a misspelt parameter": (body(max_tokns=3), 400, "unknown_parameter"),
-    "a parameter not served": (body(tools=[{"type": "function"}]), 400, "unsupported_parameter"),
+    "a parameter not served": (body(n=2), 400, "unsupported_parameter"),
     "a prompt beyond the context": (said("word " * 5000), 400, "context_length_exceeded"),
     "max_tokens beyond the context": (body(max_tokens=100_000), 400, "context_length_exceeded"),
     "max_tokens 0": (body(max_tokens=0), 400, None),
