@@ -16,7 +16,7 @@ from rich.text import Text
 from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family, load, located
 from cluster.placement import as_dict, declared_cells, plan
-from deployments import render, render_prometheus
+from deployments import doctor_options, grafana_options, render, render_prometheus
 from deployments.engines.vllm_engine.arguments import shown
 from deployments.load import options as load_options
 from deployments.local import rehearsed
@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     experts.add_argument("--tier", help="only this one")
     experts.add_argument("--json", action="store_true")
     experts.add_argument("--plot", metavar="FILE.png", type=Path, help="heat maps of experts, domains and ranks")
+    grafana_options.add_arguments(commands.add_parser("grafana", help="dashboards, alert rules and reasons in Grafana"))
+    doctor_options.add_arguments(commands.add_parser("doctor", help="what is wrong between this family and what runs"))
     keys = commands.add_parser("keys", help="API keys")
     verbs = keys.add_subparsers(dest="verb", required=True)
     create = verbs.add_parser("create", help="make a key; it is shown this once")
