@@ -5,9 +5,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Failure = Literal["connection", "silent", "cut off", "error event"]
+Failure = Literal["connection", "silent", "cut off", "error event", "stopped"]
+Outcome = Literal["completed", "refused", "failed", "under way"]
 
-TEXT = re.compile(rb'"content":\s?"[^"]')
+TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content)":\s?"[^"]')
 TAIL_BYTES = 8192  # holds the last events: usage, end or error
 DONE = b"data: [DONE]"
 
@@ -17,12 +18,13 @@ class Answer:
     """Times in seconds since the begin of the run. `refused`: the code of an error that came instead of an answer.
 
     `failure`: how an answer broke that had begun, or why none came; "cut off": the bytes ended without an end of the
-    answer and without an error. `pause_s`: the longest time between two reads with tokens.
+    answer and without an error; "stopped": the run was. `pause_s`: the longest time between two reads with tokens.
     """
 
     model: str
     due_s: float
     sent_s: float
+    tenant: str = "default"
     first_s: float | None = None
     last_s: float | None = None
     ended_s: float | None = None
@@ -40,8 +42,27 @@ class Answer:
     resumed: int = 0
 
     @property
+    def outcome(self) -> Outcome:
+        """Exactly one of these."""
+        if self.failure is not None:
+            return "failed"
+        if self.refused is not None:
+            return "refused"
+        return "under way" if self.ended_s is None else "completed"
+
+    @property
     def completed(self) -> bool:
-        return self.ended_s is not None and self.refused is None and self.failure is None
+        return self.outcome == "completed"
+
+    @property
+    def late_s(self) -> float:
+        """How much later than it was due it was sent."""
+        return self.sent_s - self.due_s
+
+    @property
+    def total_s(self) -> float | None:
+        """Of a whole answer, from the time at which it should have been sent."""
+        return self.ended_s - self.due_s if self.completed and self.ended_s is not None else None
 
     @property
     def ttft_s(self) -> float | None:

@@ -6,12 +6,13 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
+from deployments.load import keys as keyring
 from deployments.load.answer import Answer, Reader, error_code
 from deployments.load.plan import Request, Words
 
@@ -41,24 +42,37 @@ async def play(planned: Iterable[Request], ask: Ask, now: Now, course: Course) -
 
 
 async def _one(request: Request, ask: Ask, now: Now, course: Course) -> None:
-    answer = Answer(model=request.model, due_s=request.at_s, sent_s=now())
+    answer = Answer(model=request.model, due_s=request.at_s, sent_s=now(), tenant=request.tenant)
     course.answers.append(answer)
-    await ask(request, answer)
-    answer.ended_s = now()
-    course.ended += 1
+    try:
+        await ask(request, answer)
+    except asyncio.CancelledError:
+        answer.failure = "stopped"
+        raise
+    finally:
+        answer.ended_s = now()
+        course.ended += 1
 
 
 class Wire:
-    """One server, asked over as many connections as there are requests under way."""
+    """One server, asked over as many connections as there are requests under way.
 
-    def __init__(self, session: aiohttp.ClientSession, words: Words, now: Now) -> None:
+    `keys`: by tenant. `body`: fields that each request has besides; they win.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, words: Words, now: Now, keys: Mapping[str, str], body: Mapping[str, Any]
+    ) -> None:
         self._session = session
         self._words = words
         self._now = now
+        self._keys = keys
+        self._more = body
 
     async def __call__(self, request: Request, answer: Answer) -> None:
+        headers = keyring.of(request.tenant, self._keys)
         try:
-            async with self._session.post("/v1/chat/completions", data=self._body(request)) as response:
+            async with self._session.post("v1/chat/completions", data=self._body(request), headers=headers) as response:
                 answer.status = response.status
                 answer.tier = response.headers.get("moray-tier")
                 answer.replica = response.headers.get("moray-replica")
@@ -88,6 +102,7 @@ class Wire:
                 "stream_options": {"include_usage": True},
                 "max_tokens": request.output_tokens,
                 "messages": [{"role": "user", "content": self._words.prompt(request)}],
+                **self._more,
             }
         ).encode()
 
@@ -104,19 +119,18 @@ async def _refused(response: aiohttp.ClientResponse, answer: Answer) -> None:
         answer.retry_after_s = None
 
 
-def session(url: str, key: str, silence_s: float) -> aiohttp.ClientSession:
-    """Without limits on connections, and without retries: aiohttp repeats no POST."""
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+def session(url: str, silence_s: float) -> aiohttp.ClientSession:
+    """Without limits on connections, and without retries: aiohttp repeats no POST. Paths are relative to the URL."""
     return aiohttp.ClientSession(
-        url,
-        headers=headers,
+        f"{url}/",
+        headers={"Content-Type": "application/json"},
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s),
     )
 
 
-async def models(session: aiohttp.ClientSession) -> tuple[dict[str, Any], ...]:
+async def models(session: aiohttp.ClientSession, headers: Mapping[str, str]) -> tuple[dict[str, Any], ...]:
     """What the server says of its models. Raises aiohttp.ClientError where it does not answer or refuses."""
-    async with session.get("/v1/models") as response:
+    async with session.get("v1/models", headers=headers) as response:
         response.raise_for_status()
         return tuple((await response.json(content_type=None))["data"])

@@ -1,18 +1,24 @@
 """What `moray load` is asked: the command line as frozen values. Light imports only, as every command builds it."""
 
 import argparse
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.errors import ConfigurationError
-from deployments.simulate_options import Work, above, trace, work_arguments, writable
+from deployments.load import keys as keyring
+from deployments.load.actions import commands
+from deployments.load.scenario import Scenario, read
+from deployments.simulate_options import Work, above, at_least, trace, work_arguments, writable
 
 SYNTHETIC_S = 60.0  # of made-up requests, where nothing says how long
 EPILOG = """\
 traces: azure:FILE, mooncake:FILE, servegen:PREFIX, as of `moray simulate`. Each request is sent at its time, whatever
 became of the others, and never again. Latencies count from that time; those from the true send stand beside them.
+Keys come from files alone, as others see command lines. `moray load compare A.json B.json` compares two runs.
 """
 
 
@@ -35,29 +41,68 @@ class Synthetic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`work.model` is empty: what no trace names, `shares` share out. `promises`: by model, of all others by ""."""
+    """`work.model` is empty: what no trace names, `shares` share out. `promises`: by model, of all others by "".
+
+    `keys`, `tenants`: secrets and shares by tenant. `names`: the server's, by those of the work. `commands`: by action.
+    """
 
     url: str
-    key: str
+    keys: dict[str, str]
+    tenants: dict[str, float]
     work: Work
     synthetic: Synthetic | None
+    scenario: Scenario | None
+    commands: dict[str, str]
     speed: float
+    warm_up_s: float
     shares: dict[str, float]
+    names: dict[str, str]
+    body: dict[str, Any]
     promises: dict[str, Promise]
     videos_per_hour: float
+    video_wait_s: float
     silence_s: float
     as_json: bool
     records: Path | None
+    html: Path | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    server = parser.add_argument_group("the server")
-    server.add_argument("--url", default="http://127.0.0.1:8000", help="without /v1; default: %(default)s")
-    server.add_argument("--key", default="", help="an API key")
-    work = parser.add_argument_group("the work")
+    _server_arguments(parser.add_argument_group("the server"))
+    _work_arguments(parser.add_argument_group("the work"))
+    _report_arguments(parser.add_argument_group("the report"))
+    verbs = parser.add_subparsers(dest="load_verb", metavar="compare", required=False)
+    compare = verbs.add_parser("compare", help="two runs side by side, from their --json")
+    for name, words in (("before", "A"), ("after", "B")):
+        compare.add_argument(name, metavar=f"{words}.json[,...]", help="one run, or several of the same conditions")
+    compare.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object")
+
+
+def _server_arguments(server: argparse._ArgumentGroup) -> None:
+    server.add_argument("--url", default="http://127.0.0.1:8000", help="with or without /v1; default: %(default)s")
+    server.add_argument(
+        "--key", metavar="[NAME=]FILE", action="append", default=[], help="an API key; repeated for several tenants"
+    )
+    server.add_argument(
+        "--map", metavar="NAME=MODEL,...", default="", help="what the server calls a tier or model of the work"
+    )
+    server.add_argument(
+        "--body", metavar="JSON", default="{}", help='more fields for each request: {"ignore_eos": true}'
+    )
+
+
+def _work_arguments(work: argparse._ArgumentGroup) -> None:
     work_arguments(work)
+    work.add_argument("--scenario", metavar="FILE.yaml", type=Path, help="instead of a trace: as this file says")
+    work.add_argument(
+        "--on",
+        metavar="NAME=COMMAND",
+        action="append",
+        default=[],
+        help="run this in a shell when the scenario's action is due; without it the action is told only",
+    )
     work.add_argument(
         "--synthetic",
         metavar="RPS[:PROMPT:OUTPUT]",
@@ -68,12 +113,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=above(0.0), help="send for so long; instead of --duration-s, which the trace tells"
     )
     work.add_argument(
+        "--warm-up-s",
+        type=at_least(0.0),
+        help="what is due in the first so many seconds is sent, but not judged; default: the scenario's, else 0",
+    )
+    work.add_argument(
         "--models",
         metavar="NAME[=SHARE],...",
         default="",
         help="what requests ask for where their trace does not say; default: the first model that the server lists",
     )
-    shown = parser.add_argument_group("the report")
+    work.add_argument(
+        "--tenants",
+        metavar="NAME[=SHARE],...",
+        default="",
+        help="who asks, and how much of it; default: the scenario's, else those of --key alike",
+    )
+
+
+def _report_arguments(shown: argparse._ArgumentGroup) -> None:
     shown.add_argument(
         "--slo",
         metavar="[MODEL=]TTFT_S:TPOT_MS",
@@ -84,38 +142,91 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument(
         "--silence-s", type=above(0.0), default=120.0, help="give a request up after so long without a byte"
     )
+    shown.add_argument(
+        "--video-wait-s", type=above(0.0), default=600.0, help="give a video up after so long; default: %(default)g"
+    )
     shown.add_argument("--json", action="store_true", help="one JSON object")
+    shown.add_argument("--html", metavar="FILE.html", type=Path, help="one page with plots, which needs nothing else")
     shown.add_argument("--records", metavar="FILE.jsonl", type=Path, help="each request as one JSON line")
 
 
 def options(arguments: argparse.Namespace) -> Options:
     """Raises ConfigurationError."""
+    scenario = read(arguments.scenario) if arguments.scenario is not None else None
     synthetic = _synthetic(arguments.synthetic) if arguments.synthetic is not None else None
-    if (synthetic is None) != bool(arguments.trace) and not (synthetic is None and arguments.video):
-        raise ConfigurationError(
-            f"--trace: {len(arguments.trace)} given {'with' if synthetic else 'without'} --synthetic; one of both is "
-            "allowed; name a trace like azure:FILE, or --synthetic RPS"
-        )
+    _one_source(arguments)
+    keys = keyring.keys(arguments.key)
+    shares = _shares(arguments.tenants, "--tenants") or (scenario.tenants if scenario else {})
+    warm_up_s = arguments.warm_up_s
+    if warm_up_s is None:
+        warm_up_s = scenario.warm_up_s / arguments.speed if scenario else 0.0
     return Options(
         url=_url(arguments.url),
-        key=arguments.key,
+        keys=keys,
+        tenants=keyring.tenants(keys, shares),
         work=Work(
             traces=tuple(trace(given) for given in arguments.trace),
             model="",
             scale=arguments.scale,
             start_s=arguments.start_s,
             duration_s=_duration_s(arguments, synthetic),
-            seed=arguments.seed,
+            seed=arguments.seed or (scenario.seed if scenario else 0),
         ),
         synthetic=synthetic,
+        scenario=scenario,
+        commands=commands(arguments.on, scenario.actions if scenario else ()),
         speed=arguments.speed,
-        shares=_shares(arguments.models),
+        warm_up_s=warm_up_s,
+        shares=_shares(arguments.models, "--models"),
+        names=_names(arguments.map),
+        body=_body(arguments.body),
         promises=dict(_promise(given) for given in arguments.slo),
         videos_per_hour=arguments.video,
+        video_wait_s=arguments.video_wait_s,
         silence_s=arguments.silence_s,
         as_json=arguments.json,
         records=writable(arguments.records, "--records", ".jsonl"),
+        html=writable(arguments.html, "--html", ".html"),
     )
+
+
+def _one_source(arguments: argparse.Namespace) -> None:
+    given = [name for name in ("trace", "synthetic", "scenario") if getattr(arguments, name)]
+    if len(given) > 1 or not (given or arguments.video):
+        named = " and ".join(f"--{name}" for name in given) or "nothing"
+        raise ConfigurationError(
+            f"--trace: {named} given; one of --trace, --synthetic and --scenario is allowed; name a trace like "
+            "azure:FILE, or --synthetic RPS"
+        )
+    if arguments.scenario is not None and (arguments.video or arguments.start_s):
+        raise ConfigurationError(
+            "--scenario: given with --video or --start-s; the file says what is sent when; drop them or edit the file"
+        )
+
+
+def _names(given: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in filter(None, given.split(",")):
+        name, _, model = part.partition("=")
+        if not name or not model or name in found:
+            raise ConfigurationError(
+                f"--map: {part!r}; NAME=MODEL, each name once, is allowed; write for example turbo=my-model"
+            )
+        found[name] = model
+    return found
+
+
+def _body(given: str) -> dict[str, Any]:
+    try:
+        found = json.loads(given)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or found.keys() & {"model", "messages", "stream", "stream_options", "max_tokens"}:
+        raise ConfigurationError(
+            f"--body: {given[:60]!r}; a JSON object without model, messages, stream, stream_options and max_tokens is "
+            "allowed; mend it"
+        )
+    return found
 
 
 def _url(given: str) -> str:
@@ -136,7 +247,9 @@ def _duration_s(arguments: argparse.Namespace, synthetic: Synthetic | None) -> f
                 f"--minutes: {arguments.minutes:g} given with --duration-s; they say the same; leave one of them out"
             )
         return float(arguments.minutes * 60 * arguments.speed)
-    return SYNTHETIC_S if given is None and (synthetic or not arguments.trace) else given
+    if given is None and arguments.scenario is None and (synthetic or not arguments.trace):
+        return SYNTHETIC_S
+    return given
 
 
 def _synthetic(given: str) -> Synthetic:
@@ -154,7 +267,7 @@ def _synthetic(given: str) -> Synthetic:
     return made
 
 
-def _shares(given: str) -> dict[str, float]:
+def _shares(given: str, where: str) -> dict[str, float]:
     """Names with their shares, which sum to 1. Names without one share alike."""
     shares: dict[str, float] = {}
     for part in filter(None, given.split(",")):
@@ -162,8 +275,8 @@ def _shares(given: str) -> dict[str, float]:
         value = _positive(share or "1")
         if not name or value is None or name in shares:
             raise ConfigurationError(
-                f"--models: {part!r}; NAME=SHARE with a share above 0, each name once, is allowed; write for example "
-                "gpt-5.2-turbo=0.6,gpt-5.2-mini=0.4"
+                f"{where}: {part!r}; NAME=SHARE with a share above 0, each name once, is allowed; write for example "
+                "one=0.6,other=0.4"
             )
         shares[name] = value
     whole = sum(shares.values())

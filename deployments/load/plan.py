@@ -27,6 +27,7 @@ class Request:
     model: str
     prompt_tokens: int
     output_tokens: int
+    tenant: str = "default"
     blocks: tuple[int, ...] = ()
     block_tokens: int = 512
 
@@ -43,6 +44,7 @@ def requests(workload: Workload, speed: float, shares: Mapping[str, float], seed
             model=model[number] or names[drawn[number]],
             prompt_tokens=int(workload.prompt_tokens[number]),
             output_tokens=int(workload.output_tokens[number]),
+            tenant=workload.tenants[int(workload.tenant[number])],
             blocks=workload.blocks[number] if workload.blocks is not None else (),
             block_tokens=workload.block_tokens,
         )

@@ -86,8 +86,9 @@ def served(tiers: Mapping[str, dict[str, Any]], nodes: int, gpus_per_node: int) 
 
 def sent(server: Server, *words: str) -> dict[str, Any]:
     """What `moray load --json` says, and its records as "answers"."""
-    records = server.scratch / "records.jsonl"
-    command = [sys.executable, "-m", "deployments.cli", "load", "--url", server.url, "--key", server.key]
+    records, key = server.scratch / "records.jsonl", server.scratch / "key.txt"
+    key.write_text(server.key, encoding="utf-8")
+    command = [sys.executable, "-m", "deployments.cli", "load", "--url", server.url, "--key", str(key)]
     done = subprocess.run(
         [*command, *words, "--json", "--records", str(records)],
         stdout=subprocess.PIPE,

@@ -26,6 +26,7 @@ class Broken:
     def __init__(self) -> None:
         self.asked: list[dict[str, object]] = []
         self.keys: list[str | None] = []
+        self.ordered: list[dict[str, object]] = []
         self.polls = 0
         self.url = ""
 
@@ -70,6 +71,7 @@ class Broken:
         return JSONResponse({"object": "list", "data": MODELS})
 
     async def order(self, request: Request) -> Response:
+        self.ordered.append(json.loads(await request.body()))
         return JSONResponse({"id": "v1", "status": "queued"})
 
     async def look(self, request: Request) -> Response:
