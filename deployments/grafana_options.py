@@ -7,7 +7,6 @@ from rich.console import Console
 
 from cluster.family import Family
 
-
 SYNC = """\
 Makes or puts right a folder, a data source, five dashboards and a group of alert rules, each with a uid of its own.
 What is there as it should be is left alone; so is what Grafana or others have set beside it. A run that fails half-way
