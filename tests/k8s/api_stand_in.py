@@ -9,6 +9,7 @@ subresources; a namespace needs not exist. That a manifest passes here does not 
 
 import contextlib
 import json
+import ssl
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,7 +94,9 @@ class ApiStandIn:
     `refuses`: codes by beginning of a path, such as {"/api/v1/nodes": 403}.
     """
 
-    def __init__(self, check: Check = lambda _: (), token: str | None = None) -> None:
+    def __init__(
+        self, check: Check = lambda _: (), token: str | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.check = check
         self.token = token
         self.refuses: dict[str, int] = {}
@@ -103,9 +106,11 @@ class ApiStandIn:
         self._written = 0
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:
         self._server.shutdown()
@@ -288,8 +293,10 @@ class ApiStandIn:
 
 
 @contextlib.contextmanager
-def api_stand_in(check: Check = lambda _: (), token: str | None = None) -> Iterator[ApiStandIn]:
-    api = ApiStandIn(check, token)
+def api_stand_in(
+    check: Check = lambda _: (), token: str | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[ApiStandIn]:
+    api = ApiStandIn(check, token, tls)
     try:
         yield api
     finally:
