@@ -21,7 +21,12 @@ GATED = {"networkPolicy": "RayClusterNetworkPolicy", "tlsOptions": "RayClusterMT
 
 
 def faults(family: Family, objects: Sequence[Object]) -> list[str]:
-    """Everything that is wrong; empty where nothing is."""
+    """Everything that is wrong; empty where nothing is. What schemas say of shapes is assumed of a RayService."""
+    strange = [each for each in objects if not isinstance(each, Mapping) or not _is_object(each)]
+    if strange:
+        return [
+            f"{family.name}: {str(each)[:40]!r}: no object with kind and metadata.name; drop it" for each in strange
+        ]
     services = [each for each in objects if each.get("kind") == "RayService"]
     if len(services) != 1:
         return [f"{family.name}: {len(services)} objects of kind RayService; one is allowed; give one overlay's output"]
@@ -96,8 +101,9 @@ def storage_once(service: Object) -> Iterator[str]:
             f"{where}.externalStorageNamespace: given; the clusters before and after an upgrade would share it, and "
             "the removal of one would wipe both; leave it out"
         )
-    if "value" in options.get("redisPassword", {}):
-        yield f"{where}.redisPassword.value: a password in clear; a secretKeyRef is allowed; name a Secret"
+    reference = options.get("redisPassword", {}).get("valueFrom", {}).get("secretKeyRef", {})
+    if not reference.get("name") or not reference.get("key"):
+        yield f"{where}.redisPassword: no valueFrom.secretKeyRef; a Secret's name and key are needed; give them"
     if options.get("backend") == "rocksdb":
         yield f"{where}.backend: rocksdb; the operator's gate for it is off; redis is allowed; use it"
 
@@ -221,6 +227,11 @@ def _limits(group: Object, gpus: int) -> Iterator[str]:
     given = int(limits.get("nvidia.com/gpu", 0))
     if given != gpus:
         yield f"{group['groupName']}: a limit of {given} for nvidia.com/gpu; {gpus} are in the cell; set as many"
+
+
+def _is_object(each: Object) -> bool:
+    metadata = each.get("metadata")
+    return "kind" in each and isinstance(metadata, Mapping) and "name" in metadata
 
 
 def _cluster(service: Object) -> Any:
