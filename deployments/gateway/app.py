@@ -23,6 +23,7 @@ from deployments.control.words import Hello, Standing
 from deployments.gateway.announce import Announcer
 from deployments.gateway.asgi import Envelope, authorize
 from deployments.gateway.chat import ChatCompletions
+from deployments.gateway.console.routes import Console
 from deployments.gateway.desk import Desk
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Courses
@@ -63,6 +64,7 @@ class Gateway:
         self._videos = Videos(family, jobs, folder / "videos", self._metrics) if family.video else None
         if self._videos is not None:
             self._videos.resume()
+        self._console = Console(lambda: self._family, self._desk, self._metrics, self._unfinished, clock)
         self._follow(family)
         self._talk = asyncio.create_task(self._announcer.run())
 
@@ -84,11 +86,15 @@ class Gateway:
         jobs = self._videos.jobs() if self._videos is not None else None
         return Hello(gateway_id=self._id, metrics=(self._address, *replicas), replica_of=replicas, jobs=jobs)
 
+    def _unfinished(self) -> int | None:
+        return len(self._videos.jobs()) if self._videos is not None else None
+
     def _heard(self, standing: Standing) -> None:
         if standing.version > self._version:
             self._follow(standing.family)
             self._version = standing.version
         self._metrics.control_address = standing.metrics_address
+        self._console.heard(standing)
         if self._videos is not None:
             self._videos.take(standing.workers)
 
@@ -101,6 +107,7 @@ class Gateway:
         app.add_api_route("/v1/models/{name}", self._model, methods=["GET"])
         app.add_api_route("/health", self._health, methods=["GET"])
         app.add_api_route("/metrics", self._metrics_page, methods=["GET"])
+        self._console.add_routes(app)
         if self._videos is not None:
             self._videos.add_routes(app, self._keys)
         return app

@@ -101,6 +101,10 @@ class GatewayMetrics(Collector):
     def video_finished(self, code: str) -> None:
         self._meters.counter("moray_video_jobs_finished_total").labels(code=code).inc()
 
+    def own(self) -> Iterable[Metric]:
+        """This gateway's own series as they are now."""
+        return self._registry.collect()
+
     def describe(self) -> Iterable[Metric]:
         return ()
 
