@@ -28,6 +28,7 @@ def text(board: Board) -> str:
     """The committed file: keys in order, a line's end at the end."""
     from grafana_foundation_sdk.builders import dashboard as boards
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import DashboardCursorSync
 
     made = (
         boards.Dashboard(board.title)
@@ -38,6 +39,7 @@ def text(board: Board) -> str:
         .refresh("10s")
         .time("now-1h", "now")
         .timezone("browser")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
         .with_variable(boards.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )
     for name in board.variables:
