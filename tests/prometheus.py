@@ -65,7 +65,7 @@ def prometheus(
     "labels": {...}}, all of job `moray`. A second start in the same folder, with the port of the first, continues it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file, log = folder / "prometheus.yml", folder / "log.txt"
+    file = folder / "prometheus.yml"
     file.write_text(
         yaml.safe_dump(
             {
@@ -75,12 +75,39 @@ def prometheus(
             }
         )
     )
+    with prometheus_of(file, folder / "data", port) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def prometheus_of(file: Path, data: Path, port: int = 0) -> Iterator[str]:
+    """The same, of a prometheus.yml."""
+    words = [f"--config.file={file}", f"--storage.tsdb.path={data}", f"--web.listen-address=127.0.0.1:{port}"]
+    with _served("prometheus", words, file.with_name("prometheus.log")) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def alertmanager_of(file: Path, data: Path) -> Iterator[str]:
+    """The URL of an Alertmanager that is ready, alone, on an alertmanager.yml."""
+    words = [
+        f"--config.file={file}",
+        f"--storage.path={data}",
+        "--web.listen-address=127.0.0.1:0",
+        "--cluster.listen-address=",
+    ]
+    with _served("prometheus-alertmanager", words, file.with_name("alertmanager.log")) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _served(name: str, words: Sequence[str], log: Path) -> Iterator[str]:
+    bound = shutil.which("setpriv")  # of util-linux: a killed test run takes the server along
+    command = [*((bound, "--pdeathsig", "KILL") if bound else ()), program(name), *words]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            _command(file, folder / "data", port), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
-        yield eventually(lambda: _ready(process, log), START_S, "Prometheus is ready")
+        yield eventually(lambda: _ready(name, process, log), START_S, f"{name} is ready")
     finally:
         _stop(process)
 
@@ -95,26 +122,18 @@ def alerts(url: str) -> list[dict[str, Any]]:
     return [alert for alert in _got(url, "alerts")["alerts"] if alert["state"] == "firing"]
 
 
-def _command(file: Path, data: Path, port: int) -> list[str]:
-    bound = shutil.which("setpriv")  # of util-linux: a killed test run takes its Prometheus along
-    return [
-        *((bound, "--pdeathsig", "KILL") if bound else ()),
-        program("prometheus"),
-        f"--config.file={file}",
-        f"--storage.tsdb.path={data}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-
-
-def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
+def _ready(name: str, process: subprocess.Popen[bytes], log: Path) -> str:
     """Its URL, or nothing yet."""
     written = log.read_text(errors="replace")
-    assert process.poll() is None, f"prometheus ended with {process.returncode}:\n{written}"
+    assert process.poll() is None, f"{name} ended with {process.returncode}:\n{written}"
     listens = LISTENS.search(written)
     if listens is None:
         return ""
     url = f"http://{listens[1]}"
-    return url if httpx.get(f"{url}/-/ready").status_code == httpx.codes.OK else ""
+    try:
+        return url if httpx.get(f"{url}/-/ready").status_code == httpx.codes.OK else ""
+    except httpx.TransportError:  # it listens before it reads its rules, and may have ended since
+        return ""
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,7 @@
 """When each alert fires and when it stays silent: promtool runs the rules as Prometheus would, in time of its own."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from prometheus import promtool
 
 from cluster.family import load
 from monitoring.alerts import ALERTS, DEFAULT, Alert, rules
-from monitoring.metrics import CATALOGUE, LABELS
+from monitoring.metrics import CATALOGUE, GATEWAY, LABELS, LINK
 from monitoring.runbook import runbook
 from monitoring.slo import DEADLINE, TICKET, Promised, Recording, promised, recordings
 
@@ -196,6 +196,33 @@ def test_an_alert_fires_when_it_should_and_only_then(case: Case, rule_file: Path
     file = tmp_path / "trial.yml"
     file.write_text(yaml.safe_dump(trial(case, rule_file)))
     promtool("test", "rules", file)
+
+
+def test_a_second_gateway_that_shows_the_same_replicas_and_control_loop_moves_no_alert(
+    rule_file: Path, tmp_path: Path
+) -> None:
+    own = {metric.name for metric in (*GATEWAY, *LINK)}
+    quick = [case for case in CASES if case.every == EVERY]
+    twice = [
+        replace(
+            case, series=case.series | {_beside(name): v for name, v in case.series.items() if _bare(name) not in own}
+        )
+        for case in quick
+    ]
+    trials = [trial(case, rule_file) for case in twice]
+    file = tmp_path / "trial.yml"
+    file.write_text(yaml.safe_dump(trials[0] | {"tests": [test for each in trials for test in each["tests"]]}))
+    promtool("test", "rules", file)
+
+
+def _bare(series: str) -> str:
+    return series.partition("{")[0]
+
+
+def _beside(series: str) -> str:
+    """The same, as another page shows it."""
+    name, _, labels = series.partition("{")
+    return f'{name}{{instance="other"' + (f",{labels}" if labels else "}")
 
 
 @every
