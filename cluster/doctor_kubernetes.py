@@ -83,12 +83,11 @@ def of_kubernetes(family: Family, seen: Kubernetes) -> Iterator[Finding]:
     if seen.nodes is not None and family.accelerator == "cuda":
         yield from _nodes(family, seen.nodes)
     for kind, name in seen.missing:
-        known = "moray keeps no secrets; create it" if kind == "Secret" else "create it"
         yield Finding(
             where=f"namespace {seen.namespace}",
             found=f"no {kind} {name!r}",
-            expected="what the manifests refer to",
-            mend=f"{known}: kubectl -n {seen.namespace} create ..., as k8s/README.md says",
+            expected="what the RayService refers to",
+            mend=f"{_creation(kind, name, seen.namespace)}, as k8s/README.md says",
         )
     for kind, count in (("PodMonitor", seen.monitors), ("PrometheusRule", seen.rules)):
         if count == 0 and "monitoring.coreos.com/v1" not in seen.absent:
@@ -105,6 +104,13 @@ def of_kubernetes(family: Family, seen: Kubernetes) -> Iterator[Finding]:
             expected="it runs",
             mend=f"kubectl -n {seen.namespace} describe pod {pod}",
         )
+
+
+def _creation(kind: str, name: str, namespace: str) -> str:
+    """No manifest of ours holds a secret."""
+    if kind == "Secret":
+        return f"kubectl -n {namespace} create secret generic {name} --from-literal=..."
+    return "apply the manifests again, or create it"
 
 
 def _absent(api: str) -> Finding:
@@ -173,7 +179,7 @@ def _unselected(where: str, selector: Mapping[str, str], nodes: Sequence[KubeNod
         where=where,
         found=f"no node carries {shown}",
         expected="a node that nodeSelector matches" + (f" (is {meant} meant?)" if meant else ""),
-        mend=f"label nodes: kubectl label node NAME {shown.replace(',', ' ')}, or mend nodeSelector",
+        mend=f"kubectl label node NAME {shown.replace(',', ' ')}, or mend nodeSelector, or let the pool of nodes grow",
     )
 
 

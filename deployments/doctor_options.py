@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="of the gateway; default: the family file's port on this machine")
     parser.add_argument("--kubeconfig", metavar="FILE", help=f"look at Kubernetes too, or {IN_CLUSTER}")
     parser.add_argument("--namespace", help="of the RayService; default: the kubeconfig's")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="where, found, expected and mend of each finding")
     parser.set_defaults(run=_run)
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from integration.server import free_port
 from k8s.api_stand_in import ApiStandIn, api_stand_in
+from k8s.manifests import FAMILY_OF, overlay, service_of
 
 from cluster.doctor import Observed, findings
 from cluster.errors import ConfigurationError
@@ -33,8 +34,8 @@ def thing(version: str, kind: str, name: str, namespace: str = "serving", **rest
     return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": namespace}} | rest
 
 
-def node(name: str, cell: str) -> Object:
-    metadata = {"name": name, "labels": {CELL_LABEL: cell}}
+def node(name: str, labels: dict[str, str]) -> Object:
+    metadata = {"name": name, "labels": labels}
     status = {"allocatable": {"nvidia.com/gpu": "8"}, "conditions": [{"type": "Ready", "status": "True"}]}
     return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": status}
 
@@ -71,8 +72,8 @@ def service(namespace: str = "serving", ready: str = "True") -> Object:
 
 def everything() -> list[Object]:
     return [
-        node("a", "h200-0"),
-        node("b", "h200-1"),
+        node("a", {CELL_LABEL: "h200-0"}),
+        node("b", {CELL_LABEL: "h200-1"}),
         service(),
         *(thing("v1", "Secret", name, data={"k": "aHVudGVyMg=="}) for name in ("keys", "registry", "ray")),
         thing("v1", "ConfigMap", "family"),
@@ -101,6 +102,24 @@ def told(api: ApiStandIn, folder: Path, namespace: str = "serving") -> list[str]
 def test_a_cluster_that_is_as_the_family_says_has_no_findings(api: ApiStandIn, tmp_path: Path) -> None:
     api.put(*everything())
     assert told(api, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["h200", "spot", "single-node"])
+def test_an_overlay_that_ships_lacks_what_its_user_brings_and_nothing_else(
+    api: ApiStandIn, tmp_path: Path, name: str
+) -> None:
+    objects = overlay(name)
+    service_of(objects)["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
+    cluster = service_of(objects)["spec"]["rayClusterConfig"]
+    selectors = [group["template"]["spec"].get("nodeSelector", {}) for group in cluster["workerGroupSpecs"]]
+    pool = {key: value for selector in selectors for key, value in selector.items()}
+    api.put(*objects, *(node(each, pool) for each in ("a", "b")))
+    family = load(FAMILY_OF[name], serving=False)
+    kubernetes = looked(api, tmp_path, "moray").kubernetes
+    assert kubernetes is not None
+    own = {("Secret", "moray-ray"), ("Secret", "moray-redis"), ("PersistentVolumeClaim", "moray-models")}
+    assert set(kubernetes.missing) <= own
+    assert len(findings(family, Observed(kubernetes=kubernetes))) == len(kubernetes.missing) >= 2
 
 
 def test_nothing_is_written_and_no_secret_is_read(api: ApiStandIn, tmp_path: Path) -> None:
@@ -156,7 +175,7 @@ def test_custom_resources_that_are_not_installed_are_named(tmp_path: Path) -> No
     with api_stand_in() as bare:
         bare.without("ray.io/v1")
         bare.without("monitoring.coreos.com/v1")
-        bare.put(node("a", "h200-0"), node("b", "h200-1"))
+        bare.put(node("a", {CELL_LABEL: "h200-0"}), node("b", {CELL_LABEL: "h200-1"}))
         first, second = told(bare, tmp_path)
     assert "ray.io/v1 is not installed" in first
     assert "monitoring.coreos.com/v1 is not installed" in second
@@ -233,6 +252,22 @@ def test_certificates_of_the_kubeconfig_are_shown_and_asked_for(
                 entry[name] = str(path)
         file.write_text(yaml.safe_dump(raw))
         assert look(access(str(file)), "serving", RAY).troubles == ()
+
+
+def test_inside_of_a_pod_its_service_account_asks(
+    authority: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = authority
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    for name, text in {"token": "of-the-test", "namespace": "serving", "ca.crt": certificate.read_text()}.items():
+        (tmp_path / name).write_text(text)
+    with api_stand_in(token="of-the-test", tls=context) as api:
+        monkeypatch.setattr(doctor_access, "ACCOUNT", tmp_path)
+        monkeypatch.setattr(doctor_access, "SERVER", api.url)
+        asked = access("in-cluster")
+        assert asked.namespace == "serving"
+        assert look(asked, asked.namespace, RAY).troubles == ()
 
 
 def test_a_token_goes_over_tls_or_to_this_machine_alone(tmp_path: Path) -> None:
