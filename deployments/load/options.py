@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _server_arguments(parser.add_argument_group("the server"))
     _work_arguments(parser.add_argument_group("the work"))
     _report_arguments(parser.add_argument_group("the report"))
+    parser.set_defaults(seed=None)  # a scenario has its own
     verbs = parser.add_subparsers(dest="load_verb", metavar="compare", required=False)
     compare = verbs.add_parser("compare", help="two runs side by side, from their --json")
     for name, words in (("before", "A"), ("after", "B")):
@@ -170,7 +171,7 @@ def options(arguments: argparse.Namespace) -> Options:
             scale=arguments.scale,
             start_s=arguments.start_s,
             duration_s=_duration_s(arguments, synthetic),
-            seed=arguments.seed or (scenario.seed if scenario else 0),
+            seed=arguments.seed if arguments.seed is not None else scenario.seed if scenario is not None else 0,
         ),
         synthetic=synthetic,
         scenario=scenario,
