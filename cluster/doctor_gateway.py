@@ -12,7 +12,6 @@ from cluster.finding import Finding, nearest
 from cluster.placement import VIDEO
 
 SILENT_S = 15.0  # the control loop ticks every 2 s
-OLD_S = 15.0  # signals older than 6 s make a tier blind, once they are looked at
 MORE = "the log of the control loop says more"
 
 
@@ -31,7 +30,6 @@ class Seen:
     gpus_held: int = 0
     held_requests: int = 0
     breakers_open: int = 0
-    signal_age_s: float | None = None
 
     @property
     def existing(self) -> int:
@@ -84,8 +82,9 @@ def of_gateway(family: Family, gateway: Gateway) -> Iterator[Finding]:
     yield from _tiers(family, gateway)
     yield from _control(gateway)
     if now.ticked_s is not None:
-        yield from _signals(gateway)
         yield from _gpus(family, now)
+        if gateway.earlier.ticked_s is not None:
+            yield from _counted(gateway.earlier, now)
     for key, tier in family.tiers.items():
         if key in now.tiers:
             yield from _tier(key, tier.replicas, gateway)
@@ -107,22 +106,25 @@ def _tiers(family: Family, gateway: Gateway) -> Iterator[Finding]:
 
 def _control(gateway: Gateway) -> Iterator[Finding]:
     ticked_s = gateway.later.ticked_s
-    if ticked_s is None:
+    if ticked_s is None and gateway.earlier.ticked_s is None:
         yield Finding(
             where="control loop",
             found="does not answer",
             expected="its metrics on the gateway's /metrics",
             mend="wait some seconds if it has just started; else see its log: Ray starts it again when it dies",
         )
-    elif ticked_s > SILENT_S:
+    elif ticked_s is not None and ticked_s > SILENT_S:
         yield Finding(
             where="control loop",
             found=f"has not ticked for {ticked_s:.0f} s",
             expected=f"at most {SILENT_S:.0f} s",
             mend="see its log; targets stay as they are until it ticks; end its process and Ray starts it again",
         )
-    for part, count in gateway.later.errors.items():
-        grown = count - gateway.earlier.errors.get(part, 0)
+
+
+def _counted(before: Look, now: Look) -> Iterator[Finding]:
+    for part, count in now.errors.items():
+        grown = count - before.errors.get(part, 0)
         if grown > 0:
             yield Finding(
                 where=f"control loop: {part}",
@@ -130,10 +132,6 @@ def _control(gateway: Gateway) -> Iterator[Finding]:
                 expected="no failures",
                 mend=MORE,
             )
-
-
-def _signals(gateway: Gateway) -> Iterator[Finding]:
-    now, before = gateway.later, gateway.earlier
     faulty = {key for key, count in now.faults.items() if count > before.faults.get(key, 0)}
     for part, fault in sorted(faulty):
         yield Finding(
@@ -142,14 +140,6 @@ def _signals(gateway: Gateway) -> Iterator[Finding]:
             expected="fresh, complete and coherent",
             mend=f"{_cure(fault)}; {MORE}",
         )
-    for part, seen in now.parts.items():
-        if seen.signal_age_s is not None and seen.signal_age_s > OLD_S:
-            yield Finding(
-                where=f"{part}: signals",
-                found=f"{seen.signal_age_s:.0f} s old",
-                expected=f"at most {OLD_S:.0f} s",
-                mend=f"{_cure('stale')}; {MORE}",
-            )
 
 
 def _cure(fault: str) -> str:

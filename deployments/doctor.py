@@ -25,7 +25,7 @@ def doctor(family: Family, arguments: argparse.Namespace, console: Console) -> i
         console.print(str(each), markup=False, soft_wrap=True)
     if not found:
         looked = "the gateway and Kubernetes" if arguments.kubeconfig else "the gateway"
-        console.print(f"{family.name}: {looked} agree with the family file", markup=False, soft_wrap=True)
+        console.print(f"{family.name}: nothing wrong at {looked}", markup=False, soft_wrap=True)
     return 1 if found else 0
 
 

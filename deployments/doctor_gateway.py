@@ -26,6 +26,7 @@ FIGURES = {
     "moray_held_requests": "held_requests",
     "moray_breakers_open": "breakers_open",
 }  # of Seen
+STATES = ("ready", "starting", "draining")
 
 
 class _Health(BaseModel):
@@ -46,7 +47,7 @@ def look_twice(url: str, wait: Callable[[float], None] = time.sleep) -> Gateway 
         found = f"no answer within {PATIENCE_S:g} s"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         found = first_line(error)
-    except ValueError:  # ValidationError is one
+    except (ValueError, OverflowError):  # of an infinite number of replicas
         found = "answers, but not as a gateway does"
     return Finding(where=f"gateway {url}", found=found, expected="a running gateway", mend=START)
 
@@ -56,7 +57,7 @@ def first_line(error: Exception) -> str:
 
 
 def _look(client: httpx.Client) -> Look:
-    """Raises httpx.HTTPError, ValueError."""
+    """Raises httpx.HTTPError, ValueError, OverflowError."""
     health = _Health.model_validate_json(client.get("/health").raise_for_status().text)
     answer = client.get("/metrics").raise_for_status()
     return read(answer.text, family=health.family, running=health.replicas, now_s=_now_s(answer))
@@ -69,7 +70,7 @@ def _now_s(answer: httpx.Response) -> float:
 
 
 def read(page: str, *, family: str, running: Mapping[str, int], now_s: float) -> Look:
-    """One look, from the text of a gateway's page. Raises ValueError where it is none.
+    """One look, from the text of a gateway's page. Raises ValueError, OverflowError where it is none.
 
     `running`: replicas by tier as /health tells them, which knows tiers that no series names yet.
     """
@@ -79,9 +80,8 @@ def read(page: str, *, family: str, running: Mapping[str, int], now_s: float) ->
         for (part,), value in _by(samples, name, "tier").items():
             parts[part][figure] = int(value)
     for (part, state), value in _by(samples, "moray_replicas", "tier", "state").items():
-        parts[part][state] = int(value)
-    for (part,), value in _by(samples, "moray_signal_age_seconds", "tier").items():
-        parts[part]["signal_age_s"] = value
+        if state in STATES:
+            parts[part][state] = int(value)
     seen = {part: Seen(**figures) for part, figures in parts.items()}
     ticked_at_s = _by(samples, TICKED).get((), 0.0)  # 0 until the first tick
     return Look(

@@ -19,7 +19,7 @@ LAPTOP = load("laptop", serving=False)
 
 
 def part(replicas: int) -> Seen:
-    return Seen(running=replicas, target=replicas, ready=replicas, signal_age_s=1.0)
+    return Seen(running=replicas, target=replicas, ready=replicas)
 
 
 def look(family: Family, /, **changed: Any) -> Look:
@@ -88,7 +88,6 @@ GATEWAY_FAULTS: dict[str, tuple[Look, str, str]] = {
     "held for nobody": (look(LAPTOP, **parts(LAPTOP, "pro", held_requests=4)), "tiers.pro", "4 requests wait"),
     "no control loop": (look(LAPTOP, ticked_s=None), "control loop", "does not answer"),
     "a silent control loop": (look(LAPTOP, ticked_s=99.0), "control loop", "not ticked for 99 s"),
-    "old signals": (look(LAPTOP, **parts(LAPTOP, "mini", signal_age_s=60.0)), "mini: signals", "60 s old"),
     "GPUs above the budget": (look(LAPTOP, **parts(LAPTOP, "mini", gpus_held=10)), "gpu_budget_gpus", "10 GPUs"),
     "too few GPUs": (look(LAPTOP, gpus=8), "gpu_budget_gpus", "the cluster has 8"),
     "too many video replicas": (look(LAPTOP, **parts(LAPTOP, VIDEO, ready=2)), "video", "2 replicas"),
@@ -109,6 +108,7 @@ def test_what_is_counted_is_told_where_it_grows() -> None:
     counted = {"faults": {("mini", "stale"): 7.0}, "errors": {"look": 2.0}}
     before, after = look(LAPTOP, **counted), look(LAPTOP, faults={("mini", "stale"): 8.0}, errors={"look": 3.0})
     assert of_looks(LAPTOP, before, before) == ()
+    assert of_looks(LAPTOP, after, look(LAPTOP, ticked_s=None)) == ()  # nothing was counted then
     assert [found.where for found in of_looks(LAPTOP, after, before)] == ["control loop: look", "mini: signals"]
     assert [found.found for found in of_looks(LAPTOP, after, before)] == ["failed 1 times while looked at", "stale"]
 
@@ -120,12 +120,17 @@ def test_what_passes_by_itself_is_no_finding(change: dict[str, int]) -> None:
     assert of_looks(LAPTOP, look(LAPTOP), wrong) == ()
 
 
+def test_a_control_loop_that_answers_once_is_there() -> None:
+    assert of_looks(LAPTOP, look(LAPTOP), look(LAPTOP, ticked_s=None)) == ()
+    assert of_looks(LAPTOP, look(LAPTOP, ticked_s=None), look(LAPTOP)) == ()
+
+
 def test_of_another_family_only_that_is_told() -> None:
     assert len(of_looks(LAPTOP, look(H200))) == 1
 
 
 def test_without_a_control_loop_replicas_are_those_that_the_gateway_sees() -> None:
-    blind = {"target": None, "ready": 0, "signal_age_s": None}
+    blind = {"target": None, "ready": 0}
     unseen = look(LAPTOP, ticked_s=None, gpus=None, **parts(LAPTOP, "mini", **blind))
     assert [found.where for found in of_looks(LAPTOP, unseen)] == ["control loop"]
 

@@ -52,7 +52,6 @@ def shown(faults: int = 0, ticked_at_s: float = NOW_S - 2) -> Shown:
         counts=counts,
         gpus=9,
         gpus_held={"mini": 1, VIDEO: 1},
-        ages_s={"mini": 1.5},
         faults=Counter({("mini", "stale"): faults}),
         errors=Counter({"look": faults}),
     )
@@ -80,7 +79,7 @@ async def test_what_the_page_says_is_what_is_looked_at(gateway: GatewayMetrics, 
     assert look.faults["mini", "stale"] == 3
     assert look.errors["look"] == 3
     mini = look.parts["mini"]
-    assert (mini.running, mini.target, mini.ready, mini.gpus_held, mini.signal_age_s) == (1, 1, 1, 1, 1.5)
+    assert (mini.running, mini.target, mini.ready, mini.gpus_held) == (1, 1, 1, 1)
     assert (look.parts[VIDEO].target, look.parts[VIDEO].ready) == (1, 1)
 
 
@@ -95,6 +94,13 @@ async def test_a_loop_that_is_not_there_is_none(
     assert look.ticked_s is None
     (found,) = findings(FAMILY, Observed(gateway=Gateway(url="", earlier=look, later=look)))
     assert found.where == "control loop"
+
+
+def test_states_and_tiers_of_a_later_version_are_passed_over() -> None:
+    page = 'moray_replicas{tier="mini",state="parked"} 1\nmoray_replicas{tier="new",state="ready"} 1\n'
+    look = read(page, family="laptop", running=RUNNING, now_s=NOW_S)
+    assert look.tiers == tuple(FAMILY.tiers)
+    assert look.parts["mini"].existing == 0
 
 
 Answers = dict[str, tuple[int, str]]
@@ -146,6 +152,7 @@ async def test_it_looks_twice_and_waits_in_between(
         ({"/health": (200, "hello")}, "not as a gateway does"),
         ({"/health": (200, '{"status": "ok"}')}, "not as a gateway does"),
         ({"/health": (200, HEALTH), "/metrics": (200, "{no metrics")}, "not as a gateway does"),
+        ({"/health": (200, HEALTH), "/metrics": (200, 'moray_gpus_held{tier="mini"} +Inf')}, "not as a gateway does"),
         ({"/health": (200, HEALTH), "/metrics": (500, "")}, "/metrics answers 500"),
     ],
 )
