@@ -29,7 +29,7 @@ SWITCHES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # The fullest node that has room, not the emptiest: or small replicas leave no node to a large group.
     "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
-    "RAY_SERVE_NODE_COMPACTION_DELAY_S": "1e9",  # nobody is moved afterwards
+    "RAY_SERVE_NODE_COMPACTION_DELAY_S": "1000000000",  # nobody is moved afterwards
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # one that hangs would hold its GPUs for another minute
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",  # one thread per rank; more of them fight over two cores

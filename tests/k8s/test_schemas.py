@@ -82,7 +82,7 @@ def test_the_schemas_of_other_kinds_catch_a_wrong_field(kind: str, path: str, va
 def said(rule: str, now: str, before: str) -> bool:
     """What CEL makes of a rule about one field."""
     environment = celpy.Environment()
-    given = {"self": json_to_cel(now), "oldSelf": celpy.json_to_cel(before)}
+    given = {"self": json_to_cel(now), "oldSelf": json_to_cel(before)}
     return bool(environment.program(environment.compile(rule)).evaluate(given))
 
 
