@@ -72,7 +72,12 @@ def case(alert: str, what: str, series: dict[str, str], at: str, firing: list[di
 
 def slow(alert: str, what: str, series: dict[str, str], at: str, firing: list[dict[str, str]] | None = None) -> Case:
     """Samples a minute apart."""
-    return Case(alert=alert, what=what, series=series, at=at, firing=firing or [], every="1m")
+    return replace(case(alert, what, series, at, firing), every="1m")
+
+
+def days(alert: str, what: str, series: dict[str, str], at: str, firing: list[dict[str, str]] | None = None) -> Case:
+    """Samples ten minutes apart: what has shorter windows sees nothing."""
+    return replace(case(alert, what, series, at, firing), every="10m")
 
 
 # Samples are ten seconds apart and begin at second 0, so `0+10x60` is a clock.
@@ -122,12 +127,12 @@ CASES = (
     slow("PromisesBroken", "a twelfth for six hours", {KEPT: "0+110x360", MISSED: "0+10x360"}, "6h", ULTRA),
     slow("PromisesBroken", "a twentieth for six hours", {KEPT: "0+95x360", MISSED: "0+5x360"}, "6h"),
     slow("PromisesBroken", "a twelfth for half an hour of six", {KEPT: "0+110x360", MISSED: "0x330 0+10x30"}, "6h"),
-    slow("PromisesErode", "one in 25 for a day", {KEPT: "0+96x1440", MISSED: "0+4x1440"}, "1d", ULTRA),
-    slow("PromisesErode", "one in 60 for three days", {KEPT: "0+59x4320", MISSED: "0+1x4320"}, "3d", ULTRA),
-    slow("PromisesErode", "one in 200 for three days", {KEPT: "0+199x4320", MISSED: "0+1x4320"}, "3d"),
-    slow("PromisesErode", "one in 25 for two hours of a day", {KEPT: "0+96x1440", MISSED: "0x1320 0+4x120"}, "1d"),
-    slow("PromisesErode", "well since yesterday", {KEPT: "0+96x4320", MISSED: "0+4x2000 8000x2320"}, "3d"),
-    slow("PromisesErode", "three misses in a quiet day", {KEPT: "0x1440", MISSED: "0x10 1x10 2x10 3x1410"}, "1d"),
+    days("PromisesErode", "one in 25 for a day", {KEPT: "0+96x144", MISSED: "0+4x144"}, "1d", ULTRA),
+    days("PromisesErode", "one in 60 for three days", {KEPT: "0+59x432", MISSED: "0+1x432"}, "3d", ULTRA),
+    days("PromisesErode", "one in 200 for three days", {KEPT: "0+199x432", MISSED: "0+1x432"}, "3d"),
+    days("PromisesErode", "one in 25 for two hours of a day", {KEPT: "0+96x144", MISSED: "0x132 0+4x12"}, "1d"),
+    days("PromisesErode", "well since yesterday", {KEPT: "0+96x432", MISSED: "0+4x200 800x232"}, "3d"),
+    days("PromisesErode", "three misses in a quiet day", {KEPT: "0x144", MISSED: "0x1 1x1 2x1 3x141"}, "1d"),
     case("PromisesUncounted", "a gateway counts none", {LINKS: "4x60"}, "6m", [{}]),
     case("PromisesUncounted", "they are counted", {LINKS: "4x60", KEPT: "0x60"}, "6m"),
     case("PromisesUncounted", "a gateway starts", {LINKS: "4x60", KEPT: "_x12 0x60"}, "6m"),
@@ -284,8 +289,8 @@ def fires(alert: str, promised: Promised, folder: Path, firing: list[dict[str, s
     """On a thousandth of ultra's requests missed for half a day."""
     rule_file, file = folder / "rules.yml", folder / "trial.yml"
     rule_file.write_text(yaml.safe_dump(rules(promised)))
-    series = {KEPT: "0+1998x720", MISSED: "0+2x720"}
-    file.write_text(yaml.safe_dump(trial(slow(alert, "", series, "12h", firing), rule_file)))
+    series = {KEPT: "0+1998x72", MISSED: "0+2x72"}
+    file.write_text(yaml.safe_dump(trial(days(alert, "", series, "12h", firing), rule_file)))
     promtool("test", "rules", file)
 
 
