@@ -1,0 +1,116 @@
+"""From a running server to somebody's pager: what `moray render prometheus` writes, in the real programs.
+
+Windows are a hundredth of the real ones.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from integration.conftest import Stage
+from integration.families import watched
+from integration.server import Server, eventually
+from integration.talk import whole
+from prometheus import alertmanager_of, amtool, program, prometheus_of, promtool, query
+
+from monitoring import scrape
+from monitoring.alerts import ALERTS, rules
+
+pytestmark = pytest.mark.slow
+
+SCALE = 0.01
+ASKED = 8  # more than the fewest that raise an alert
+TOLD_S = 60.0
+
+
+class Pager:
+    """A webhook that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+        told = self.told
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                told.extend(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["alerts"])
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/alerts"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def heard(self, name: str, tier: str, status: str) -> dict[str, Any]:
+        """What it was told last of such an alert; empty where nothing was."""
+        wanted = {"alertname": name, "tier": tier}
+        of_it = (a for a in reversed(self.told) if a["status"] == status and wanted.items() <= a["labels"].items())
+        return next(of_it, {})
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def impatient(folder: Path, port: int) -> dict[str, Any]:
+    """Whoever wakes its sleeping tier cannot be answered as promised."""
+    raw = watched(folder, port)
+    raw["tiers"]["dozy"]["slo"] = {"ttft_s": 0.1, "tpot_ms": 50}
+    return raw
+
+
+@pytest.fixture(scope="module")
+def server(stage: Stage) -> Server:
+    for name in ("prometheus", "prometheus-alertmanager"):
+        program(name)
+    return stage.serve("impatient", impatient)
+
+
+@pytest.fixture
+def pager() -> Iterator[Pager]:
+    pager = Pager()
+    yield pager
+    pager.close()
+
+
+@pytest.fixture
+def url(server: Server, pager: Pager, tmp_path: Path) -> Iterator[str]:
+    """Of a Prometheus that watches the server and tells an Alertmanager, which tells the pager."""
+    hasty = tmp_path / "alertmanager.yml"
+    hasty.write_text(yaml.safe_dump(scrape.alertmanager(pager.url, group_wait="0s", group_interval="1s")))
+    with alertmanager_of(hasty, tmp_path / "alertmanager") as alertmanager:
+        folder = tmp_path / "rendered"
+        words = ("--out", folder, "--gateway", server.url, "--every", 1, "--webhook", pager.url)
+        told = ("--alertmanager", alertmanager.removeprefix("http://"))
+        rendered = server.moray("render", "prometheus", *map(str, words), *told)
+        assert rendered.returncode == 0, rendered.stderr
+        promtool("check", "config", folder / "prometheus.yml")
+        amtool("check-config", folder / "alertmanager.yml")
+        (folder / scrape.RULES_FILE).write_text(yaml.safe_dump(rules(scale=SCALE)))
+        with prometheus_of(folder / "prometheus.yml", tmp_path / "prometheus") as prometheus:
+            eventually(lambda: query(prometheus, "moray_links and on() moray_control_tick_timestamp_seconds"), TOLD_S)
+            yield prometheus
+
+
+def test_a_broken_promise_reaches_the_pager_and_so_does_its_end(server: Server, pager: Pager, url: str) -> None:
+    assert pager.heard("PromisesBroken", "dozy", "firing") == {}
+    with ThreadPoolExecutor(ASKED) as asking:
+        list(asking.map(lambda seed: whole(server, "dozy", 4, seed), range(ASKED)))
+    fired = eventually(lambda: pager.heard("PromisesBroken", "dozy", "firing"), TOLD_S, "the page")
+    (known,) = (alert for alert in ALERTS if alert.name == "PromisesBroken")
+    assert fired["labels"]["severity"] == known.severity
+    assert fired["annotations"]["summary"] == "100% of the requests for dozy miss its promises"
+    assert known.mend in fired["annotations"]["runbook"]
+    ended = eventually(lambda: pager.heard("PromisesBroken", "dozy", "resolved"), TOLD_S, "its end")
+    assert ended["fingerprint"] == fired["fingerprint"]
+    assert pager.heard("PromisesBroken", "steady", "firing") == {}
