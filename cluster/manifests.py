@@ -8,7 +8,6 @@ NEVER APPLIED TO A CLUSTER.
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -16,40 +15,18 @@ import yaml
 from cluster.errors import PlacementError
 from cluster.family import Cell, Family
 from cluster.fleet import CellState
+from cluster.manifest_pods import DRAIN_S, NAME, Document, Setting, labels, limits, named, pod, pre_stop, unprivileged
 from cluster.placement import CELL_LABEL, CPU_RESOURCE, declared_cells, plan, require
 
-NAME = "moray"
-FAMILY_FILE = "/etc/moray/family.yaml"
-STATE_FOLDER = "/var/lib/moray"
 MODELS = "/models"
 RAY_SECRET, RAY_KEY = "moray-ray", "auth_token"  # KubeRay's own name of the key
 REDIS_SECRET, REDIS_KEY = "moray-redis", "password"
 REDIS_ADDRESS = "redis:6379"
-USER = 1000
-DRAIN_S = 120  # a replica that drains ends its streams, or gives them up to others, within a minute
 IDLE_S = 1800  # a cell without a replica is given back; the largest checkpoint takes minutes to load
 CPUS_PER_GPU, GIB_PER_GPU, SHM_GIB_PER_GPU = 12, 128, 16  # of nodes with 8 GPUs, 192 cores and 2 TB; patch for others
 CPUS_PER_SLOT, GIB_PER_SLOT = 0.25, 1.5
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
 METRIC_PORTS = {"metrics": 8080, "as-metrics": 44217, "dash-metrics": 44227}
-
-Document = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What is not of the family. `environment`: Ray's own switches. `packages`: where the image has ours installed.
-
-    `shipped`: where they are on the machine that renders, whose checkpoints the image has too.
-    """
-
-    image: str
-    ray_version: str
-    environment: Mapping[str, str]
-    shipped: str
-    packages: str
-    family_file: str = FAMILY_FILE
-    state_folder: str = STATE_FOLDER
 
 
 def documents(family: Family, setting: Setting) -> tuple[Document, Document]:
@@ -58,7 +35,7 @@ def documents(family: Family, setting: Setting) -> tuple[Document, Document]:
     there = inside(family, setting)
     text = yaml.safe_dump(there.model_dump(mode="json", exclude_unset=True), sort_keys=False, width=120)
     name = f"{NAME}-family-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-    config = _object("v1", "ConfigMap", name) | {"immutable": True, "data": {"family.yaml": text}}
+    config = named("v1", "ConfigMap", name) | {"immutable": True, "data": {"family.yaml": text}}
     return config, _ray_service(there, name, setting)
 
 
@@ -118,7 +95,7 @@ def serve_config(family: Family, setting: Setting) -> Document:
 
 def _ray_service(family: Family, config: str, setting: Setting) -> Document:
     served = yaml.safe_dump(serve_config(family, setting), sort_keys=False)
-    return _object("ray.io/v1", "RayService", NAME) | {
+    return named("ray.io/v1", "RayService", NAME) | {
         "spec": {
             "serveConfigV2": served,
             # Beside video two clusters would take up the same jobs: it is stopped and started again.
@@ -132,8 +109,8 @@ def _ray_service(family: Family, config: str, setting: Setting) -> Document:
                     "version": "v2",
                     "idleTimeoutSeconds": IDLE_S,
                     "upscalingMode": "Conservative",
-                    "resources": _limits("500m", "1Gi"),
-                    "securityContext": _unprivileged(),
+                    "resources": limits("500m", "1Gi"),
+                    "securityContext": unprivileged(),
                 },
                 "authOptions": {"mode": "token", "secretName": RAY_SECRET},
                 # No externalStorageNamespace: the clusters before and after an upgrade would share it.
@@ -156,15 +133,15 @@ def _head(family: Family, config: str, setting: Setting) -> Document:
             {"name": name, "containerPort": port}
             for name, port in {**PORTS, **METRIC_PORTS, "serve": family.gateway.port}.items()
         ],
-        "resources": _limits("4", "16Gi"),
+        "resources": limits("4", "16Gi"),
         "volumeMounts": [{"name": "state", "mountPath": setting.state_folder}],
-        "lifecycle": _pre_stop("sleep 15"),  # until nobody sends here any more
+        "lifecycle": pre_stop("sleep 15"),  # until nobody sends here any more
     }
     volumes = [{"name": "state", "persistentVolumeClaim": {"claimName": "moray-state"}}]
     return {
         "resources": {"CPU": "1"},
         "rayStartParams": {"dashboard-host": "0.0.0.0"},
-        "template": _pod("head", container, volumes, config, setting),
+        "template": pod("head", container, volumes, config, setting),
     }
 
 
@@ -177,9 +154,9 @@ def _workers(family: Family, cell: Cell, config: str, setting: Setting) -> Docum
     container: dict[str, Any] = {
         "name": "ray-worker",
         "ports": [{"name": "metrics", "containerPort": METRIC_PORTS["metrics"]}],
-        "resources": _limits(str(cpus), f"{gib}Gi", cell.gpus if on_gpus else 0),
+        "resources": limits(str(cpus), f"{gib}Gi", cell.gpus if on_gpus else 0),
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
-        "lifecycle": _pre_stop(
+        "lifecycle": pre_stop(
             "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is stopped' "
             f"--deadline-remaining-seconds {DRAIN_S}; sleep {DRAIN_S}"
         ),
@@ -190,7 +167,7 @@ def _workers(family: Family, cell: Cell, config: str, setting: Setting) -> Docum
         volumes.append(
             {"name": "models", "persistentVolumeClaim": {"claimName": "moray-models", "readOnly": True}},
         )
-    template = _pod("worker", container, volumes, config, setting)
+    template = pod("worker", container, volumes, config, setting)
     spec = template["spec"]
     if on_gpus:
         spec["nodeSelector"] = {"nvidia.com/gpu.present": "true"}
@@ -200,7 +177,7 @@ def _workers(family: Family, cell: Cell, config: str, setting: Setting) -> Docum
             "maxSkew": 1,
             "topologyKey": "kubernetes.io/hostname",
             "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": _labels("worker")},
+            "labelSelector": {"matchLabels": labels("worker")},
         }
     ]
     resources = {"CPU": str(cpus)} | ({"GPU": str(cell.gpus)} if on_gpus else {CPU_RESOURCE: str(cell.gpus)})
@@ -254,72 +231,16 @@ def _reads_models(family: Family) -> bool:
     return any(checkpoint.startswith(f"{MODELS}/") for checkpoint in read)
 
 
-def _pod(part: str, container: Document, volumes: list[Document], config: str, setting: Setting) -> Document:
-    mounts = [
-        {"name": "family", "mountPath": setting.family_file.rpartition("/")[0], "readOnly": True},
-        {"name": "tmp", "mountPath": "/tmp"},
-        *container["volumeMounts"],
-    ]
-    environment = {"HOME": "/tmp"} | dict(setting.environment)
-    return {
-        "metadata": {"labels": _labels(part)},
-        "spec": {
-            "serviceAccountName": f"{NAME}-{part}",
-            "automountServiceAccountToken": part == "head",  # the autoscaler's, beside it
-            "terminationGracePeriodSeconds": DRAIN_S + 60,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [
-                {
-                    **container,
-                    "image": setting.image,
-                    "env": [{"name": name, "value": value} for name, value in sorted(environment.items())],
-                    "securityContext": _unprivileged(),
-                    "volumeMounts": mounts,
-                }
-            ],
-            "volumes": [{"name": "family", "configMap": {"name": config}}, {"name": "tmp", "emptyDir": {}}, *volumes],
-        },
-    }
-
-
-def _unprivileged() -> Document:
-    return {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}}
-
-
-def _limits(cpu: str, memory: str, gpus: int = 0) -> Document:
-    """Requests equal limits: the kubelet evicts such pods last."""
-    each = {"cpu": cpu, "memory": memory} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
-    return {"requests": dict(each), "limits": dict(each)}
-
-
-def _pre_stop(command: str) -> Document:
-    return {"preStop": {"exec": {"command": ["/bin/sh", "-c", command]}}}
-
-
-def _labels(part: str) -> dict[str, str]:
-    return {"app.kubernetes.io/name": NAME, "app.kubernetes.io/component": part}
-
-
-def _object(version: str, kind: str, name: str) -> Document:
-    return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "labels": {"app.kubernetes.io/name": NAME}}}
-
-
 def prometheus_rule(rules: Mapping[str, Any]) -> Document:
     """The rule file as prometheus-operator takes it."""
-    return _object("monitoring.coreos.com/v1", "PrometheusRule", NAME) | {"spec": dict(rules)}
+    return named("monitoring.coreos.com/v1", "PrometheusRule", NAME) | {"spec": dict(rules)}
 
 
 def pod_monitor() -> Document:
     """Ray's own figures, and ours, which each gateway gathers on its port."""
     endpoints = [{"port": "serve", "path": "/metrics", "interval": "10s"}]
     endpoints += [{"port": port, "interval": "15s"} for port in METRIC_PORTS]
-    return _object("monitoring.coreos.com/v1", "PodMonitor", NAME) | {
+    return named("monitoring.coreos.com/v1", "PodMonitor", NAME) | {
         "spec": {
             "selector": {"matchLabels": {"app.kubernetes.io/name": NAME}},
             "podMetricsEndpoints": [

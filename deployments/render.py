@@ -15,8 +15,9 @@ from rich.console import Console
 import deployments
 from cluster.errors import ConfigurationError
 from cluster.family import Family
+from cluster.manifest_pods import Setting
 from cluster.manifest_rules import faults
-from cluster.manifests import Setting, documents, pod_monitor, prometheus_rule
+from cluster.manifests import documents, pod_monitor, prometheus_rule
 from deployments.local import SWITCHES
 from monitoring.alerts import rules
 from monitoring.slo import promised

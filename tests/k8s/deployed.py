@@ -8,7 +8,8 @@ import httpx
 import yaml
 
 from cluster.family import load
-from cluster.manifests import Setting, documents
+from cluster.manifest_pods import Setting
+from cluster.manifests import documents
 from deployments import local
 from deployments.stores.keys import KEYS_FILE, KeyStore
 

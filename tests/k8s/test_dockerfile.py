@@ -9,7 +9,7 @@ import pytest
 import yaml
 from k8s.manifests import K8S, ROOT
 
-from cluster.manifests import STATE_FOLDER, USER
+from cluster.manifest_pods import STATE_FOLDER, USER
 from deployments.render import PACKAGES
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
