@@ -10,7 +10,7 @@ from deployments.load.answer import Answer
 from deployments.load.options import Promise
 
 WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)
-MOST_BINS = 120
+MOST_BINS = 60
 SHOWN = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
 MOST_GROUPS = 12  # of models, and of tenants; those with the most requests
 Kept = Callable[[Answer, Promise], bool]

@@ -35,6 +35,7 @@ SETTINGS: dict[Any, Any] = {
     "ytick.color": INK,
     "grid.color": FAINT,
 }
+HEADROOM = 1.18  # for the names of actions
 Line = Sequence[float | None]
 
 
@@ -63,7 +64,7 @@ def draw(lines: Mapping[str, Line], label: str, frame: Frame, name: str, *, log:
         if log and _wide(lines):
             axes.set_yscale("log")
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, HEADROOM * _most(lines))
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(file.getvalue())
@@ -95,6 +96,10 @@ def _dress(axes: Axes, frame: Frame, label: str) -> None:
         axes.axvline(at_s, color=INK, linewidth=1, linestyle=":")
         axes.annotate(name, (at_s, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -8), textcoords="offset points")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, fontsize=8, frameon=False, borderaxespad=0.2)
+
+
+def _most(lines: Mapping[str, Line]) -> float:
+    return max((value for values in lines.values() for value in values if value), default=1.0)
 
 
 def _wide(lines: Mapping[str, Line]) -> bool:
