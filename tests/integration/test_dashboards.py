@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from grafana_stand_in import TOKEN, grafana
 from integration.server import Server, eventually
 from integration.talk import whole
 from prometheus import prometheus, query
@@ -63,3 +64,20 @@ def test_every_panel_shows_figures_under_load(laptop: Server, tmp_path: Path) ->
 
         laptop.client().videos.create(model="sora-2", prompt="a square", extra_body={"num_inference_steps": 4})
         eventually(shown, SHOWN_S, "a figure in every panel")
+
+
+def test_reasons_of_a_running_control_loop_are_posted_once(laptop: Server) -> None:
+    whole(laptop, "gpt-5.2-ultra", 4)  # which woke it
+    with grafana() as stand_in:
+        token = laptop.scratch / "token"
+        token.write_text(TOKEN)
+        words = ("grafana", "annotate", "--url", stand_in.url, "--token-file", str(token))
+        first = laptop.moray(*words)
+        assert first.returncode == 0, first.stderr
+        posted = list(stand_in.annotations)
+        assert any("ultra" in one["tags"] and "0 to 1" in one["text"] for one in posted), posted
+        again = laptop.moray(*words)
+        assert again.returncode == 0, again.stderr
+        assert stand_in.annotations[: len(posted)] == posted
+        told = [(one["time"], one["text"]) for one in stand_in.annotations]
+        assert len(set(told)) == len(told)
