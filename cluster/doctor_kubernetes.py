@@ -90,7 +90,7 @@ def of_kubernetes(family: Family, seen: Kubernetes) -> Iterator[Finding]:
             mend=f"{_creation(kind, name, seen.namespace)}, as k8s/README.md says",
         )
     for kind, count in (("PodMonitor", seen.monitors), ("PrometheusRule", seen.rules)):
-        if count == 0 and "monitoring.coreos.com/v1" not in seen.absent:
+        if count == 0 and seen.services and "monitoring.coreos.com/v1" not in seen.absent:
             yield Finding(
                 where=f"namespace {seen.namespace}",
                 found=f"no {kind}",

@@ -149,7 +149,8 @@ def test_what_the_manifests_refer_to_and_is_missing_is_named(
 
 def test_a_wrong_namespace_is_told_with_the_right_one(api: ApiStandIn, tmp_path: Path) -> None:
     api.put(*everything())
-    assert "no RayService here, but in serving" in told(api, tmp_path, "default")[0]
+    (found,) = told(api, tmp_path, "default")
+    assert "no RayService here, but in serving" in found
 
 
 def test_a_service_that_is_not_ready_says_why(api: ApiStandIn, tmp_path: Path) -> None:
