@@ -1,4 +1,4 @@
-"""The pods of Ray on Kubernetes, whatever the family: one image, a user without rights, the family file in one place."""
+"""The pods of Ray on Kubernetes, whatever the family: one image, a user without rights, one place for the family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
