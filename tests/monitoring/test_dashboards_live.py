@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from deployments.grafana_sync import SOURCE, groups
 from deployments.observe import Meters
 from monitoring.alerts import rules
 from monitoring.dashboards import BOARDS
@@ -103,3 +104,17 @@ def test_a_query_finds_figures(url: str, expr: str) -> None:
         expr = expr.replace(name, value)
     assert "$" not in expr
     assert any(math.isfinite(float(sample["value"][1])) for sample in query(url, expr)), expr
+
+
+RULES = [
+    pytest.param(part["model"]["expr"], id=f"{rule['title']}: {part['refId']}")
+    for item in groups()
+    for rule in item.body["rules"]
+    for part in rule["data"]
+    if part["datasourceUid"] == SOURCE
+]
+
+
+@pytest.mark.parametrize("expr", RULES)
+def test_what_rules_in_grafana_ask_is_taken(url: str, expr: str) -> None:
+    assert all(sample["value"][1] == "1" for sample in query(url, expr)) or "bool -Inf" not in expr
