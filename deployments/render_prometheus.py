@@ -18,6 +18,7 @@ from monitoring.slo import promised
 
 WEBHOOK = "http://127.0.0.1:9099/alerts"
 ALERTMANAGER = "127.0.0.1:9093"
+SMALLEST_SCALE = 0.01  # five minutes are three scrapes then, one a second
 RUNBOOK_FILE = "runbook.md"
 HEADER = "# Written by `moray --family {family} render prometheus`; mend it there.\n"
 
@@ -34,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--alertmanager", default=ALERTMANAGER, metavar="HOST:PORT", help="who is told; default: %(default)s"
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="shorten all windows and waits, to try alerts out; default: %(default)s",
     )
     parser.add_argument("--webhook", default=WEBHOOK, metavar="URL", help="whom it tells; default: %(default)s")
     _add_out(parser)
@@ -67,11 +74,15 @@ def rendered(family: Family, arguments: argparse.Namespace) -> dict[str, str]:
         prometheus = scrape.prometheus(targets, [arguments.alertmanager], scheme=scheme, every_s=arguments.every)
     except ValueError as error:
         raise ConfigurationError(f"--every: {error}; give another number") from error
+    if not SMALLEST_SCALE <= arguments.scale <= 1:
+        raise ConfigurationError(
+            f"--scale: {arguments.scale:g}; {SMALLEST_SCALE:g} to 1 is allowed; give another number"
+        )
     _url(arguments.webhook, "--webhook")
     files = {
         "prometheus.yml": prometheus,
-        scrape.RULES_FILE: rules(promised(family)),
-        "alertmanager.yml": scrape.alertmanager(arguments.webhook),
+        scrape.RULES_FILE: rules(promised(family), arguments.scale),
+        "alertmanager.yml": scrape.alertmanager(arguments.webhook, arguments.scale),
     }
     header = HEADER.format(family=family.name)
     return {name: header + yaml.safe_dump(file, sort_keys=False, width=120) for name, file in files.items()}

@@ -241,24 +241,25 @@ def rules(promised: Promised = DEFAULT, scale: float = 1.0) -> dict[str, Any]:
     """The rule file. `scale` shortens windows, `for` and the interval alike, for trying out; thresholds stay."""
     recorded = [{"record": each.name, "expr": _windows(each.expr, scale)} for each in recordings(promised)]
     raised = [_rule(alert, scale) for alert in ALERTS]
-    return {"groups": [{"name": "moray", "interval": _scaled(EVERY, scale), "rules": [*recorded, *raised]}]}
+    return {"groups": [{"name": "moray", "interval": scaled(EVERY, scale), "rules": [*recorded, *raised]}]}
 
 
 def _rule(alert: Alert, scale: float) -> dict[str, Any]:
     return {
         "alert": alert.name,
         "expr": _windows(alert.expr, scale),
-        "for": _scaled(alert.lasting, scale),
+        "for": scaled(alert.lasting, scale),
         "labels": {"severity": alert.severity},
         "annotations": {"summary": alert.summary, "runbook": f"{alert.means} Look: {alert.look} Mend: {alert.mend}"},
     }
 
 
 def _windows(expr: str, scale: float) -> str:
-    return re.sub(r"\[[^]]*\]", lambda window: _scaled(window[0], scale), expr)
+    return re.sub(r"\[[^]]*\]", lambda window: scaled(window[0], scale), expr)
 
 
-def _scaled(durations: str, scale: float) -> str:
+def scaled(durations: str, scale: float) -> str:
+    """All durations of a text, shortened; no finer than a millisecond."""
     if scale == 1:
         return durations
     return DURATION.sub(lambda found: f"{round(int(found[1]) * UNITS_MS[found[2]] * scale)}ms", durations)

@@ -6,6 +6,8 @@ Written for Prometheus 2.42 and Alertmanager 0.25; later ones read the same.
 from collections.abc import Sequence
 from typing import Any
 
+from monitoring.alerts import scaled
+
 PATH = "/metrics"
 EVERY_S = 2.0  # the control loop, where it reads Prometheus, counts no sample that is older than six seconds
 SLOWEST_S = 5.0
@@ -45,16 +47,19 @@ def prometheus(
     } | (told if alertmanagers else {})
 
 
-def alertmanager(webhook: str, *, group_wait: str = "10s", group_interval: str = "1m") -> dict[str, Any]:
+def alertmanager(webhook: str, scale: float = 1.0) -> dict[str, Any]:
     """alertmanager.yml: all that fires, and its end, goes to one webhook; pages are repeated sooner than tickets.
+
+    `scale` shortens waits, for trying out.
 
     An alert that follows from another one that fires is not told beside it.
     """
-    grouped = {"group_by": ["alertname", "tier"], "group_wait": group_wait, "group_interval": group_interval}
+    waits = {"group_wait": scaled("10s", scale), "group_interval": scaled("1m", scale)}
     return {
         "route": {
             "receiver": "webhook",
-            **grouped,
+            "group_by": ["alertname", "tier"],
+            **waits,
             "repeat_interval": "1d",
             "routes": [{"receiver": "webhook", "matchers": ['severity="page"'], "repeat_interval": "1h"}],
         },

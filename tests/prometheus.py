@@ -88,12 +88,12 @@ def prometheus_of(file: Path, data: Path, port: int = 0) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def alertmanager_of(file: Path, data: Path) -> Iterator[str]:
+def alertmanager_of(file: Path, data: Path, port: int = 0) -> Iterator[str]:
     """The URL of an Alertmanager that is ready, alone, on an alertmanager.yml."""
     words = [
         f"--config.file={file}",
         f"--storage.path={data}",
-        "--web.listen-address=127.0.0.1:0",
+        f"--web.listen-address=127.0.0.1:{port}",
         "--cluster.listen-address=",
     ]
     with _served("prometheus-alertmanager", words, file.with_name("alertmanager.log")) as url:

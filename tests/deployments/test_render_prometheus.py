@@ -83,6 +83,21 @@ def test_a_webhook_that_is_no_address_is_refused(capsys: pytest.CaptureFixture[s
     assert "--webhook: 'pager'" in refused(capsys, "prometheus", "--webhook", "pager")
 
 
+def test_windows_and_waits_are_shortened_to_try_alerts_out(tmp_path: Path) -> None:
+    files = rendered(tmp_path, "--scale", "0.1")
+    assert "[30000ms]" in str(files["rules.yml"])
+    assert files["alertmanager.yml"]["route"]["group_interval"] == "6000ms"
+    promtool("check", "config", tmp_path / "prometheus.yml")
+    amtool("check-config", tmp_path / "alertmanager.yml")
+
+
+@pytest.mark.parametrize("scale", ["0", "2", "nan"])
+def test_a_scale_that_leaves_no_windows_or_widens_them_is_refused(
+    scale: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "0.01 to 1 is allowed" in refused(capsys, "prometheus", "--scale", scale)
+
+
 def test_http_and_https_are_not_mixed(capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, "prometheus", "--gateway", "http://a", "--gateway", "https://b")
     assert "all http or all https are allowed" in told

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from integration.conftest import Stage
 from integration.families import watched
-from integration.server import Server, eventually
+from integration.server import Server, eventually, free_port
 from integration.talk import whole
-from prometheus import alertmanager_of, amtool, program, prometheus_of, promtool, query
+from prometheus import alertmanager_of, program, prometheus_of, query
 
-from monitoring import scrape
-from monitoring.alerts import ALERTS, rules
+from monitoring.alerts import ALERTS
 
 pytestmark = pytest.mark.slow
 
@@ -86,20 +84,23 @@ def pager() -> Iterator[Pager]:
 @pytest.fixture
 def url(server: Server, pager: Pager, tmp_path: Path) -> Iterator[str]:
     """Of a Prometheus that watches the server and tells an Alertmanager, which tells the pager."""
-    hasty = tmp_path / "alertmanager.yml"
-    hasty.write_text(yaml.safe_dump(scrape.alertmanager(pager.url, group_wait="0s", group_interval="1s")))
-    with alertmanager_of(hasty, tmp_path / "alertmanager") as alertmanager:
-        folder = tmp_path / "rendered"
-        words = ("--out", folder, "--gateway", server.url, "--every", 1, "--webhook", pager.url)
-        told = ("--alertmanager", alertmanager.removeprefix("http://"))
-        rendered = server.moray("render", "prometheus", *map(str, words), *told)
-        assert rendered.returncode == 0, rendered.stderr
-        promtool("check", "config", folder / "prometheus.yml")
-        amtool("check-config", folder / "alertmanager.yml")
-        (folder / scrape.RULES_FILE).write_text(yaml.safe_dump(rules(scale=SCALE)))
-        with prometheus_of(folder / "prometheus.yml", tmp_path / "prometheus") as prometheus:
-            eventually(lambda: query(prometheus, "moray_links and on() moray_control_tick_timestamp_seconds"), TOLD_S)
-            yield prometheus
+    port = free_port()
+    words = {
+        "--out": tmp_path,
+        "--gateway": server.url,
+        "--every": 1,
+        "--scale": SCALE,
+        "--alertmanager": f"127.0.0.1:{port}",
+        "--webhook": pager.url,
+    }
+    rendered = server.moray("render", "prometheus", *(str(word) for pair in words.items() for word in pair))
+    assert rendered.returncode == 0, rendered.stderr
+    with (
+        alertmanager_of(tmp_path / "alertmanager.yml", tmp_path / "told", port),
+        prometheus_of(tmp_path / "prometheus.yml", tmp_path / "series") as prometheus,
+    ):
+        eventually(lambda: query(prometheus, "moray_links and on() moray_control_tick_timestamp_seconds"), TOLD_S)
+        yield prometheus
 
 
 def test_a_broken_promise_reaches_the_pager_and_so_does_its_end(server: Server, pager: Pager, url: str) -> None:
