@@ -19,7 +19,7 @@ TROUBLE: frozenset[Cause] = frozenset(("blind", "budget"))
 class Event:
     """At `at_s` (Unix time) the target of a tier, or of video, went from `before` to `after` replicas. `cause`: of
 
-    scaling decisions, or "lend" where video makes room or starts.
+    scaling decisions, or "lend" where video makes room for a group.
     """
 
     at_s: float
@@ -91,15 +91,19 @@ def _new_trouble(last: Target | None, target: Target) -> bool:
 
 
 def _lent(story: Story, record: Lending) -> Story:
+    """Moves that lend nothing follow from a target that was told already."""
     moves, there = record.moves, len(record.workers)
     cells = {room.node: room.cell for room in record.rooms}
     leaving = [worker for worker in record.workers if worker.worker_id in moves.vacate]
-    lent = [one for one in story.lent if one.node not in moves.start]
+    kept = [one for one in story.lent if one.node not in moves.start]
+    lent = []
     for worker in leaving:
         cell = cells.get(worker.node)
         tier = next((group.tier for group in record.awaiting if cell in group.cells), None)
         if tier is not None:
             lent.append(Lent(node=worker.node, tier=tier, gpus=worker.gpus))
+    if not lent:
+        return replace(story, lent=tuple(kept))
     event = Event(
         at_s=story.at_s,
         name=VIDEO,
@@ -108,4 +112,4 @@ def _lent(story: Story, record: Lending) -> Story:
         cause="lend",
         reason=moves.reason,
     )
-    return replace(story, lent=tuple(lent[-MOST:]), events=(event, *story.events)[:MOST])
+    return replace(story, lent=tuple([*kept, *lent][-MOST:]), events=(event, *story.events)[:MOST])

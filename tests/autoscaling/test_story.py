@@ -84,7 +84,8 @@ def test_video_that_makes_room_for_a_group_lends_it_the_gpus_of_that_node() -> N
 
 
 def test_video_that_nobody_waits_for_lends_nothing() -> None:
-    assert told(lending(Moves(vacate=("w1",), reason="the target is 1"))).lent == ()
+    story = told(lending(Moves(vacate=("w1",), reason="the target is 1")))
+    assert (story.lent, story.events) == ((), ())
 
 
 def test_what_video_takes_again_is_lent_no_more() -> None:

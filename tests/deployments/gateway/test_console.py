@@ -135,7 +135,7 @@ async def test_a_stream_tells_a_snapshot_each_period_and_ends_by_itself(
     monkeypatch.setattr(routes, "LIFE_S", 0.1)
     answer = await ask("/console/events")
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert answer.body.startswith(b"retry: 500\n\n")
+    assert answer.body.startswith(b"retry: 1000\n\n")
     told = snapshots(answer)
     assert len(told) > 1
     assert {state["family"] for state in told} == {"tested"}

@@ -1,12 +1,11 @@
 // Cells with their nodes: every GPU a square, in the colour of who holds it; and the budget as one bar.
 
-import { colour, count, drawn, element } from "./dom.js";
+import { colour, count, drawn, element, short } from "./dom.js";
 
 const SQUARE = 18;
 const STEP = 22;
 const ACROSS = 16;
 const STATES = { ready: "", changing: "starts or stops", leaving: "makes room" };
-const short = (id) => (id.length > 12 ? id.slice(0, 8) : id);
 
 function squares(state, node) {
   const lent = new Set(node.lent.map((one) => one.tier));

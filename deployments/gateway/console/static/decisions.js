@@ -1,13 +1,13 @@
 // What the control loop did last and why, the newest first.
 
-import { element, say } from "./dom.js";
+import { element, say, short } from "./dom.js";
 
 const CAUSES = { blind: "goes blind", budget: "is held back by the GPU budget" };
 
 function what(event) {
+  if (event.cause === "lend") return `${event.name} lends: from ${event.before} to ${event.after}`;
   if (event.after > event.before) return `${event.name} grows from ${event.before} to ${event.after}`;
   if (event.after < event.before) return `${event.name} shrinks from ${event.before} to ${event.after}`;
-  if (event.cause === "lend") return `${event.name} moves`;
   return `${event.name} ${CAUSES[event.cause] ?? `stays at ${event.after}`}`;
 }
 
@@ -22,7 +22,7 @@ export function decisions(state) {
       { "data-name": event.name },
       element("time", { datetime: at.toISOString() }, at.toLocaleTimeString([], { hour12: false })),
       element("strong", {}, what(event)),
-      element("span", {}, event.reason || event.cause),
+      element("span", {}, short(event.reason) || event.cause),
     );
   });
 }

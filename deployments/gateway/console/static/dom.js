@@ -34,9 +34,12 @@ export const count = (number, one, many = `${one}s`) => `${number} ${number === 
 export const rounded = (number) =>
   number >= 100 ? number.toFixed(0) : number >= 10 ? number.toFixed(1) : number.toFixed(2);
 
-export const seconds = (s) => (s === null ? "–" : s < 1 ? `${(s * 1000).toFixed(0)} ms` : `${rounded(s)} s`);
+export const seconds = (s) => (s === null ? "–" : s < 1 ? `${(s * 1000).toFixed(0)} ms` : `${Number(rounded(s))} s`);
 
 export const age = (s) => (s < 90 ? `${Math.round(s)} s` : `${Math.round(s / 60)} min`);
+
+// Ids of nodes are long; their beginning tells them apart.
+export const short = (text) => text.replace(/\b([0-9a-f]{8})[0-9a-f]{24,}\b/g, "$1");
 
 export const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(share > 0.9 ? 1 : 0)} %`);
 

@@ -2,7 +2,8 @@
 
 import { drawn, element, rounded } from "./dom.js";
 
-const POINTS = 180;
+const POINTS = 180; // a second each
+const FEWEST = 45; // over the whole width, while the page is young
 const WIDTH = 180;
 const HEIGHT = 36;
 const past = new Map();
@@ -16,8 +17,9 @@ export function remember(name, value) {
 }
 
 function line(values, most, kind) {
+  const step = WIDTH / (Math.max(FEWEST, values.length) - 1);
   const points = values.map((value, index) => {
-    const x = WIDTH - (values.length - 1 - index) * (WIDTH / (POINTS - 1));
+    const x = WIDTH - (values.length - 1 - index) * step;
     return `${x.toFixed(1)},${(HEIGHT - 2 - (value / most) * (HEIGHT - 6)).toFixed(1)}`;
   });
   return drawn("polyline", { points: points.join(" "), ...(kind ? { class: kind } : {}) });

@@ -1,6 +1,6 @@
 // A card for each tier and for video: demand against replicas, promises, and why there are so many.
 
-import { count, element, percent, rounded, seconds } from "./dom.js";
+import { count, element, percent, rounded, seconds, short } from "./dom.js";
 import { remember, spark } from "./spark.js";
 
 const CAUSES = {
@@ -17,13 +17,13 @@ function badge(replicas) {
   const parts = [`${ready} ready`];
   if (starting) parts.push(`${starting} starting`);
   if (draining) parts.push(`${draining} draining`);
-  if (target !== null && target !== ready) parts.push(`${target} wanted`);
+  if (target !== null && target !== ready) parts.push(`target ${target}`);
   return [target === null || target <= ready ? "good" : "bad", parts.join(", ")];
 }
 
 function why(replicas) {
   if (replicas.reason === null) return null;
-  return element("p", { class: "why" }, `${CAUSES[replicas.cause] ?? replicas.cause}: ${replicas.reason}`);
+  return element("p", { class: "why" }, `${CAUSES[replicas.cause] ?? replicas.cause}: ${short(replicas.reason)}`);
 }
 
 function head(title, names, replicas) {
@@ -47,14 +47,14 @@ function promises(tier) {
   const window = figures.window_s < 90 ? `${Math.round(figures.window_s)} s` : `${Math.round(figures.window_s / 60)} min`;
   const kept = figures.kept_ratio;
   return [
-    ...row(`Promises kept, last ${window}`, `${percent(kept)} of ${figures.ended}`, kept !== null && kept < slo.objective),
+    ...row(`Promises kept, last ${window}`, kept === null ? "–" : `${percent(kept)} of ${figures.ended}`, kept !== null && kept < slo.objective),
     ...row(
-      `First token, median / p95 (≤ ${seconds(slo.ttft_s)})`,
+      `First token, p50 / p95 (≤ ${seconds(slo.ttft_s)})`,
       `${seconds(figures.ttft_p50_s)} / ${seconds(figures.ttft_p95_s)}`,
       late(figures.ttft_p95_s, slo.ttft_s),
     ),
     ...row(
-      `Per token, median / p95 (≤ ${slo.tpot_ms} ms)`,
+      `Per token, p50 / p95 (≤ ${slo.tpot_ms} ms)`,
       `${seconds(figures.tpot_p50_s)} / ${seconds(figures.tpot_p95_s)}`,
       late(figures.tpot_p95_s, slo.tpot_ms / 1000),
     ),
@@ -67,9 +67,9 @@ function figuresOf(tier) {
   return element(
     "dl",
     {},
-    ...row("Requests, tokens per second", `${rounded(figures.arrivals_rps)}, ${rounded(figures.tokens_per_s)}`),
+    ...row("Per second: requests / tokens", `${rounded(figures.arrivals_rps)} / ${rounded(figures.tokens_per_s)}`),
     ...row("Running / in engine queues", `${engines.running} / ${engines.waiting}`),
-    ...row("Held in the gateway", count(tier.held_requests, "request"), tier.held_requests > 0),
+    ...row("Held in the gateway", `${tier.held_requests}`, tier.held_requests > 0),
     ...row("KV cache in use", cache),
     ...promises(tier),
     ...(figures.refused_rps > 0 ? row("Refused per second", rounded(figures.refused_rps), true) : []),
@@ -84,7 +84,7 @@ function lines(name, demandTitle, demand, replicas) {
     "div",
     { class: "sparks" },
     spark(demandTitle, remember(`${name} demand`, demand)),
-    spark(`replicas (dashed: wanted)`, ready, target),
+    spark("replicas (dashed: target)", ready, target),
   );
 }
 
@@ -95,7 +95,7 @@ function tierCard(tier) {
     { class: "card", "data-tier": tier.key },
     head(tier.key, tier.names, tier.replicas),
     element("p", { class: "quiet" }, `${tier.engine} engine, ${count(tier.ranks, "GPU")} a replica, ${tier.replicas.min} to ${tier.replicas.max} replicas`),
-    lines(tier.key, "requests held and running", waiting, tier.replicas),
+    lines(tier.key, "open requests", waiting, tier.replicas),
     figuresOf(tier),
     why(tier.replicas),
   );
@@ -106,7 +106,7 @@ function videoCard(video) {
     "article",
     { class: "card", "data-tier": "video" },
     head("video", video.names, video.replicas),
-    element("p", { class: "quiet" }, `${count(video.gpus, "GPU")} a replica, ${video.replicas.min} to ${video.replicas.max} replicas, lends them to tiers that need them`),
+    element("p", { class: "quiet" }, `${count(video.gpus, "GPU")} a replica, ${video.replicas.min} to ${video.replicas.max} replicas, lent to tiers that need GPUs`),
     lines("video", "unfinished jobs", video.jobs ?? 0, video.replicas),
     element("dl", {}, ...row("Unfinished jobs", `${video.jobs ?? "–"}`), ...row("Promised within", seconds(video.deadline_s))),
     why(video.replicas),
