@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import yaml
+from integration.server import eventually
 
 from cluster.family import load
 from cluster.manifest_pods import Setting
@@ -14,7 +15,6 @@ from deployments import local
 from deployments.stores.keys import KEYS_FILE, KeyStore
 
 READY_S = 120.0
-PERIOD_S = 0.5
 
 
 def main(file: Path) -> None:
@@ -49,15 +49,16 @@ def main(file: Path) -> None:
 def _asked(url: str, key: str, tier: str) -> int:
     """How many tokens its answer has. The gateway may be there before it knows the replicas."""
     body = {"model": tier, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
-    ends_s = time.monotonic() + READY_S
-    while True:
+
+    def answered() -> httpx.Response | None:
         answer = httpx.post(
             f"{url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=60
         )
-        if answer.status_code == 200 or time.monotonic() > ends_s:
-            break
-        time.sleep(PERIOD_S)
-    tokens: int = answer.raise_for_status().json()["usage"]["completion_tokens"]
+        return answer if answer.status_code == 200 else None
+
+    answer = eventually(answered, READY_S)
+    assert answer is not None
+    tokens: int = answer.json()["usage"]["completion_tokens"]
     return tokens
 
 
