@@ -63,6 +63,7 @@ def draw(lines: Mapping[str, Line], label: str, frame: Frame, name: str, *, log:
         _dress(axes, frame, label)
         if log and _wide(lines):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # powers would be mathtext
         else:
             axes.set_ylim(0, HEADROOM * _most(lines))
         file = io.StringIO()

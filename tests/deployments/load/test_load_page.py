@@ -11,6 +11,7 @@ import pytest
 from deployments.load.answer import Answer
 from deployments.load.options import Promise
 from deployments.load.page import page
+from deployments.load.plots import Frame, draw
 from deployments.load.report import report
 
 CHROMIUM = "/usr/bin/chromium"
@@ -96,6 +97,13 @@ def test_each_model_and_tenant_has_pictures_with_words_for_them() -> None:
 def test_all_colours_are_the_pages() -> None:
     drawn = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", BUSY))
     assert drawn == set()
+
+
+def test_scales_of_decades_are_told_in_plain_numbers() -> None:
+    frame = Frame(begin_s=[0.0, 1.0], bin_s=1.0, warm_up_s=0.0, actions={})
+    picture = draw({"p50": [0.01, 20.0]}, "seconds", frame, "wide", log=True)
+    assert ">0.1</text>" in picture
+    assert "$" not in picture
 
 
 @pytest.mark.slow
