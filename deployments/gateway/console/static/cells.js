@@ -84,7 +84,7 @@ export function budget(state) {
     x += number;
     return drawn("rect", { x: x - number, y: 0, width: number, height: 1, class: colour(state, owner) });
   });
-  const words = `${used} of ${count(most, "GPU")} of the budget are held`;
+  const words = `${used} of the ${count(most, "GPU")} of the budget are held`;
   const fewer = gpus !== null && gpus < most ? `; only ${gpus} are there now` : "";
   return [
     element("p", {}, words + fewer),
