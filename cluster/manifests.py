@@ -26,6 +26,7 @@ IDLE_S = 1800  # a cell without a replica is given back; the largest checkpoint 
 CPUS_PER_GPU, GIB_PER_GPU, SHM_GIB_PER_GPU = 12, 128, 16  # of nodes with 8 GPUs, 192 cores and 2 TB; patch for others
 CPUS_PER_SLOT, GIB_PER_SLOT = 0.25, 1.5
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
+POD_LABEL = "__meta_kubernetes_pod_label_"  # as Prometheus sees the labels of pods
 METRIC_PORTS = {"metrics": 8080, "as-metrics": 44217, "dash-metrics": 44227}
 
 
@@ -237,23 +238,15 @@ def prometheus_rule(rules: Mapping[str, Any]) -> Document:
 
 
 def pod_monitor() -> Document:
-    """Ray's own figures, and ours, which each gateway gathers on its port."""
-    endpoints = [{"port": "serve", "path": "/metrics", "interval": "10s"}]
-    endpoints += [{"port": port, "interval": "15s"} for port in METRIC_PORTS]
+    """Ray's own figures, and ours: the gateway's page, which shows all replicas.
+
+    Every pod's proxy would give that page, and each series would be counted as often: only the head's is read, as often
+    as the control loop looks.
+    """
+    cluster = {"sourceLabels": [f"{POD_LABEL}ray_io_cluster"], "targetLabel": "ray_io_cluster"}
+    on_head = {"action": "keep", "sourceLabels": [f"{POD_LABEL}ray_io_node_type"], "regex": "head"}
+    ours = {"port": "serve", "path": "/metrics", "interval": "2s", "relabelings": [on_head, cluster]}
+    rays = [{"port": port, "interval": "15s", "relabelings": [cluster]} for port in METRIC_PORTS]
     return named("monitoring.coreos.com/v1", "PodMonitor", NAME) | {
-        "spec": {
-            "selector": {"matchLabels": {"app.kubernetes.io/name": NAME}},
-            "podMetricsEndpoints": [
-                each
-                | {
-                    "relabelings": [
-                        {
-                            "sourceLabels": ["__meta_kubernetes_pod_label_ray_io_cluster"],
-                            "targetLabel": "ray_io_cluster",
-                        }
-                    ]
-                }
-                for each in endpoints
-            ],
-        }
+        "spec": {"selector": {"matchLabels": {"app.kubernetes.io/name": NAME}}, "podMetricsEndpoints": [ours, *rays]}
     }
