@@ -31,10 +31,9 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """`gpus_held`: by tier and "video". `nodes_of`: by tier, the nodes that hold ranks of its groups. `holdings`: the
+    """`gpus_held`: by tier and "video". `nodes_of`: by tier, the nodes that hold ranks of its groups.
 
-    same by replica.
-
+    `holdings`: the same by replica.
     `given_up`: by tier of which Serve starts no more replicas since the last ones could not start, how many it has.
     """
 

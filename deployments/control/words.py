@@ -68,9 +68,9 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """The answer. `version` grows with every change of the family while it is served. `picture`: None before the
+    """The answer. `version` grows with every change of the family while it is served.
 
-    first look at the cluster.
+    `picture`: None before the first look at the cluster.
     """
 
     version: int
