@@ -5,14 +5,15 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cluster.errors import ConfigurationError
 from deployments.load import keys as keyring
-from deployments.load.actions import commands
-from deployments.load.scenario import Scenario, read
 from deployments.simulate_options import Work, above, at_least, trace, work_arguments, writable
+
+if TYPE_CHECKING:
+    from deployments.load.scenario import Scenario
 
 SYNTHETIC_S = 60.0  # of made-up requests, where nothing says how long
 EPILOG = """\
@@ -51,7 +52,7 @@ class Options:
     tenants: dict[str, float]
     work: Work
     synthetic: Synthetic | None
-    scenario: Scenario | None
+    scenario: "Scenario | None"
     commands: dict[str, str]
     speed: float
     warm_up_s: float
@@ -153,6 +154,9 @@ def _report_arguments(shown: argparse._ArgumentGroup) -> None:
 
 def options(arguments: argparse.Namespace) -> Options:
     """Raises ConfigurationError."""
+    from deployments.load.actions import commands  # with numpy, which other commands need not wait for
+    from deployments.load.scenario import read
+
     scenario = read(arguments.scenario) if arguments.scenario is not None else None
     synthetic = _synthetic(arguments.synthetic) if arguments.synthetic is not None else None
     _one_source(arguments)

@@ -77,7 +77,7 @@ async def test_experts_that_move_under_running_streams_change_no_token(
         assert report.rebalances >= 2
         assert report.moved >= report.rebalances * 2 * ranks
         assert report.stall_s > 0
-        computed = sum(10 + 13 * i + 24 - 1 for i in range(9)) + 8 + 2 - 1
+        computed = sum(10 + 13 * i + 24 - 1 for i in range(9))
         assert report.tokens.sum(axis=(0, 2, 3)).tolist() == [computed * 2] * 2, "each routed row is counted once"
 
 
@@ -252,11 +252,12 @@ async def test_traffic_that_shifts_moves_experts_once_and_steady_traffic_never()
         for domain in ("math", "creative_writing"):
             traffic.now_s += 10  # none for more than a window
             seen[domain] = [await traffic.wave(engine, domain) for _ in range(18)]
-    for waves, before in zip(seen.values(), (0, 1), strict=True):
-        moved = [wave.rebalances - before for wave in waves]
+    for waves, earlier in zip(seen.values(), (0, 1), strict=True):
+        moved = [wave.rebalances - earlier for wave in waves]
         assert sorted(set(moved)) == [0, 1], "once"
         assert moved.index(1) < 11, "steady since for a window"
-        assert imbalance(waves[-4:]) < imbalance(waves[: moved.index(1)]) - 0.1
+        before, after = imbalance(waves[: moved.index(1)]), imbalance(waves[-4:])
+        assert after - 1 < (before - 1) / 2
 
 
 @given(data=st.data(), ranks=st.integers(2, 4), room=st.integers(2, 5))
