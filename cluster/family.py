@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from cluster.checkpoint import GIB, Shape, faults, shape
 from cluster.engines import Closed
 from cluster.errors import CheckpointError, ConfigurationError
-from cluster.strict_yaml import strict
+from cluster.strict_yaml import mapping
 from cluster.tier import ColdStart, Name, Price, Replicas, Slo, Specialist, StepCost, Tier
 from cluster.video import Video, VideoCost, VideoPrice, VideoSlo
 
@@ -239,12 +238,7 @@ class Family(Closed):
 
 def parse(text: str, where: str) -> Family:
     """The family in a YAML text. Raises ConfigurationError with every fault, each as `where: path: given; mend`."""
-    try:
-        raw = strict(text, where)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{where}: not YAML: {error}; mend the syntax") from error
-    if not isinstance(raw, dict):
-        raise ConfigurationError(f"{where}: given {type(raw).__name__}; a mapping is allowed; start from laptop.yaml")
+    raw = mapping(text, where, "laptop.yaml")
     try:
         return Family.model_validate(raw)
     except ValidationError as error:

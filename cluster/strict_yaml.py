@@ -8,8 +8,21 @@ import yaml
 from cluster.errors import ConfigurationError
 
 
-def strict(text: str, where: str) -> Any:
-    """What a YAML text says. Raises ConfigurationError where a key is given again, yaml.YAMLError for other faults."""
+def mapping(text: str, where: str, example: str) -> dict[str, Any]:
+    """The mapping in a YAML text. Raises ConfigurationError where it is none, or a key in it is given again.
+
+    `example`: what to start from instead.
+    """
+    try:
+        raw = _strict(text, where)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{where}: not YAML: {error}; mend the syntax") from error
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{where}: given {type(raw).__name__}; a mapping is allowed; start from {example}")
+    return raw
+
+
+def _strict(text: str, where: str) -> Any:
     loader = yaml.SafeLoader(text)
     try:
         top = loader.get_single_node()

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-import yaml
 from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
 from cluster.engines import Closed
 from cluster.errors import ConfigurationError
-from cluster.strict_yaml import strict
+from cluster.strict_yaml import mapping
 from cluster.workload import Floats
 
 MOST_PER_S = 10_000.0
@@ -110,12 +109,7 @@ class Scenario(Closed):
 
 def parse(text: str, where: str) -> Scenario:
     """Raises ConfigurationError with every fault, each as `where: path: given; allowed; mend`."""
-    try:
-        raw = strict(text, where)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{where}: not YAML: {error}; mend the syntax") from error
-    if not isinstance(raw, dict):
-        raise ConfigurationError(f"{where}: {type(raw).__name__}; a mapping is allowed; start from one that ships")
+    raw = mapping(text, where, "one that ships")
     try:
         return Scenario.model_validate(raw)
     except ValidationError as error:
