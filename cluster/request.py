@@ -13,6 +13,7 @@ class Sampling:
     temperature 0 is greedy. `top_logprobs` None means no log-probabilities; 0 means the chosen token's only.
     Penalties are those of the OpenAI API, over generated tokens: logit -= presence + frequency * count.
     `json_schema`: JSON text of the schema that the answer must meet; only engines with `structured` take one.
+    `ignore_eos`: an end token is a token like any other, without text; the answer goes on behind it.
     """
 
     temperature: float = 1.0
@@ -24,6 +25,7 @@ class Sampling:
     seed: int = 0
     top_logprobs: int | None = None
     json_schema: str | None = None
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,8 @@ class Served:
 class Chat:
     """A parsed and validated chat completion. `model` is the name that the caller sent and gets back.
 
+    `continuous_usage`: each chunk of a stream tells the usage so far.
+
     `served` is the gateway's choice, None before it was made. `given`: tokens of the answer that the client already
     has from a lost replica; the answer goes on behind them, and counts them. `domain`: the specialist that a hint or a
     persona names, "" where neither does. Higher `priority` goes first. `tools`: those the model may call, none or some.
@@ -84,6 +88,7 @@ class Chat:
     sampling: Sampling
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
     created_s: int = 0
     served: Served | None = None
     given: tuple[int, ...] = ()

@@ -75,6 +75,7 @@ class Answer:
 
     def __init__(self, chat: Chat, label: str, sweeper: Sweeper, write: Write | None) -> None:
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.prompt_tokens = 0  # known once the prompt is encoded
         self._chat = chat
         self._label = label
         self._sweeper = sweeper
@@ -112,11 +113,16 @@ class Answer:
         text = "".join(self._texts)
         if not text and not self._logprobs and not self._chat.tools:
             return b""
-        piece = Piece(text=text, logprobs=tuple(self._logprobs))
+        piece = Piece(text=text, logprobs=tuple(self._logprobs), usage=self._so_far(self._tokens))
         self._texts, self._logprobs = [], []
-        head = b"" if self._begun else self._render.role()
+        head = b"" if self._begun else self._render.role(self._so_far(0))
         self._begun = True
         return head + self._render.piece(piece)
+
+    def _so_far(self, tokens: int) -> Usage | None:
+        if not self._chat.continuous_usage:
+            return None
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=len(self._chat.given) + tokens)
 
     def _flush(self) -> None:
         if self._write is not None and not self.outcome.done():
@@ -141,7 +147,7 @@ class Answer:
             text = "".join(self._texts)
             body = completion(self._chat, text, self._logprobs, piece, piece.usage, self._label)
         else:
-            data = self._take() or (b"" if self._begun else self._render.role())
+            data = self._take() or (b"" if self._begun else self._render.role(self._so_far(0)))
             self._write(data + self._render.end(piece, piece.usage), self._taken(), True)
         self.outcome.set_result(
             Outcome(

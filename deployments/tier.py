@@ -120,6 +120,7 @@ class TierReplica:
         try:
             self._refuse(chat)
             prompt = self._engine.encode(chat.messages, chat.tools)
+            answer.prompt_tokens = len(prompt)
             generation = Generation(
                 request_id=key,
                 prompt=prompt,

@@ -9,7 +9,7 @@ but what was stopped for longer than LATE_S has lost that time, as a GPU would, 
 A sequence runs once a place and KV room for its prompt and whole output are free, first come first served; a long
 prompt waits its turn, nobody overtakes. The text follows from seed and position alone, so a token that is lost,
 doubled or out of order shows; a token's id is its position. An answer has exactly `max_tokens` tokens; where none are
-given, 32 to 543, drawn from the seed.
+given, 32 to 543, drawn from the seed, as if an end token came then; where that is ignored, what the context leaves.
 """
 
 import asyncio
@@ -152,18 +152,18 @@ class SimulatedEngine:
 
     def _sequence(self, generation: Generation, emit: Emit) -> _Sequence:
         prompt_tokens, given = len(generation.prompt), len(generation.given)
-        asked, natural = generation.sampling.max_tokens, natural_tokens(generation.sampling.seed)
-        room = self.context_tokens - prompt_tokens
+        sampling, room = generation.sampling, self.context_tokens - prompt_tokens
+        natural = room + 1 if sampling.ignore_eos else natural_tokens(sampling.seed)
         return _Sequence(
             generation=generation,
             emit=emit,
             prompt_tokens=prompt_tokens,
             given=given,
-            output_tokens=asked or min(natural, room),
-            finish_reason="stop" if asked is None and natural <= room else "length",
+            output_tokens=sampling.max_tokens or min(natural, room),
+            finish_reason="stop" if sampling.max_tokens is None and natural <= room else "length",
             prefill_us=prefill_us_per_token(self._tier.cost, prompt_tokens + given),
             submitted_s=self._loop.time(),
-            text=TextStream(generation.sampling.stop),
+            text=TextStream(sampling.stop),
             generated=given,
         )
 

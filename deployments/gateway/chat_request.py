@@ -1,8 +1,9 @@
 """The request side of the OpenAI wire: bytes of POST /v1/chat/completions -> a validated Chat, or one InvalidRequest.
 
 Every parameter of the public API is either served, accepted because it changes no answer, or refused by name with code
-`unsupported_parameter`; any other name is refused with `unknown_parameter`. Bytes are parsed once, in Rust, with
-bounded depth and numbers; a second, plain pass over valid bodies refuses a key given twice, on which parsers differ.
+`unsupported_parameter`. Any other name is refused with `unknown_parameter`, but for two of vLLM's, which load tools
+send: `ignore_eos`, and `continuous_usage_stats` in `stream_options`. Bytes are parsed once, in Rust, with bounded depth
+and numbers; a second, plain pass over valid bodies refuses a key given twice, on which parsers differ.
 """
 
 import json
@@ -68,6 +69,7 @@ class _Message(Strict):
 class _StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: Annotated[bool | None, only(False)] = None
+    continuous_usage_stats: bool | None = None
 
 
 class ChatBody(Strict):
@@ -91,6 +93,7 @@ class ChatBody(Strict):
     tools: Tools | None = None
     tool_choice: Any = None
     parallel_tool_calls: Annotated[bool | None, only(True)] = None
+    ignore_eos: bool | None = None
 
     # Accepted: they change no answer.
     user: str | None = None
@@ -136,6 +139,13 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
             param="response_format",
             code=UNSUPPORTED,
         )
+    if asked.ignore_eos and schema is not None:
+        raise InvalidRequest(
+            "ignore_eos: given true beside a schema in response_format, which says where the answer ends; either alone "
+            "is allowed; leave one of the two out",
+            param="ignore_eos",
+        )
+    options = asked.stream_options or _StreamOptions()
     return Chat(
         request_id=request_id,
         model=asked.model,
@@ -143,7 +153,8 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
         sampling=_sampling(asked, seed, schema),
         tools=tools,
         stream=bool(asked.stream),
-        include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.continuous_usage_stats),
         created_s=created_s,
     )
 
@@ -172,6 +183,7 @@ def _sampling(asked: ChatBody, seed: int, schema: str | None) -> Sampling:
         seed=seed if asked.seed is None else asked.seed,
         top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
         json_schema=schema,
+        ignore_eos=bool(asked.ignore_eos),
         **given,
     )
 
@@ -193,6 +205,13 @@ def _refuse_contradictions(asked: ChatBody) -> None:
         raise InvalidRequest(
             "stream_options: given without stream; it is allowed beside stream true; set stream to true",
             param="stream_options",
+        )
+    options = asked.stream_options
+    if options is not None and options.continuous_usage_stats and not options.include_usage:
+        raise InvalidRequest(
+            "stream_options.continuous_usage_stats: given true without include_usage; it is allowed beside "
+            "include_usage true; set include_usage to true",
+            param="stream_options.continuous_usage_stats",
         )
 
 

@@ -40,7 +40,8 @@ def served_name(model: str, label: str) -> str:
 class ChatStream:
     """The server-sent events of one streamed answer: role, pieces, end; or an error event at any time.
 
-    One that goes on behind given tokens has no role again: its client has it.
+    One that goes on behind given tokens has no role again: its client has it. Where the chat asks for continuous usage,
+    pieces have theirs so far.
     """
 
     def __init__(self, chat: Chat, label: str = "") -> None:
@@ -56,31 +57,35 @@ class ChatStream:
         self._usage = ',"usage":null' if chat.include_usage else ""
         self._tail = f'}},"logprobs":null,"finish_reason":null}}]{self._usage}}}\n\n'
 
-    def role(self) -> bytes:
-        return b"" if self._chat.given else self._chunk('{"role":"assistant","content":"","refusal":null}', "null")
+    def role(self, usage: Usage | None = None) -> bytes:
+        if self._chat.given:
+            return b""
+        return self._chunk('{"role":"assistant","content":"","refusal":null}', "null", usage=usage)
 
     def piece(self, piece: Piece) -> bytes:
         """Nothing where the piece adds neither text nor log-probabilities. Its finish reason belongs to `end`."""
-        if piece.logprobs:
-            return self._chunk(f'{{"content":{quoted(piece.text)}}}', "null", _dumps(_logprobs(piece.logprobs)))
-        if not piece.text:
+        if not piece.text and not piece.logprobs:
             return b""
+        if piece.logprobs or piece.usage is not None:
+            logprobs = _dumps(_logprobs(piece.logprobs)) if piece.logprobs else "null"
+            return self._chunk(f'{{"content":{quoted(piece.text)}}}', "null", logprobs, piece.usage)
         return f"{self._content}{quoted(piece.text)}{self._tail}".encode("ascii")
 
     def end(self, last: Piece, usage: Usage) -> bytes:
         """The calls of the last piece, each whole in one delta, its finish reason, the usage, and [DONE]."""
         assert last.finish_reason is not None
         calls = [{"index": index} | _call(call) for index, call in enumerate(last.tool_calls)]
-        events = [self._chunk(_dumps({"tool_calls": [call]}), "null") for call in calls]
-        events.append(self._chunk("{}", quoted(last.finish_reason)))
+        events = [self._chunk(_dumps({"tool_calls": [call]}), "null", usage=usage) for call in calls]
+        events.append(self._chunk("{}", quoted(last.finish_reason), usage=usage))
         if self._chat.include_usage:
             told = _dumps(_usage(usage, self._chat.served))
             events.append(f'{self._head}"choices":[],"usage":{told}}}\n\n'.encode("ascii"))
         return b"".join([*events, DONE])
 
-    def _chunk(self, delta: str, finish_reason: str, logprobs: str = "null") -> bytes:
+    def _chunk(self, delta: str, finish_reason: str, logprobs: str = "null", usage: Usage | None = None) -> bytes:
         choice = f'{{"index":0,"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish_reason}}}'
-        return f'{self._head}"choices":[{choice}]{self._usage}}}\n\n'.encode("ascii")
+        told = f',"usage":{_dumps(_counts(usage))}' if usage and self._chat.continuous_usage else self._usage
+        return f'{self._head}"choices":[{choice}]{told}}}\n\n'.encode("ascii")
 
 
 def completion(
@@ -189,13 +194,16 @@ def _video_facts(video: Video) -> dict[str, Any]:
 
 def _usage(usage: Usage, served: Served | None) -> dict[str, Any]:
     """As in the API, and beside it who served the answer."""
-    told = {
+    told = _counts(usage) | {"prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
+    return told if served is None else told | {"moray": _served(served)}
+
+
+def _counts(usage: Usage) -> dict[str, Any]:
+    return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
-    return told if served is None else told | {"moray": _served(served)}
 
 
 def _served(served: Served) -> dict[str, Any]:

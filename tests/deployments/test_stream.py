@@ -22,14 +22,10 @@ INTERVAL_S = 0.02
 class Reader:
     """What an answer wrote, with the time of each write."""
 
-    def __init__(
-        self, sweeper: Sweeper | None = None, given: tuple[int, ...] = (), tools: tuple[Tool, ...] = (), **sampling: Any
-    ) -> None:
+    def __init__(self, sweeper: Sweeper | None = None, **asked: Any) -> None:
         self.writes: list[tuple[float, bytes, bool]] = []
         self.ids: list[list[int]] = []
-        self.answer = Answer(
-            replace(chat(**sampling), given=given, tools=tools), "", sweeper or Sweeper(INTERVAL_S), self._write
-        )
+        self.answer = Answer(replace(chat(), **asked), "", sweeper or Sweeper(INTERVAL_S), self._write)
 
     def _write(self, data: bytes, ids: Sequence[int], last: bool) -> None:
         assert data or last
@@ -218,6 +214,19 @@ def test_an_answer_that_goes_on_has_no_role_again_and_begins_at_once(text: str) 
         assert reader.times_ms() == ([0, 10] if text else [10])
         assert reader.text() == text + "end"
         assert not any("role" in choice["delta"] for event in reader.events() for choice in event["choices"])
+
+    run(scenario())
+
+
+def test_chunks_tell_the_usage_so_far_the_given_tokens_included() -> None:
+    async def scenario() -> None:
+        for before, told in (((), [0, 1, 3, 5, 5]), ((7, 8), [3, 5, 5, 5])):
+            reader = Reader(Sweeper(0), given=before, include_usage=True, continuous_usage=True)
+            reader.answer.prompt_tokens = 3
+            await emit(reader.answer, Piece(tokens=1, text="a"), Piece(tokens=2, text="b"), replace(END, text=""))
+            usages = [event["usage"] for event in reader.events()]
+            assert [usage["completion_tokens"] for usage in usages] == told
+            assert {usage["prompt_tokens"] for usage in usages} == {3}
 
     run(scenario())
 

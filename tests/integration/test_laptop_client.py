@@ -58,6 +58,27 @@ def test_every_tier_answers_streamed_and_whole_alike(laptop: Server, model: str)
     assert {chunk.model for chunk in chunks} == {model}
 
 
+def test_an_answer_goes_on_behind_its_end_where_asked_and_every_chunk_tells_the_usage_so_far(laptop: Server) -> None:
+    """As load tools ask, in vLLM's words."""
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(
+        laptop.client().chat.completions.create(
+            model="gpt-5.2-mini",
+            messages=ASK,
+            max_tokens=300,
+            temperature=0,
+            stream=True,
+            stream_options=options,
+            extra_body={"ignore_eos": True},
+        )
+    )
+    so_far = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
+    assert len(so_far) == len(chunks)
+    assert so_far == sorted(so_far)
+    assert (so_far[0], so_far[-1]) == (0, 300)
+    assert chunks[-2].choices[0].finish_reason == "length"
+
+
 def test_the_response_says_which_tier_served_it(laptop: Server) -> None:
     raw = laptop.client().chat.completions.with_raw_response.create(model="gpt-5.2-turbo", messages=ASK, max_tokens=8)
     assert raw.headers["moray-tier"] == "turbo"

@@ -124,6 +124,17 @@ async def test_a_stop_string_ends_the_answer_before_it(engine: VllmEngine) -> No
     await eventually_idle(engine)
 
 
+async def test_an_end_token_that_is_ignored_ends_nothing(engine: VllmEngine) -> None:
+    ended = await answer(engine, "ended", prompt(engine), Sampling(temperature=0, max_tokens=90))
+    assert ended.pieces[-1].finish_reason == "stop"
+    on = Sampling(temperature=0, max_tokens=len(ended.ids) + 3, ignore_eos=True)
+    whole = await answer(engine, "whole", prompt(engine), on)
+    behind = await answer(engine, "behind", prompt(engine), on, given=ended.ids)
+    assert whole.ids[: len(ended.ids)] == ended.ids
+    assert (len(whole.ids), len(behind.ids)) == (len(ended.ids) + 3, 3)
+    assert {each.pieces[-1].finish_reason for each in (whole, behind)} == {"length"}
+
+
 async def test_a_seed_says_what_is_drawn(engine: VllmEngine) -> None:
     def drawn(seed: int) -> Sampling:
         return Sampling(temperature=2.0, max_tokens=24, seed=seed)

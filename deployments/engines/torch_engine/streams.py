@@ -57,7 +57,7 @@ class Stream:
             tokens=1,
             ids=(token,),
             text=text,
-            logprobs=() if token in vocabulary.end_tokens else self._logprobs(row, vocabulary),
+            logprobs=() if self._ends(token, vocabulary) else self._logprobs(row, vocabulary),
             tool_calls=calls,
             finish_reason=reason,
             usage=self._usage() if reason else None,
@@ -69,7 +69,7 @@ class Stream:
     ) -> tuple[str, tuple[ToolCall, ...], FinishReason | None]:
         """The text that the tokens add; the answer's calls, and why it ends with the last of them, if it does."""
         self.tokens += len(tokens)
-        ended = tokens[-1] in vocabulary.end_tokens
+        ended = self._ends(tokens[-1], vocabulary)
         full = self.tokens >= self.max_tokens
         text, stopped = self.text.push(b"".join(map(vocabulary.data, tokens[:-1] if ended else tokens)))
         if (ended or full) and not stopped:
@@ -80,6 +80,9 @@ class Stream:
             return text, (), None
         rest, calls, reason = self.calls.end("stop" if ended or stopped else "length")
         return text + rest, calls, reason
+
+    def _ends(self, token: int, vocabulary: Vocabulary) -> bool:
+        return token in vocabulary.end_tokens and not self.generation.sampling.ignore_eos
 
     def _usage(self) -> Usage:
         return Usage(prompt_tokens=len(self.generation.prompt), completion_tokens=self.tokens)

@@ -78,7 +78,7 @@ class VllmEngine:
             bytes_of=self._bytes_with_special if generation.tools else self._tokenizer.bytes_of,
             calls=Calls(self._parser, generation.tools) if generation.tools else None,
         )
-        if (over := stream.resume(self._end_tokens)) is not None:
+        if (over := stream.resume(frozenset() if generation.sampling.ignore_eos else self._end_tokens)) is not None:
             emit(over)
             return
         key = generation.request_id
@@ -208,6 +208,7 @@ class VllmEngine:
             logit_bias=_paid(s, given),
             seed=(s.seed + len(given)) % 2**63,  # or it would draw again what it drew for the given tokens
             logprobs=s.top_logprobs,
+            ignore_eos=s.ignore_eos,
             detokenize=False,  # text and stop strings are those of every engine
             output_kind=RequestOutputKind.DELTA,
             structured_outputs=StructuredOutputsParams(json=s.json_schema) if s.json_schema is not None else None,

@@ -118,12 +118,14 @@ async def test_answers_of_a_checkpoint_that_ships_are_the_torch_engines() -> Non
     settings = (
         Sampling(temperature=0, max_tokens=40, top_logprobs=2),
         Sampling(temperature=0.8, top_p=0.9, seed=7, max_tokens=40, frequency_penalty=0.5, stop=("sea",)),
+        Sampling(temperature=0, max_tokens=40, ignore_eos=True),
     )
     ours = await answers(MINI, settings)
     offloaded = await answers(tier(prefill_chunk_tokens=64), settings)
     assert [[(p.ids, p.text, p.finish_reason) for p in stream] for stream in offloaded] == [
         [(p.ids, p.text, p.finish_reason) for p in stream] for stream in ours
     ]
+    assert {sum(piece.tokens for piece in stream) for stream in offloaded[2::3]} == {40}
     for stream, other in zip(offloaded, ours, strict=True):
         assert stream[-1].usage == other[-1].usage
         logprobs = [[one.logprob for piece in pieces for one in piece.logprobs] for pieces in (stream, other)]

@@ -184,6 +184,13 @@ def test_without_a_limit_the_context_is_the_limit() -> None:
     assert stage.last("a").finish_reason == "length"
 
 
+def test_where_the_end_is_ignored_the_context_is_the_limit() -> None:
+    stage = Stage(context_tokens=1000)
+    stage.play(before=lambda: stage.submit("a", prompt_tokens=30, ignore_eos=True))
+    assert stage.text("a") == words(0, 970)
+    assert stage.last("a").finish_reason == "length"
+
+
 @pytest.mark.parametrize(
     ("stop", "text"),
     [

@@ -9,9 +9,13 @@ VOCABULARY = Vocabulary(bytes_of=[b"", b"a", "é".encode()[:1], "é".encode()[1:
 
 
 def stream(
-    max_tokens: int = 10, stop: tuple[str, ...] = (), top_logprobs: int | None = None, given: tuple[int, ...] = ()
+    max_tokens: int = 10,
+    stop: tuple[str, ...] = (),
+    top_logprobs: int | None = None,
+    given: tuple[int, ...] = (),
+    ignore_eos: bool = False,
 ) -> Stream:
-    sampling = Sampling(stop=stop, top_logprobs=top_logprobs)
+    sampling = Sampling(stop=stop, top_logprobs=top_logprobs, ignore_eos=ignore_eos)
     generation = Generation(request_id="s", prompt=(1, 1), sampling=sampling, given=given)
     return Stream(generation=generation, max_tokens=max_tokens, emit=lambda _: None, submitted_s=1.0, began_s=1.5)
 
@@ -23,6 +27,14 @@ def test_an_end_token_is_counted_and_is_no_text() -> None:
     assert (last.text, last.logprobs, last.finish_reason) == ("", (), "stop")
     assert last.usage is not None
     assert last.usage.completion_tokens == 2
+
+
+def test_an_end_token_that_is_ignored_is_a_token_without_text() -> None:
+    s = stream(max_tokens=4, top_logprobs=0, given=(1, 0), ignore_eos=True)
+    assert s.resume(VOCABULARY) is None
+    ignored, last = (s.take([token, -0.5], VOCABULARY) for token in (0, 1))
+    assert (ignored.text, ignored.tokens, len(ignored.logprobs), ignored.last) == ("", 1, 1, False)
+    assert (last.text, last.finish_reason) == ("a", "length")
 
 
 def test_text_held_for_a_stop_string_comes_out_at_the_end() -> None:

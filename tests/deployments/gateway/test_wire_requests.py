@@ -29,7 +29,7 @@ SERVED: dict[str, Any] = {
     "logprobs": True,
     "top_logprobs": 3,
     "stream": True,
-    "stream_options": {"include_usage": True},
+    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     "n": 1,
     "user": "u",
     "metadata": {"a": "b"},
@@ -41,7 +41,10 @@ SERVED: dict[str, Any] = {
     ],
     "tool_choice": "auto",
     "parallel_tool_calls": True,
+    "ignore_eos": True,
 }
+VLLMS = {"ignore_eos"}  # no parameter of the public API, but of all load tools
+HELD = {"type": "json_schema", "json_schema": {"name": "what", "schema": ARGUMENTS}}
 CALLED = {"name": "look_up", "arguments": "{}"}
 REFUSED: dict[str, Any] = {
     "parallel_tool_calls": False,
@@ -84,7 +87,7 @@ def sdk_parameters() -> set[str]:
 
 
 def test_every_parameter_of_the_public_api_is_served_or_refused_by_name() -> None:
-    assert set(SERVED) | set(REFUSED) == sdk_parameters() == set(ChatBody.model_fields)
+    assert set(SERVED) | set(REFUSED) == sdk_parameters() | VLLMS == set(ChatBody.model_fields)
     parse(body(**SERVED))
     for name, value in REFUSED.items():
         error = refusal(body(**{name: value}))
@@ -93,7 +96,7 @@ def test_every_parameter_of_the_public_api_is_served_or_refused_by_name() -> Non
 
 
 def test_null_means_absent_for_every_optional_parameter() -> None:
-    nulls = dict.fromkeys(sdk_parameters() - {"model", "messages"})
+    nulls = dict.fromkeys((sdk_parameters() | VLLMS) - {"model", "messages"})
     assert parse(body(**nulls)) == parse(body())
 
 
@@ -111,9 +114,11 @@ def test_a_full_request_becomes_a_chat() -> None:
             frequency_penalty=1.5,
             seed=11,
             top_logprobs=3,
+            ignore_eos=True,
         ),
         stream=True,
         include_usage=True,
+        continuous_usage=True,
         created_s=1_790_000_000,
         tools=(Tool(name="look_up", description="Looks up.", parameters=json.dumps(ARGUMENTS, separators=(",", ":"))),),
     )
@@ -186,6 +191,10 @@ def test_an_answer_of_ours_comes_back_as_a_message() -> None:
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": 1}}, "stream_options.continuous_usage_stats"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
+        ({"ignore_eos": "true"}, "ignore_eos"),
+        ({"ignore_eos": True, "response_format": HELD}, "ignore_eos"),
         ({"metadata": {"a": 1}}, "metadata.a"),
     ],
 )

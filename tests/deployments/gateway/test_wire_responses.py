@@ -108,6 +108,18 @@ def test_usage_says_who_served_where_that_is_known(served: Served | None, told: 
     assert all(usage is not None and usage.total_tokens == 7 for usage in usages)
 
 
+def test_every_chunk_tells_the_usage_so_far_where_it_was_asked_for() -> None:
+    stream = ChatStream(replace(chat(include_usage=True), continuous_usage=True))
+    so_far = [Usage(prompt_tokens=5, completion_tokens=tokens) for tokens in (0, 1, 2)]
+    call = ToolCall(id="call_1", name="look_up", arguments="{}")
+    data = stream.role(so_far[0]) + stream.piece(Piece(text="x", usage=so_far[1]))
+    data += stream.piece(Piece(text="é", logprobs=(LOGPROB,), usage=so_far[2]))
+    data += stream.end(Piece(tool_calls=(call,), finish_reason="tool_calls"), USAGE)
+    usages = [chunk(one).usage for one in events(data)[:-1]]
+    assert [usage and usage.completion_tokens for usage in usages] == [0, 1, 2, 2, 2, 2]
+    assert [usage and usage.total_tokens for usage in usages] == [5, 6, 7, 7, 7, 7]
+
+
 def test_an_answer_that_goes_on_has_no_role_again() -> None:
     stream = ChatStream(replace(chat(), given=(1,)))
     assert stream.role() == b""
