@@ -1,7 +1,7 @@
 """What the control loop has done lately, in its own words: the last changes, and GPUs that video has lent.
 
 Told from the records of its decisions, one after the other. Ticks that change nothing are no news; a tier that goes
-blind, or that the budget holds back, is.
+blind, or that the budget holds back, is. A tier that has not been seen yet, as at the start, has not gone blind.
 """
 
 from collections.abc import Iterable, Mapping
@@ -86,8 +86,9 @@ def _scaled(story: Story, record: Scaling) -> Story:
 
 
 def _new_trouble(last: Target | None, target: Target) -> bool:
-    """A decision that goes on as it was is not told again."""
-    return target.cause in TROUBLE and (last is None or last.cause != target.cause)
+    """A decision that goes on as it was is not told again. Who has never been seen cannot go blind."""
+    unseen = last is None and target.cause == "blind"
+    return target.cause in TROUBLE and not unseen and (last is None or last.cause != target.cause)
 
 
 def _lent(story: Story, record: Lending) -> Story:

@@ -59,8 +59,15 @@ def test_a_decision_that_changes_nothing_is_no_news_but_it_is_the_one_that_holds
 
 @pytest.mark.parametrize("cause", ["blind", "budget"])
 def test_trouble_is_told_when_it_begins_and_not_each_second(cause: Cause) -> None:
-    story = told(*(scaling(float(at), 2, 2, cause) for at in range(5)), scaling(6.0, 2, 2), scaling(7.0, 2, 2, cause))
-    assert [event.at_s for event in story.events] == [7.0, 0.0]
+    troubled = (scaling(float(at), 2, 2, cause) for at in range(1, 5))
+    story = told(scaling(0.0, 2, 2), *troubled, scaling(6.0, 2, 2), scaling(7.0, 2, 2, cause))
+    assert [event.at_s for event in story.events] == [7.0, 1.0]
+
+
+def test_a_tier_that_was_never_seen_has_not_gone_blind() -> None:
+    first = told(scaling(0.0, 1, 1, "blind"), scaling(2.0, 1, 1, "blind"), scaling(4.0, 1, 1))
+    assert (first.events, told(scaling(0.0, 1, 1, "blind")).now["pro"].cause) == ((), "blind")
+    assert told(scaling(0.0, 1, 1, "budget")).events != ()
 
 
 @given(st.lists(st.integers(0, 5), max_size=80))
