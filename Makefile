@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: up test test-vllm system check format bench clean test-gpu kind-e2e dashboards
+.PHONY: up test test-vllm system check format bench clean test-gpu kind-e2e dashboards architecture
 .DEFAULT_GOAL := up
 
 up: $(VENV)/runtime.done
@@ -39,6 +39,10 @@ format: $(VENV)/dev.done
 # Grafana's JSON beside the dashboards' modules, made anew of them.
 dashboards: $(VENV)/dev.done
 	@$(BIN)/python -W ignore -c 'from pathlib import Path; from monitoring.dashboards import BOARDS; from monitoring.dashboards.render import text; [Path(f"monitoring/dashboards/{each.uid}.json").write_text(text(each)) for each in BOARDS]'
+
+# The picture of the layers, of the imports that are there.
+architecture: $(VENV)/dev.done
+	@$(BIN)/python tests/architecture_picture.py
 
 # On a machine with docker, kind, helm and kubectl. Never run.
 kind-e2e: $(VENV)/runtime.done

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from architecture_picture import PICTURE, picture
 
 CHECKOUT = Path(__file__).parents[1]
 PURE = ("cluster", "autoscaling", "monitoring")
@@ -69,6 +70,10 @@ def test_imports_go_one_way() -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=CHECKOUT)
     assert ran.returncode == 0, ran.stdout
     assert "2 kept, 0 broken" in ran.stdout
+
+
+def test_the_picture_shows_the_imports_that_there_are() -> None:
+    assert PICTURE.read_text("utf-8") == picture(), "make architecture"
 
 
 def test_every_file_has_a_home() -> None:
