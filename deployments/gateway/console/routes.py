@@ -30,6 +30,7 @@ from deployments.gateway.metrics import GatewayMetrics
 
 PERIOD_S = 1.0
 WINDOW_S = 60.0
+READ_S = 10.0  # between readings while nobody looks: who opens the page sees the last minute, not all that was before
 LIFE_S = 5.0  # of one stream: a gateway that stops waits for its streams, and a browser comes back by itself
 LAST_WORD_S = 1.0
 MOST_STREAMS = 32
@@ -73,7 +74,10 @@ class Console:
 
     def heard(self, standing: Standing) -> None:
         """The control loop's word."""
-        self._standing = self._clock(), standing
+        now_s = self._clock()
+        self._standing = now_s, standing
+        if now_s - self._readings[-1][0] >= READ_S:
+            self._read(now_s)
 
     def add_routes(self, app: FastAPI) -> None:
         for part in files(__package__).joinpath("static").iterdir():
@@ -90,12 +94,9 @@ class Console:
         return self._made[1]
 
     def _known(self, now_s: float) -> Known:
-        family, now = self._family(), reading(self._metrics.own())
-        while len(self._readings) > 1 and now_s - self._readings[1][0] >= WINDOW_S:
-            self._readings.popleft()
+        family, now = self._family(), self._read(now_s)
         before_s, before = self._readings[0]
         window_s = max(PERIOD_S, now_s - before_s)
-        self._readings.append((now_s, now))
         heard_s, standing = self._standing or (now_s, None)
         return Known(
             family=family,
@@ -109,6 +110,14 @@ class Console:
             figures={key: figures(now, before, key, window_s) for key in family.tiers},
             jobs=self._jobs(),
         )
+
+    def _read(self, now_s: float) -> Reading:
+        """The counters now. Of those of before, the youngest that is WINDOW_S old stays the oldest."""
+        now = reading(self._metrics.own())
+        self._readings.append((now_s, now))
+        while now_s - self._readings[1][0] >= WINDOW_S:
+            self._readings.popleft()
+        return now
 
     async def _state_once(self, request: Request) -> Response:
         return _whole(request.method, self.state(), {"content-type": "application/json", "cache-control": "no-store"})

@@ -1,6 +1,7 @@
 """The console's routes, asked as a browser asks."""
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import Awaitable, Callable
@@ -126,6 +127,19 @@ async def test_a_word_of_the_control_loop_is_in_the_next_snapshot(
     state = (await ask("/console/state")).json()
     assert state["control"]["version"] == 7
     assert state["tiers"][0]["replicas"]["target"] == 2
+
+
+async def test_who_opens_the_page_late_sees_the_last_minute_alone(
+    served: tuple[Gateway, ASGIApp], ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Standing(version=1, family=family(tmp_path), workers=(), metrics_address="", targets={})
+    console = served[0]._console
+    clock = itertools.count(console._clock())
+    monkeypatch.setattr(console, "_clock", lambda: next(clock))
+    for _ in range(300):
+        console.heard(said)
+    window_s = (await ask("/console/state")).json()["tiers"][0]["figures"]["window_s"]
+    assert routes.WINDOW_S <= window_s <= routes.WINDOW_S + routes.READ_S
 
 
 async def test_a_stream_tells_a_snapshot_each_period_and_ends_by_itself(

@@ -29,7 +29,7 @@ function control({ picture_age_s: old }) {
   const away = old === null || old > AWAY_S;
   const notice = document.getElementById("notice");
   notice.hidden = !away;
-  for (const id of ["cell-list", "decision-list", "budget"]) document.getElementById(id).classList.toggle("old", away);
+  for (const id of ["cell-list", "decision-list", "newest", "budget"]) document.getElementById(id).classList.toggle("old", away);
   if (old === null) say("notice", "The control loop has not been heard yet: who runs where, and what was decided, is not known.");
   else if (away) say("notice", `The control loop is away: cells, GPUs and decisions are as they were ${age(old)} ago.`);
 }

@@ -1,6 +1,6 @@
 // Cells with their nodes: every GPU a square, in the colour of who holds it; and the budget as one bar.
 
-import { colour, count, drawn, element, short } from "./dom.js";
+import { colour, drawn, element, gpus, short } from "./dom.js";
 
 const SQUARE = 18;
 const STEP = 22;
@@ -35,7 +35,7 @@ function holder(state, node, one) {
     "li",
     { "data-owner": one.owner },
     element("span", {}, element("span", { class: `swatch ${colour(state, one.owner)}`, "aria-hidden": "true" }), one.owner),
-    element("span", { class: "quiet" }, `${short(one.replica)}, ${count(one.gpus, "GPU")}`),
+    element("span", { class: "quiet" }, `${short(one.replica)}, ${gpus(state, one.gpus)}`),
     STATES[one.state] ? element("span", { class: "badge calm" }, STATES[one.state]) : null,
     lent ? element("span", { class: "badge bad" }, "on lent GPUs") : null,
   );
@@ -45,10 +45,10 @@ function nodeOf(state, node) {
   return element(
     "div",
     { class: "node" },
-    element("p", { class: "quiet" }, `node ${short(node.node)}: ${node.free_gpus} of ${count(node.gpus, "GPU")} free`),
+    element("p", { class: "quiet" }, `node ${short(node.node)}: ${node.free_gpus} of ${gpus(state, node.gpus)} free`),
     squares(state, node),
     node.holdings.length ? element("ul", { class: "who" }, ...node.holdings.map((one) => holder(state, node, one))) : null,
-    ...node.lent.map((one) => element("p", { class: "why" }, `video lends ${count(one.gpus, "GPU")} to ${one.tier}`)),
+    ...node.lent.map((one) => element("p", { class: "why" }, `video lends ${gpus(state, one.gpus)} to ${one.tier}`)),
   );
 }
 
@@ -61,14 +61,14 @@ export function cellCards(state) {
         "div",
         { class: "head" },
         element("h3", {}, cell.name),
-        element("span", { class: "quiet" }, count(cell.gpus, state.accelerator === "cpu" ? "slot" : "GPU")),
+        element("span", { class: "quiet" }, gpus(state, cell.gpus)),
       ),
       ...cell.nodes.map((node) => nodeOf(state, node)),
       cell.nodes.length ? null : element("p", { class: "quiet" }, "Nobody has looked at its nodes yet."),
     ),
   );
   const waiting = state.awaiting.map((one) =>
-    element("li", {}, `a group of ${one.tier} waits for ${count(one.ranks, "GPU")}`),
+    element("li", {}, `a group of ${one.tier} waits for ${gpus(state, one.ranks)}`),
   );
   if (waiting.length)
     cards.push(element("article", { class: "card" }, element("h3", {}, "Waiting for GPUs"), element("ul", {}, ...waiting)));
@@ -76,7 +76,7 @@ export function cellCards(state) {
 }
 
 export function budget(state) {
-  const { held, gpus, most_gpus: most } = state.budget;
+  const { held, gpus: there, most_gpus: most } = state.budget;
   const owners = Object.entries(held).filter(([, number]) => number > 0);
   const used = owners.reduce((sum, [, number]) => sum + number, 0);
   let x = 0;
@@ -84,8 +84,8 @@ export function budget(state) {
     x += number;
     return drawn("rect", { x: x - number, y: 0, width: number, height: 1, class: colour(state, owner) });
   });
-  const words = `${used} of the ${count(most, "GPU")} of the budget are held`;
-  const fewer = gpus !== null && gpus < most ? `; only ${gpus} are there now` : "";
+  const words = `${used} of the ${gpus(state, most)} of the budget are held`;
+  const fewer = there !== null && there < most ? `; only ${there} are there now` : "";
   return [
     element("p", {}, words + fewer),
     drawn("svg", { class: "budget", viewBox: `0 0 ${Math.max(most, used)} 1`, preserveAspectRatio: "none", "aria-hidden": "true" }, ...rects),

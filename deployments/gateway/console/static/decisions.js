@@ -11,16 +11,19 @@ function what(event) {
   return `${event.name} ${CAUSES[event.cause] ?? `stays at ${event.after}`}`;
 }
 
+const clock = (event) => new Date(event.at_s * 1000).toLocaleTimeString([], { hour12: false });
+
 export function decisions(state) {
   const newest = state.events[0];
-  if (newest !== undefined) say("newest", `${what(newest)}: ${newest.reason}`);
+  document.getElementById("newest").hidden = newest === undefined;
   if (newest === undefined) return [element("li", { class: "quiet" }, "Nothing has changed yet.")];
+  say("newest", `Last decision, ${clock(newest)}: ${what(newest)}. ${short(newest.reason)}`);
   return state.events.map((event) => {
     const at = new Date(event.at_s * 1000);
     return element(
       "li",
       { "data-name": event.name },
-      element("time", { datetime: at.toISOString() }, at.toLocaleTimeString([], { hour12: false })),
+      element("time", { datetime: at.toISOString() }, clock(event)),
       element("strong", {}, what(event)),
       element("span", {}, short(event.reason) || event.cause),
     );

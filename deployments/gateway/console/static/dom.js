@@ -29,7 +29,8 @@ export const say = (id, text) => {
   if (place.textContent !== text) place.textContent = text;
 };
 
-export const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
+// On accelerator cpu a rank's process stands for a GPU.
+export const gpus = (state, number) => `${number} ${state.accelerator === "cpu" ? "slot" : "GPU"}${number === 1 ? "" : "s"}`;
 
 export const rounded = (number) =>
   number >= 100 ? number.toFixed(0) : number >= 10 ? number.toFixed(1) : number.toFixed(2);

@@ -1,13 +1,13 @@
 // A card for each tier and for video: demand against replicas, promises, and why there are so many.
 
-import { count, element, percent, rounded, seconds, short } from "./dom.js";
+import { element, gpus, percent, rounded, seconds, short } from "./dom.js";
 import { remember, spark } from "./spark.js";
 
 const CAUSES = {
   rise: "growing",
   fall: "shrinking",
   hold: "as it is",
-  blind: "blind: no signals to trust, so nothing changes",
+  blind: "blind",
   budget: "held back by the GPU budget",
 };
 
@@ -88,25 +88,26 @@ function lines(name, demandTitle, demand, replicas) {
   );
 }
 
-function tierCard(tier) {
+function tierCard(state, tier) {
   const waiting = tier.ongoing_requests + tier.held_requests;
   return element(
     "article",
     { class: "card", "data-tier": tier.key },
     head(tier.key, tier.names, tier.replicas),
-    element("p", { class: "quiet" }, `${tier.engine} engine, ${count(tier.ranks, "GPU")} a replica, ${tier.replicas.min} to ${tier.replicas.max} replicas`),
+    element("p", { class: "quiet" }, `${tier.engine} engine, ${gpus(state, tier.ranks)} a replica, ${tier.replicas.min} to ${tier.replicas.max} replicas`),
     lines(tier.key, "open requests", waiting, tier.replicas),
     figuresOf(tier),
     why(tier.replicas),
   );
 }
 
-function videoCard(video) {
+function videoCard(state) {
+  const { video } = state;
   return element(
     "article",
     { class: "card", "data-tier": "video" },
     head("video", video.names, video.replicas),
-    element("p", { class: "quiet" }, `${count(video.gpus, "GPU")} a replica, ${video.replicas.min} to ${video.replicas.max} replicas, lent to tiers that need GPUs`),
+    element("p", { class: "quiet" }, `${gpus(state, video.gpus)} a replica, ${video.replicas.min} to ${video.replicas.max} replicas, lent to tiers that need GPUs`),
     lines("video", "unfinished jobs", video.jobs ?? 0, video.replicas),
     element("dl", {}, ...row("Unfinished jobs", `${video.jobs ?? "–"}`), ...row("Promised within", seconds(video.deadline_s))),
     why(video.replicas),
@@ -114,6 +115,6 @@ function videoCard(video) {
 }
 
 export const tierCards = (state) => [
-  ...state.tiers.map(tierCard),
-  ...(state.video === null ? [] : [videoCard(state.video)]),
+  ...state.tiers.map((tier) => tierCard(state, tier)),
+  ...(state.video === null ? [] : [videoCard(state)]),
 ];
