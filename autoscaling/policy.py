@@ -113,14 +113,15 @@ def _blind(last: int) -> str:
 
 
 def _reason(needed: Need, spec: TierSpec, parameters: Parameters) -> str:
-    if not needed.awake:
+    if not (needed.awake or needed.replicas):
         return f"no request for {spec.idle_s:g} s: asleep"
     held = f", {needed.replicas} until less has sufficed" if needed.replicas > needed.wanted else ""
+    most = ", the most allowed" if needed.wanted == spec.max < needed.erlangs + needed.margin else ""
     return (
         f"load {needed.load_short:.2f} ({parameters.short_s:g} s) {needed.load_long:.2f} ({parameters.long_s:g} s), "
         f"trend +{needed.trend:.2f}: {needed.ahead:.2f} expected; backlog {needed.backlog:.2f}, "
         f"margin {needed.margin:.2f} at z {needed.z:.2f}: "
-        f"{needed.wanted} wanted{held}"
+        f"{needed.wanted} wanted{most}{held}"
     )
 
 

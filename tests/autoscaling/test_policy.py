@@ -166,6 +166,17 @@ def test_a_tier_asleep_says_so() -> None:
     assert decide(family(least=0), *looks)[1].tiers["pro"].reason == "no request for 300 s: asleep"
 
 
+def test_a_tier_that_may_not_sleep_is_not_said_to() -> None:
+    looks = [Seen(now_s=300.0 * tick, gpus=8, tiers=pro(ready=1)) for tick in range(2)]
+    assert decide(family(least=1), *looks)[1].tiers["pro"].reason.endswith(": 1 wanted")
+
+
+def test_a_tier_that_needs_more_than_it_may_have_says_so() -> None:
+    looks = [Seen(now_s=2.0 * tick, gpus=800, tiers=pro(held_requests=10**6 * tick)) for tick in range(2)]
+    most = family().tiers["pro"].max
+    assert decide(family(), *looks)[1].tiers["pro"].reason.endswith(f": {most} wanted, the most allowed")
+
+
 counts = st.integers(0, 300)
 tier_looks = st.none() | st.builds(
     TierSeen,
