@@ -96,7 +96,7 @@ def _dress(axes: Axes, frame: Frame, label: str) -> None:
     for name, at_s in frame.actions.items():
         axes.axvline(at_s, color=INK, linewidth=1, linestyle=":")
         axes.annotate(name, (at_s, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -8), textcoords="offset points")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, fontsize=8, frameon=False, borderaxespad=0.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, fontsize=8, frameon=False, borderaxespad=0.2)
 
 
 def _most(lines: Mapping[str, Line]) -> float:

@@ -217,6 +217,7 @@ ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("refused", "refused", _listed),
     ("Retry-After, s", "retry_after_s", _spread),
     ("failed", "failed", _listed),
+    ("  their codes", "faults", _listed),
     ("promises kept", "attainment", lambda share: "" if share is None else f"{share:.2%}"),
     ("TTFT, s: p50 / p90 / p99 / max", "ttft_s", _spread),
     ("  from the true send", "ttft_from_send_s", _spread),
