@@ -24,7 +24,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; border-b
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td { white-space: nowrap; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: right; vertical-align: top; }
-th:first-child { text-align: left; font-weight: 400; max-width: 9rem; } thead th { border-bottom: 1px solid var(--faint); }
+th:first-child { text-align: left; font-weight: 400; max-width: 9rem; }
+thead th { border-bottom: 1px solid var(--faint); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 1rem; }
 svg text { font-family: system-ui, sans-serif !important; }
 figure { margin: 0; } figcaption { font-weight: 600; } svg { display: block; width: 100%; height: auto; }
