@@ -32,6 +32,7 @@ __all__ = [
     "Specialist",
     "StepCost",
     "Tier",
+    "Tracing",
     "Video",
     "VideoCost",
     "VideoPrice",
@@ -77,6 +78,13 @@ class Gateway(Closed):
     tokens: Literal["pushed", "streamed"] = "pushed"
     coalesce_ms: NonNegativeFloat = 20.0
     coalesce_above_streams: int = Field(default=8, ge=0)
+
+
+class Tracing(Closed):
+    """Spans go to `otlp_url`, a collector's OTLP over HTTP. A caller's `traceparent` decides before `sample_ratio`."""
+
+    otlp_url: Annotated[str, Field(pattern=r"^https?://[^/]+/.+")]
+    sample_ratio: float = Field(default=0.01, ge=0, le=1)
 
 
 class Control(Closed):
@@ -144,6 +152,8 @@ class Family(Closed):
     state_folder: str = ".moray"
     gateway: Gateway = Gateway()
     control: Control = Control()
+    tracing: Tracing | None = None
+    logs: Literal["text", "json"] = "text"
     cells: tuple[Cell, ...] = Field(min_length=1)
     tiers: dict[Name, Tier] = Field(min_length=1)
     video: Video | None = None

@@ -80,6 +80,7 @@ class Chat:
     `served` is the gateway's choice, None before it was made. `given`: tokens of the answer that the client already
     has from a lost replica; the answer goes on behind them, and counts them. `domain`: the specialist that a hint or a
     persona names, "" where neither does. Higher `priority` goes first. `tools`: those the model may call, none or some.
+    `traced`: whether its spans are exported.
     """
 
     request_id: str
@@ -95,6 +96,7 @@ class Chat:
     domain: str = ""
     priority: int = 0
     tools: tuple[Tool, ...] = ()
+    traced: bool = False
 
     @property
     def calls(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from cluster.engines import Closed
 from cluster.errors import ConfigurationError
@@ -85,8 +86,17 @@ def _gateway(family: Family) -> serve.Application:
         max_ongoing_requests=100_000,  # admission is the gateway's own business, with an error that says why
         ray_actor_options={"num_cpus": CONTROL_CPUS, "resources": ON_HEAD},  # where the state folder is
         health_check_period_s=HEALTH_PERIOD_S,
+        logging_config=logs(family, access=False),
     )
     return deployment.bind(family)
+
+
+def logs(family: Family, access: bool = True) -> LoggingConfig:
+    """Of Serve's components and ours: with request ids, as text or a JSON object a line.
+
+    `access`: Serve's line of each call; the gateway's own line of a request says more.
+    """
+    return LoggingConfig(encoding=family.logs.upper(), enable_access_log=access)
 
 
 def tiers(family: Family, initial: Mapping[str, int]) -> list[serve.RunTarget]:
@@ -126,6 +136,7 @@ def _tier(family: Family, key: str, replicas: int, cells: Sequence[CellState]) -
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         max_constructor_retry_count=CONSTRUCTOR_TRIES,
         graceful_shutdown_timeout_s=60,
+        logging_config=logs(family),
         placement_group_strategy=strategy(tier, cells),
         **_reserved(tier, family.accelerator, reach(tier.ranks, cells)),
     )

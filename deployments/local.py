@@ -15,7 +15,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -27,6 +27,7 @@ from cluster.placement import CELL_LABEL, CPU_RESOURCE
 SWITCHES = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # it would hold 1,000 lines back, and lose them with their process
     # The fullest node that has room, not the emptiest: or small replicas leave no node to a large group.
     "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
     "RAY_SERVE_NODE_COMPACTION_DELAY_S": "1000000000",  # nobody is moved afterwards
@@ -124,7 +125,12 @@ def free_ports(count: int) -> list[int]:
             return list(range(first, first + count))
 
 
-def environment(folder: Path) -> dict[str, str]:
+def switches(logs: Literal["text", "json"]) -> dict[str, str]:
+    """SWITCHES, and Ray's own for logs that are JSON."""
+    return SWITCHES | ({"RAY_LOGGING_CONFIG_ENCODING": "JSON"} if logs == "json" else {})
+
+
+def environment(folder: Path, logs: Literal["text", "json"] = "text") -> dict[str, str]:
     """What Ray and its processes must find in their environment before ray is first imported."""
     names = (
         "RAY_SERVE_HAPROXY_METRICS_PORT",
@@ -152,7 +158,7 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_ENABLE_AUTO_CONNECT": "0",  # a late call during the stop must not start another cluster
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }
-    return SWITCHES | ports | own
+    return switches(logs) | ports | own
 
 
 def check_size(family: Family) -> None:
@@ -194,7 +200,7 @@ def cluster(family: Family, nodes: int | None = None) -> Iterator[Path]:
     """
     parent = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="moray-", dir=parent if len(parent) <= LONGEST_PARENT else "/tmp"))
-    os.environ.update(environment(folder))
+    os.environ.update(environment(folder, family.logs))
     try:
         if nodes is None:
             _one(family, folder)

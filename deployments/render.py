@@ -7,7 +7,7 @@ import argparse
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
@@ -18,7 +18,7 @@ from cluster.family import Family
 from cluster.manifest_pods import Setting
 from cluster.manifest_rules import faults
 from cluster.manifests import documents, pod_monitor, prometheus_rule
-from deployments.local import SWITCHES
+from deployments.local import switches
 from monitoring.alerts import rules
 from monitoring.slo import promised
 
@@ -53,7 +53,7 @@ def run(family: Family, arguments: argparse.Namespace, console: Console) -> int:
 
 def rendered(family: Family, image: str) -> dict[str, str]:
     """The texts of the files by name."""
-    config, service = documents(family, setting(image))
+    config, service = documents(family, setting(image, family.logs))
     return {
         "kustomization.yaml": _text(
             family,
@@ -69,11 +69,11 @@ def rendered(family: Family, image: str) -> dict[str, str]:
     }
 
 
-def setting(image: str) -> Setting:
+def setting(image: str, logs: Literal["text", "json"] = "text") -> Setting:
     return Setting(
         image=image,
         ray_version=version("ray"),
-        environment=SWITCHES,
+        environment=switches(logs),
         shipped=str(Path(deployments.__file__).parents[1]),
         packages=PACKAGES,
     )

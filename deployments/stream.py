@@ -16,6 +16,7 @@ from deployments.gateway.wire import ChatStream, completion
 
 BEAT_S = 2.0  # well below the silence after which a gateway takes a stream for lost
 BEAT = b": generating\n\n"
+STEPS = 64  # of a trace: the first ones tell how steps went, and a span of thousands of events is refused by backends
 Write = Callable[
     [bytes, Sequence[int], bool], None
 ]  # bytes, the ids of the tokens behind them, whether they are the last
@@ -25,13 +26,16 @@ Write = Callable[
 class Outcome:
     """How a request ended. Errors travel as values: a refused request is no fault of the replica in Serve's eyes.
 
-    `first_s` and `total_s`: from acceptance by the replica to its first token, and to its end.
+    `first_s` and `total_s`: from acceptance by the replica to its first token, and to its end. `wait_s`: of these, in
+    the engine's queue. `steps_s`: of a traced request, when its pieces came, from acceptance; the first STEPS of them.
     """
 
     body: bytes = b""
     usage: Usage | None = None
     first_s: float = 0.0
     total_s: float = 0.0
+    wait_s: float = 0.0
+    steps_s: tuple[float, ...] = ()
     error: MorayError | None = None
 
 
@@ -86,6 +90,8 @@ class Answer:
         self._logprobs: list[TokenLogprob] = []
         self._tokens = 0
         self._begun = False  # whether anything was written
+        self._wait_s = 0.0
+        self._steps_s: list[float] = []
         self._accepted_s = self._first_s = self._wrote_s = asyncio.get_running_loop().time()
 
     def emit(self, piece: Piece) -> None:
@@ -93,6 +99,9 @@ class Answer:
             return
         if self._tokens == 0:
             self._first_s = asyncio.get_running_loop().time()
+        self._wait_s = piece.queued_s or self._wait_s
+        if self._chat.traced and len(self._steps_s) < STEPS:
+            self._steps_s.append(asyncio.get_running_loop().time() - self._accepted_s)
         self._ids += piece.ids
         self._texts.append(piece.text)
         self._logprobs.extend(piece.logprobs)
@@ -155,6 +164,8 @@ class Answer:
                 usage=piece.usage,
                 first_s=self._first_s - self._accepted_s,
                 total_s=asyncio.get_running_loop().time() - self._accepted_s,
+                wait_s=self._wait_s,
+                steps_s=tuple(self._steps_s),
             )
         )
 

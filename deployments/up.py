@@ -99,7 +99,7 @@ def _deploy(family: Family, console: Console, stopping: threading.Event, started
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
-    from deployments.app import applications
+    from deployments.app import applications, logs
 
     failure: list[BaseException] = []
 
@@ -108,6 +108,7 @@ def _deploy(family: Family, console: Console, stopping: threading.Event, started
             serve.start(
                 proxy_location=ProxyLocation.HeadOnly,
                 http_options=HTTPOptions(host=family.gateway.host, port=family.gateway.port),
+                logging_config=logs(family),
             )
             serve.run_many(applications(family))
         except BaseException as error:

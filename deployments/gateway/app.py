@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -28,12 +28,14 @@ from deployments.gateway.desk import Desk
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Courses
 from deployments.gateway.tokens import Pushed, Streamed, TokenPath
+from deployments.gateway.tracing import Tracer
 from deployments.gateway.videos import Videos
 from deployments.gateway.wire import model_object, models_list
 from deployments.link import Listener
 from deployments.ranks import node_address
 from deployments.stores.jobs import JOBS_FILE, JobStore
 from deployments.stores.keys import KEYS_FILE, KeyStore
+from monitoring.scrape import TARGETS_PATH, discovered
 
 
 class Gateway:
@@ -54,13 +56,14 @@ class Gateway:
         self._desk = Desk(family, clock=clock, on_sleep=self._announcer.wake)
         self._metrics = GatewayMetrics(listener.counts, jobs.counts if family.video else None, self._desk)
         self._address = self._metrics.serve(node_address())
+        self._pages: Mapping[str, str | None] = {}  # those that other gateways know of, too
         path: TokenPath = Streamed()
         if family.gateway.tokens == "pushed":
             await listener.start(node_address())
             path = Pushed(listener)
         self._handles: dict[str, DeploymentHandle[Any]] = {}
         self._courses = Courses(family, self._handles, path, self._desk, self._metrics)
-        self._chat = ChatCompletions(self._courses, self._keys, self._metrics, clock)
+        self._chat = ChatCompletions(self._courses, self._keys, self._metrics, clock, Tracer(family))
         self._videos = Videos(family, jobs, folder / "videos", self._metrics) if family.video else None
         if self._videos is not None:
             self._videos.resume()
@@ -94,6 +97,7 @@ class Gateway:
             self._follow(standing.family)
             self._version = standing.version
         self._metrics.control_address = standing.metrics_address
+        self._pages = {**standing.pages, standing.metrics_address: None}
         self._console.heard(standing)
         if self._videos is not None:
             self._videos.take(standing.workers)
@@ -107,6 +111,7 @@ class Gateway:
         app.add_api_route("/v1/models/{name}", self._model, methods=["GET"])
         app.add_api_route("/health", self._health, methods=["GET"])
         app.add_api_route("/metrics", self._metrics_page, methods=["GET"])
+        app.add_api_route(TARGETS_PATH, self._targets, methods=["GET"])
         self._console.add_routes(app)
         if self._videos is not None:
             self._videos.add_routes(app, self._keys)
@@ -128,6 +133,11 @@ class Gateway:
     async def _metrics_page(self, only: str = "") -> Response:
         page = await self._metrics.page(only_gateway=only == "gateway")
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _targets(self) -> Response:
+        """For Prometheus: all pages of the family. Where the loop is silent, those it told of last, and our own."""
+        own = self._hello()
+        return _json(discovered({**self._pages, **dict.fromkeys(own.metrics), **own.replica_of}))
 
 
 def _json(value: Any) -> Response:

@@ -10,11 +10,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import BodyTooLarge, ConfigurationError, InvalidRequest, MorayError, Unauthorized
 from deployments.gateway.wire import error_body, error_headers
+from deployments.log import event
 from deployments.stores.keys import KeyRecord, KeyStore
 
 log = logging.getLogger("ray.serve")
 REQUEST_ID = "moray.request_id"
-LOG_NOTE = "moray.log_note"  # what a route has to say in the request's line of the log
+LOG_FIELDS = "moray.log_fields"  # what a route has to say in the request's line of the log
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 Header = tuple[bytes, bytes]
 
@@ -63,17 +64,23 @@ class Envelope:
                 raise
             await refuse(watched, told)
         finally:
-            log.info(
-                "request_id=%s %s %r status=%d seconds=%.3f %s",
-                *(scope[REQUEST_ID], scope["method"], scope["path"], status, time.monotonic() - begun_s),
-                scope.get(LOG_NOTE, ""),
+            event(
+                log,
+                logging.INFO,
+                "request",
+                request_id=scope[REQUEST_ID],
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                seconds=round(time.monotonic() - begun_s, 3),
+                **scope.get(LOG_FIELDS, {}),
             )
 
 
 def _told(error: Exception, request_id: str) -> MorayError:
     """What the client may know: an error of ours as it is, but for those that speak of the operator's files."""
     if isinstance(error, MorayError) and not isinstance(error, ConfigurationError):
-        log.info("request_id=%s code=%s %r", request_id, error.code, error.message)
+        event(log, logging.INFO, "refused", request_id=request_id, code=error.code, why=error.message)
         return error
     log.error("request_id=%s", request_id, exc_info=error)
     return MorayError("gateway: internal error; give the request id to the operator")

@@ -5,20 +5,23 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from starlette.types import Receive, Scope, Send
 
 from cluster.domains import domain_of
 from cluster.errors import MorayError, Overloaded
-from cluster.family import Family, Plan, Slo
+from cluster.family import Family, Plan
 from cluster.request import Chat, Served, Usage
-from deployments.gateway.asgi import LOG_NOTE, REQUEST_ID, Header, authorize, read_body, respond
+from deployments.gateway.account import Account
+from deployments.gateway.asgi import LOG_FIELDS, REQUEST_ID, Header, authorize, header, read_body, respond
 from deployments.gateway.asked import Asked
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Course, Courses
+from deployments.gateway.tracing import Tracer
 from deployments.gateway.wire import error_event, parse_chat
 from deployments.gateway.wishes import Estimates, hint_of, plan_of, range_of, wish_of
+from deployments.log import event
 from deployments.stores.keys import KeyStore
 from deployments.stream import Outcome
 
@@ -28,25 +31,19 @@ KEEPALIVE = b": waiting\n\n"
 _SSE: list[Header] = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
-@dataclass(slots=True, kw_only=True)
-class _Request:
-    """What is known of a request so far, for its line of the log and its metrics. Times on the gateway's clock."""
-
-    arrived_s: float
-    key: str = "none"
-    tier: str = "none"  # the one asked
-    slo: Slo | None = None  # of the tier asked; None before it is known
-    code: str = "internal_error"
-    kept: bool | None = None  # whether the promises held; None where nobody can say
-    first_s: float = 0.0
-    last_s: float = 0.0
-
-
 class ChatCompletions:
     """The ASGI endpoint."""
 
-    def __init__(self, courses: Courses, keys: KeyStore, metrics: GatewayMetrics, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        courses: Courses,
+        keys: KeyStore,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float],
+        tracer: Tracer,
+    ) -> None:
         self._courses = courses
+        self._tracer = tracer
         self._keys = keys
         self._metrics = metrics
         self._clock = clock  # that of the desk
@@ -57,44 +54,47 @@ class ChatCompletions:
         return self._courses.family
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = _Request(arrived_s=self._clock())
+        account = Account(arrived_s=self._clock(), span=self._tracer.begin(scope))
         try:
             record = authorize(scope, self._keys)
-            request.key = record.id
+            account.key = record.id
             plan = plan_of(record, self._family)
             body = await read_body(scope, receive, self._family.gateway.max_body_bytes)
             chat = parse_chat(body, scope[REQUEST_ID], int(time.time()), secrets.randbits(63))
             domain = domain_of(hint_of(scope), chat.messages, self._family.personas)
-            chat = replace(chat, domain=domain, priority=plan.priority if plan else 0)
-            asked = self._asked(scope, chat, record.id, plan, request)
-            await self._serve(chat, asked, request, send)
+            chat = replace(chat, domain=domain, priority=plan.priority if plan else 0, traced=account.span is not None)
+            account.chat = chat
+            asked = self._asked(scope, chat, record.id, plan, account)
+            await self._serve(chat, asked, account, send, bool(header(scope, b"moray-ledger")))
         except MorayError as error:
-            request.code = error.code
+            account.code = error.code
             if error.status < 500:
-                self._metrics.count("moray_rejections_total", tier=request.tier, code=error.code)
+                self._metrics.count("moray_rejections_total", tier=account.tier, code=error.code)
             raise
         except asyncio.CancelledError:
-            request.code = "client_gone"
+            account.code = "client_gone"
             raise
         finally:
-            self._metrics.request(request.tier, request.code, self._clock() - request.arrived_s)
-            if request.kept is not None:
-                outcome = "kept" if request.kept else "missed"
-                self._metrics.count("moray_promises_total", tier=request.tier, outcome=outcome)
-            scope[LOG_NOTE] = f"key={request.key} tier={request.tier} code={request.code}"
+            ended_s = self._clock()
+            self._metrics.request(account.tier, account.code, ended_s - account.arrived_s)
+            if account.kept is not None:
+                outcome = "kept" if account.kept else "missed"
+                self._metrics.count("moray_promises_total", tier=account.tier, outcome=outcome)
+            self._tracer.end(account, scope[REQUEST_ID], ended_s)
+            scope[LOG_FIELDS] = account.fields()
 
-    def _asked(self, scope: Scope, chat: Chat, tenant: str, plan: Plan | None, request: _Request) -> Asked:
+    def _asked(self, scope: Scope, chat: Chat, tenant: str, plan: Plan | None, account: Account) -> Asked:
         """What the desk decides on. Everything that the caller got wrong is told here."""
         family = self._family
         named = family.tier_of(chat.model) or (family.auto.default if family.auto else None)
         prompt_tokens = self._estimates.prompt_tokens(named, chat)
         tiers = range_of(wish_of(scope, chat, prompt_tokens), plan, family)
-        request.tier = tiers.tiers[0]
-        spec = family.tiers[request.tier]
-        request.slo = spec.slo
+        account.tier = tiers.tiers[0]
+        spec = family.tiers[account.tier]
+        account.slo = spec.slo
         prompt_tokens = min(prompt_tokens, spec.context_tokens - 1)  # a guess above it is wrong, or the engine refuses
-        self._metrics.count("moray_arrivals_total", tier=request.tier)
-        self._metrics.count("moray_arrived_prompt_tokens_total", prompt_tokens, tier=request.tier)
+        self._metrics.count("moray_arrivals_total", tier=account.tier)
+        self._metrics.count("moray_arrived_prompt_tokens_total", prompt_tokens, tier=account.tier)
         return Asked(
             request_id=chat.request_id,
             range=tiers,
@@ -102,58 +102,77 @@ class ChatCompletions:
             priority=chat.priority,
             share=plan.share if plan else 1.0,
             prompt_tokens=prompt_tokens,
-            arrived_s=request.arrived_s,
+            arrived_s=account.arrived_s,
         )
 
-    async def _serve(self, chat: Chat, asked: Asked, request: _Request, send: Send) -> None:
+    async def _serve(self, chat: Chat, asked: Asked, account: Account, send: Send, timed: bool) -> None:
+        """`timed`: the client wants the ledger."""
+        account.asked_s = self._clock()
         course = Course(self._courses, chat, asked)
         answer = self._stream if chat.stream else self._whole
         try:
-            outcome = await answer(course, request, send)
-            self._measure(chat, course, outcome, request)
+            outcome = await answer(course, account, send, timed)
+            self._measure(chat, course, outcome, account)
         except MorayError as error:
-            request.kept = _blame(error)
+            account.kept = _blame(error)
             raise
         finally:
             course.close()
+            if not account.stages:
+                account.close(course, None, self._clock())
             if course.place is not None:
                 served = course.place.served
-                self._metrics.observe("moray_hold_seconds", served.queued_s, tier=request.tier)
-                if served.tier != request.tier:
-                    self._metrics.count("moray_spilled_total", tier=request.tier)
+                self._metrics.observe("moray_hold_seconds", served.queued_s, tier=account.tier)
+                if served.tier != account.tier:
+                    self._metrics.count("moray_spilled_total", tier=account.tier)
 
-    async def _whole(self, course: Course, request: _Request, send: Send) -> Outcome:
+    async def _whole(self, course: Course, account: Account, send: Send, timed: bool) -> Outcome:
         outcome = await course.whole()
-        request.last_s = self._clock()
-        request.first_s = request.last_s - (outcome.total_s - outcome.first_s)
-        await respond(send, 200, outcome.body, self._headers(course))
+        account.last_s = self._clock()
+        account.first_s = account.last_s - (outcome.total_s - outcome.first_s)
+        account.close(course, outcome, account.last_s)
+        headers = self._headers(course)
+        if timed:
+            headers.append((b"server-timing", account.timing()))
+        await respond(send, 200, outcome.body, headers)
         return outcome
 
-    async def _stream(self, course: Course, request: _Request, send: Send) -> Outcome:
+    async def _stream(self, course: Course, account: Account, send: Send, timed: bool) -> Outcome:
         """The status line waits for the first bytes, so that a refusal still has its own; never for long."""
         begun = False
-        self._metrics.streams(request.tier, +1)
+        self._metrics.streams(account.tier, +1)
         try:
             while (data := await course.next(KEEPALIVE_S)) is not None:
                 if not begun:
                     begun = True
                     headers = _SSE + self._headers(course)
+                    if timed:
+                        headers.append((b"server-timing", account.timing_so_far(course)))
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                 if data:
-                    request.last_s = self._clock()
-                    request.first_s = request.first_s or request.last_s
+                    account.last_s = self._clock()
+                    account.first_s = account.first_s or account.last_s
                 await send({"type": "http.response.body", "body": data or KEEPALIVE, "more_body": True})
             assert course.outcome is not None
             outcome = course.outcome
+            account.close(course, outcome, self._clock())
         except MorayError as error:
             if not begun:
                 raise
-            log.info("request_id=%s code=%s %s", course.asked.request_id, error.code, error.message)
+            event(
+                log,
+                logging.INFO,
+                "stream broke",
+                request_id=course.asked.request_id,
+                code=error.code,
+                why=error.message,
+            )
             await send({"type": "http.response.body", "body": error_event(error), "more_body": True})
             outcome = Outcome(error=error)
         finally:
-            self._metrics.streams(request.tier, -1)
-        await send({"type": "http.response.body", "body": b""})
+            self._metrics.streams(account.tier, -1)
+        last = b": server-timing " + account.timing() + b"\n\n" if timed and account.stages else b""
+        await send({"type": "http.response.body", "body": last})
         return outcome
 
     def _headers(self, course: Course) -> list[Header]:
@@ -171,19 +190,19 @@ class ChatCompletions:
             headers.append((b"moray-class", b"deferrable"))
         return headers
 
-    def _measure(self, chat: Chat, course: Course, outcome: Outcome, request: _Request) -> None:
+    def _measure(self, chat: Chat, course: Course, outcome: Outcome, account: Account) -> None:
         """Time to the first token is the gateway's; time per token the replica's, if one gave them all."""
         if outcome.error is not None:
-            request.code, request.kept = outcome.error.code, _blame(outcome.error)
+            account.code, account.kept = outcome.error.code, _blame(outcome.error)
             return
-        request.code = "ok"
-        if outcome.usage is None or course.place is None or request.slo is None:
+        account.code = "ok"
+        if outcome.usage is None or course.place is None or account.slo is None:
             return
         usage, tier = outcome.usage, course.place.served.tier
-        decode_s = request.last_s - request.first_s if course.rescues else outcome.total_s - outcome.first_s
-        ttft_s, tpot_s = request.first_s - request.arrived_s, _tpot_s(usage, decode_s)
-        request.kept = ttft_s <= request.slo.ttft_s and (tpot_s or 0.0) * 1e3 <= request.slo.tpot_ms
-        self._metrics.answered(tier, usage, ttft_s, tpot_s)
+        decode_s = account.last_s - account.first_s if course.rescues else outcome.total_s - outcome.first_s
+        ttft_s, tpot_s = account.first_s - account.arrived_s, _tpot_s(usage, decode_s)
+        account.kept = ttft_s <= account.slo.ttft_s and (tpot_s or 0.0) * 1e3 <= account.slo.tpot_ms
+        self._metrics.answered(tier, usage, ttft_s, tpot_s, account.stages)
         self._estimates.learn(tier, chat, usage.prompt_tokens)
 
 

@@ -77,8 +77,12 @@ class GatewayMetrics(Collector):
         self.count("moray_requests_total", tier=tier, code=code)
         self.observe("moray_request_seconds", seconds, tier=tier)
 
-    def answered(self, tier: str, usage: Usage, ttft_s: float, tpot_s: float | None) -> None:
-        """By the tier that served. `tpot_s`: None for an answer of one token."""
+    def answered(
+        self, tier: str, usage: Usage, ttft_s: float, tpot_s: float | None, stages: Mapping[str, float]
+    ) -> None:
+        """By the tier that served. `tpot_s`: None for an answer of one token. `stages`: of cluster.ledger."""
+        for stage, seconds in stages.items():
+            self.observe("moray_stage_seconds", seconds, tier=tier, stage=stage)
         self.observe("moray_ttft_seconds", ttft_s, tier=tier)
         if tpot_s is not None:
             self.observe("moray_tpot_seconds", tpot_s, tier=tier)

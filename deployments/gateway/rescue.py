@@ -24,6 +24,7 @@ from deployments.gateway.desk import Desk
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.tokens import Answering, TokenPath, lost
 from deployments.gateway.wire import DONE
+from deployments.log import event
 from deployments.stream import Outcome
 
 log = logging.getLogger("ray.serve")
@@ -70,11 +71,15 @@ class Courses:
 
 
 class Course:
-    """One request. `place`: the last one it had, None before the first. Whoever opens one closes it."""
+    """One request. `place`: the last one it had, None before the first. Whoever opens one closes it.
+
+    `sent_s`: when it was sent to its first replica, on the desk's clock.
+    """
 
     def __init__(self, shared: Courses, chat: Chat, asked: Asked) -> None:
         self.asked = asked
         self.place: Place | None = None
+        self.sent_s: float | None = None
         self.outcome: Outcome | None = None
         self.rescues = 0
         self._shared = shared
@@ -86,6 +91,10 @@ class Course:
         self._heard_s = math.inf  # when bytes last came from this replica
         self._lost_s: float | None = None
         self._done = False
+
+    @property
+    def streamed(self) -> bool:
+        return self._chat.stream
 
     async def whole(self) -> Outcome:
         """Raises MorayError where no replica gives an answer."""
@@ -142,6 +151,7 @@ class Course:
             return False
         placing, self._placing = self._placing, None
         self.place = self._held = placing.result()
+        self.sent_s = self.place.sent_s if self.sent_s is None else self.sent_s
         self._count(self.place.served.tier)
         if self._lost_s is not None:
             self._shared.metrics.count("moray_resumed_total", tier=self.place.served.tier)
@@ -179,7 +189,14 @@ class Course:
         self.rescues += 1
         self._lost_s, self._heard_s = self._lost_s or _now(), math.inf
         self._chat = replace(self._chat, given=given)
-        log.info("request_id=%s code=%s goes on behind %d tokens", self._chat.request_id, error.code, len(given))
+        event(
+            log,
+            logging.INFO,
+            "goes on elsewhere",
+            request_id=self._chat.request_id,
+            code=error.code,
+            given_tokens=len(given),
+        )
         self._placing = asyncio.ensure_future(self._shared.desk.again(place, len(given)))
 
     async def _end(self) -> Outcome:

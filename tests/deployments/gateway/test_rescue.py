@@ -52,7 +52,7 @@ class Desk:
         self._next += 1
         served = Served(tier="mini", replica=chr(ord("a") + self._next - 1), queued_s=self.wait_s, resumed=resumed)
         place: Place = object.__new__(Place)
-        for name, value in {"asked": asked, "served": served}.items():
+        for name, value in {"asked": asked, "served": served, "sent_s": 0.0}.items():
             object.__setattr__(place, name, value)
         return place
 
