@@ -83,7 +83,7 @@ def prometheus(
 def prometheus_of(file: Path, data: Path, port: int = 0) -> Iterator[str]:
     """The same, of a prometheus.yml."""
     words = [f"--config.file={file}", f"--storage.tsdb.path={data}", f"--web.listen-address=127.0.0.1:{port}"]
-    with _served("prometheus", words, file.with_name("prometheus.log")) as url:
+    with served("prometheus", words, file.with_name("prometheus.log")) as url:
         yield url
 
 
@@ -96,16 +96,19 @@ def alertmanager_of(file: Path, data: Path, port: int = 0) -> Iterator[str]:
         f"--web.listen-address=127.0.0.1:{port}",
         "--cluster.listen-address=",
     ]
-    with _served("prometheus-alertmanager", words, file.with_name("alertmanager.log")) as url:
+    with served("prometheus-alertmanager", words, file.with_name("alertmanager.log")) as url:
         yield url
 
 
 @contextlib.contextmanager
-def _served(name: str, words: Sequence[str], log: Path) -> Iterator[str]:
+def served(name: str, words: Sequence[str], log: Path, folder: Path | None = None) -> Iterator[str]:
+    """The URL of one of the two, which is ready. `folder`: where its words are told, if not here."""
     bound = shutil.which("setpriv")  # of util-linux: a killed test run takes the server along
     command = [*((bound, "--pdeathsig", "KILL") if bound else ()), program(name), *words]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder
+        )
     try:
         yield eventually(lambda: _ready(name, process, log), START_S, f"{name} is ready")
     finally:

@@ -57,23 +57,25 @@ def temporary_folders(parent: Path) -> set[str]:
 class Server:
     """`moray up` on a family file. Its temporary folders lie in `scratch`, its output in `scratch/output.txt`.
 
-    `words`: more of the command line, behind `up`.
+    `words`: more of the command line, behind `up`. `typed`: the whole of it for a shell instead, told in `scratch`.
     """
 
-    def __init__(self, family: Path, port: int, scratch: Path, *words: str) -> None:
+    def __init__(self, family: Path, port: int, scratch: Path, *words: str, typed: str = "") -> None:
         self.port = port
         self.family = family
         self.url = f"http://127.0.0.1:{port}"
         self.scratch = scratch
         self._output = scratch / "output.txt"
         self.started_s = time.monotonic()
+        family_up = ("--family", str(family), "up", *words)
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "deployments.cli", "--family", str(family), "up", *words],
+                ["bash", "-c", typed] if typed else [sys.executable, "-m", "deployments.cli", *family_up],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                cwd=scratch if typed else None,
                 env=os.environ | {"TMPDIR": str(scratch), "COLUMNS": "200"},
             )
         self._seen: dict[int, psutil.Process] = {}

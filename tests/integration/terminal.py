@@ -1,0 +1,123 @@
+"""Where somebody types what a document says: a clone of the project, its environment on the path, `make up` running."""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+from documents.defaults import ALERTMANAGER, GATEWAY, PROMETHEUS, UP, is_about_a_server, moved, spelt_out
+from documents.fences import FOLDERS, ROOT
+from integration.conftest import Stage
+from integration.families import shipped
+from integration.server import Server, free_port
+from prometheus import PACKAGES, served
+
+TRACES = ROOT.parent / "shared" / "traces"
+MISSED = {**PACKAGES, "kubectl": "kubectl"}  # program: its package; a command is skipped without
+PATIENCE_S = 120.0
+KEPT = "set -a -o pipefail; [ ! -e .variables ] || . ./.variables; "  # variables last from command to command
+KEEP = "\nstatus=$?; export -p > .variables; exit $status"
+
+
+class Terminal:
+    """Each document has one. What began in it is stopped with it, but for the server that tests share."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._server: Server | None = None
+        self._begun = contextlib.ExitStack()
+        self._ports = {PROMETHEUS: free_port(), ALERTMANAGER: free_port()}
+        self._program = ""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.folder = Path(tempfile.mkdtemp(prefix="it-", dir="/tmp"))  # as short as the scratch of a server
+        self._variables = {"PATH": path, "COLUMNS": "200", "CURL_HOME": str(self.folder)}
+        for name in FOLDERS:
+            shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (self.folder / ".venv").symlink_to(sys.prefix)
+        (self.folder / ".curlrc").write_text("fail-with-body\n")  # else a refusal looks like an answer
+        for trace in TRACES.glob("*"):
+            (self.folder / trace.name).symlink_to(trace)
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._begun.close()
+        shutil.rmtree(self.folder)
+
+    def save(self, name: str, text: str) -> None:
+        """A file that the document shows."""
+        (self.folder / name).write_text(self._here(text), encoding="utf-8")
+
+    def program(self, text: str) -> None:
+        """Python that goes on where the document's last left off."""
+        self._program += text
+        self.save("program.py", self._program)
+        self.type("python program.py")
+
+    def type(self, command: str, status: int = 0) -> None:
+        """Until it has ended with that status; if it serves, until it is ready. Skips where something is missing."""
+        self._need(command)
+        if UP.match(command):
+            self._up(command)
+            return
+        command = self._here(spelt_out(command))
+        if command.startswith(("prometheus ", "prometheus-alertmanager ")):
+            name, *words = shlex.split(command.removesuffix("&"), comments=True)
+            self._begun.enter_context(served(name, words, self.folder / f"{name}.log", self.folder))
+        else:
+            self._run(command, status)
+
+    def _need(self, command: str) -> None:
+        for program in set(MISSED) & set(command.split()):
+            if shutil.which(program) is None:
+                pytest.skip(f"{program} is missing: install the package {MISSED[program]}")
+        for trace in re.findall(r"(?:azure|mooncake|servegen):(\w+_[\w.-]+)", command):
+            if not list(self.folder.glob(f"{trace}*")):
+                pytest.skip(f"the public trace {trace} is missing: it does not ship")
+
+    def _here(self, text: str) -> str:
+        if not is_about_a_server(text):
+            return text
+        if self._server is None:
+            self._server = self._stage.serve("laptop", shipped)
+            (self.folder / ".moray").symlink_to(self._server.family.with_name("state"))
+        return moved(text, self._server.key, {GATEWAY: self._server.port, **self._ports})
+
+    def _up(self, command: str) -> None:
+        """The document's own server, instead of what ran until now."""
+        self._stage.clear()
+        (self.folder / ".moray").unlink(missing_ok=True)
+        port = free_port()
+        typed = moved(spelt_out(command).removesuffix("&"), "", {GATEWAY: port})
+        self._server = Server(self.folder, port, self.folder, typed=KEPT + typed)
+        self._begun.callback(self._server.stop)
+        self._server.ready()
+
+    def _run(self, command: str, status: int) -> None:
+        with (self.folder / ".output").open("w+b") as output:
+            typing = subprocess.Popen(
+                ["bash", "-c", KEPT + command + KEEP],
+                cwd=self.folder,
+                env=os.environ | self._variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                ended = typing.wait(PATIENCE_S)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(typing.pid, signal.SIGKILL)
+                typing.wait()
+            output.seek(0)
+            assert ended == status, f"{command}\nexit status {ended}:\n{output.read().decode(errors='replace')[-4000:]}"
