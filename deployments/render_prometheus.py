@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gateway",
         action="append",
         metavar="URL",
-        help="of a gateway, also several times; default: the family file's host and port",
+        help="of gateways, also several times; default: the family file's host and port",
     )
     parser.add_argument(
         "--every", type=float, default=scrape.EVERY_S, metavar="S", help="between scrapes; default: %(default)s s"
@@ -71,7 +71,12 @@ def rendered(family: Family, arguments: argparse.Namespace) -> dict[str, str]:
     """The texts of the files by name. Raises ConfigurationError."""
     scheme, targets = _targets(family, arguments.gateway)
     try:
-        prometheus = scrape.prometheus(targets, [arguments.alertmanager], scheme=scheme, every_s=arguments.every)
+        prometheus = scrape.prometheus(
+            *(targets, [arguments.alertmanager]),
+            scheme=scheme,
+            every_s=arguments.every,
+            discover=family.gateway.replicas > 1,
+        )
     except ValueError as error:
         raise ConfigurationError(f"--every: {error}; give another number") from error
     if not SMALLEST_SCALE <= arguments.scale <= 1:
@@ -90,13 +95,7 @@ def rendered(family: Family, arguments: argparse.Namespace) -> dict[str, str]:
 
 def _targets(family: Family, given: Sequence[str] | None) -> tuple[str, list[str]]:
     """The scheme of all, and host:port of each. Raises ConfigurationError."""
-    replicas = family.gateway.replicas
     if not given:
-        if replicas > 1:
-            raise ConfigurationError(
-                f"gateway.replicas: {replicas}; behind one address they answer in turns, and counters jump; name the "
-                "address of each with --gateway"
-            )
         given = [f"http://{_reachable(family.gateway.host)}:{family.gateway.port}"]
     parts = [_url(url, "--gateway", paths=("", "/")) for url in given]
     schemes = sorted({scheme for scheme, _ in parts})

@@ -111,6 +111,7 @@ class Control:
             metrics_address=self._metrics.address,
             targets=dict(self._controller.targets),
             picture=self._picture(),
+            pages=self._gateways.addresses(),
         )
 
     def _picture(self) -> Picture | None:

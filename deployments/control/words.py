@@ -1,7 +1,7 @@
 """What gateways and the control loop tell each other, and under which names actors are found."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autoscaling.readings import Count
@@ -70,7 +70,8 @@ class Picture:
 class Standing:
     """The answer. `version` grows with every change of the family while it is served.
 
-    `picture`: None before the first look at the cluster.
+    `picture`: None before the first look at the cluster. `pages`: addresses of the expositions that any gateway has
+    told of lately, with the replica behind each, None for a gateway's.
     """
 
     version: int
@@ -79,3 +80,4 @@ class Standing:
     metrics_address: str
     targets: Mapping[str, int]
     picture: Picture | None = None
+    pages: Mapping[str, str | None] = field(default_factory=dict)

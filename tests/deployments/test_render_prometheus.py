@@ -69,9 +69,14 @@ def test_scrapes_that_are_too_seldom_or_too_dear_are_refused(every: str, capsys:
     assert "1 to 5 s are allowed" in refused(capsys, "prometheus", "--every", every)
 
 
-def test_several_gateways_behind_one_address_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_gateways_behind_one_address_are_asked_which_pages_there_are(tmp_path: Path) -> None:
+    """Scraped behind one address they would answer in turns, and counters jump."""
     two = family(tmp_path / "family", gateway={"replicas": 2})
-    assert "name the address of each with --gateway" in refused(capsys, "prometheus", "--family", str(two))
+    (job,) = rendered(tmp_path, "--family", str(two), "--gateway", "https://a")["prometheus.yml"]["scrape_configs"]
+    assert job["http_sd_configs"] == [{"url": "https://a:443/metrics/targets", "refresh_interval": "2000ms"}]
+    assert job["scheme"] == "http"
+    assert "static_configs" not in job
+    promtool("check", "config", tmp_path / "prometheus.yml")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "http://host/page"])

@@ -1,6 +1,6 @@
 """From a running server to somebody's pager: what `moray render prometheus` writes, in the real programs.
 
-Windows are a hundredth of the real ones.
+Two gateways answer behind one address. Windows are a hundredth of the real ones.
 """
 
 import json
@@ -63,6 +63,7 @@ class Pager:
 def impatient(folder: Path, port: int) -> dict[str, Any]:
     """Whoever wakes its sleeping tier cannot be answered as promised."""
     raw = watched(folder, port)
+    raw["gateway"]["replicas"] = 2
     raw["tiers"]["dozy"]["slo"] = {"ttft_s": 0.1, "tpot_ms": 50}
     return raw
 
@@ -99,8 +100,26 @@ def url(server: Server, pager: Pager, tmp_path: Path) -> Iterator[str]:
         alertmanager_of(tmp_path / "alertmanager.yml", tmp_path / "told", port),
         prometheus_of(tmp_path / "prometheus.yml", tmp_path / "series") as prometheus,
     ):
-        eventually(lambda: query(prometheus, "moray_links and on() moray_control_tick_timestamp_seconds"), TOLD_S)
+        eventually(
+            lambda: value(prometheus, "count(moray_links) + count(moray_gpus) + count(moray_steps_total)") == 4, TOLD_S
+        )
         yield prometheus
+
+
+def value(url: str, expression: str) -> float | None:
+    """Of an expression without labels; None where there is nothing."""
+    found = query(url, expression)
+    return float(found[0]["value"][1]) if found else None
+
+
+def test_each_page_of_two_gateways_is_scraped_and_each_request_counted_once(server: Server, url: str) -> None:
+    before = value(url, "sum(moray_finished_total)") or 0
+    for seed in range(ASKED):
+        whole(server, "steady", 4, seed)
+    eventually(lambda: value(url, "sum(moray_finished_total)") == before + ASKED, TOLD_S, "counted")
+    (steps,) = query(url, "moray_steps_total")
+    assert steps["metric"]["replica"] in {sample.labels["replica"] for sample in server.samples("moray_steps_total")}
+    assert value(url, "min(up)") == 1
 
 
 def test_a_broken_promise_reaches_the_pager_and_so_does_its_end(server: Server, pager: Pager, url: str) -> None:

@@ -134,6 +134,10 @@ async def test_a_gateway_hears_what_stands(tmp_path: Path, start: Start) -> None
         assert standing.workers == (Worker(worker_id="w", node_id="n", actor=None),)
         assert standing.metrics_address == "127.0.0.1:1"
         assert standing.targets == await control.targets()
+        assert standing.pages == {}
+        other = Hello(gateway_id="h", metrics=("h:1", "x:1"), replica_of={"x:1": "x"}, jobs=())
+        await control.announce(other)
+        assert (await control.announce(hello())).pages == {"h:1": None, "x:1": "x"}
     async with start(awake(tmp_path / "no_video")) as control:
         assert (await control.announce(hello())).workers == ()
 

@@ -455,6 +455,23 @@ def test_a_newer_family_is_served_from_the_next_request_on(play: Play) -> None:
     play(scenario)
 
 
+def test_prometheus_is_told_of_the_pages_of_this_gateway_of_the_others_and_of_the_control_loop(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        others = {"10.0.0.2:5": None, "10.0.0.3:6": "r"}
+        family = stage.gateway._family
+        standing = Standing(
+            version=0, family=family, workers=(), metrics_address="10.0.0.1:1", targets={}, pages=others
+        )
+        stage.gateway._heard(standing)
+        answer = await stage.get("/metrics/targets")
+        assert answer.headers["content-type"] == "application/json"
+        plain, labelled = answer.json()
+        assert sorted(plain["targets"]) == sorted(["10.0.0.1:1", "10.0.0.2:5", stage.gateway._address])
+        assert labelled == {"targets": ["10.0.0.3:6"], "labels": {"replica": "r"}}
+
+    play(scenario)
+
+
 def test_a_broken_promise_is_counted_and_a_clients_own_fault_is_none(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.ask(max_tokens=4096).finished()
