@@ -1,6 +1,6 @@
 """One tier: what its requests wait for, and what its engines do meanwhile."""
 
-from monitoring.dashboards.panels import Board, Panel, Query, Row, by, per_s, quantiles
+from monitoring.dashboards.panels import Board, Panel, Query, Row, by, per_s, quantiles, share
 
 HERE = 'tier="$tier"'
 USED = f"sum(moray_kv_used_tokens{{{HERE}}}) / sum(moray_kv_capacity_tokens{{{HERE}}})"
@@ -68,6 +68,20 @@ TIER = Board(
         Row(
             title="Where they wait",
             panels=(
+                Panel(
+                    title="Where the time goes",
+                    says="Mean seconds of an answer by stage of the ledger; together they are its whole time.",
+                    unit="s",
+                    kind="stacked",
+                    queries=(
+                        by(
+                            "stage",
+                            share(
+                                f"moray_stage_seconds_sum{{{HERE}}}", f"moray_stage_seconds_count{{{HERE}}}", "stage"
+                            ),
+                        ),
+                    ),
+                ),
                 Panel(
                     title="Held in the gateway",
                     says="From the request's arrival until it was sent to a replica.",
