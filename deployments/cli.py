@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,59 @@ from deployments.local import rehearsed
 from deployments.plan_table import tables
 from deployments.simulate_options import add_arguments
 from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
+
+WHAT = """\
+Serves a family of mixture-of-experts language models and a video model from one
+Ray cluster, and tells what it does. `moray COMMAND --help` says more.
+"""
+EXITS = """\
+exit codes:
+  0    done
+  1    refused or failed: a line says where, what is allowed, and the mend;
+       some commands also say so of what they found, see their own help
+  2    the command line is not understood
+  130  ended by Ctrl-C
+"""
+FAMILY = "a family file, or one that ships: laptop, h200; default: laptop, with `up --nodes` h200"
+UP = """\
+Serves the family on this machine until Ctrl-C. Starts Ray, the gateway and the
+tiers that begin awake, and prints the address and a new API key. What is wrong
+with the family file is refused before anything starts. While it serves, a family
+file that is edited is put in place, or refused with the reason.
+"""
+UP_EXITS = """\
+examples:
+  moray up
+  moray --family h200 up --nodes 4 --port 8001
+
+Exit code 0 after Ctrl-C or SIGTERM once it serves; nothing is left running.
+"""
+PLAN = """\
+Which cell holds which expert group and video replica, who takes turns for want of
+GPUs, and what has no place and why. Of tiers on vLLM it shows how vLLM is told.
+"""
+PLAN_EXITS = """\
+example:
+  moray --family h200 plan --json
+
+Exit code 1 where something that must run from the start has no place.
+"""
+RENDER = "Writes what follows from the family file for Kubernetes, Prometheus and people."
+EXPERTS = """\
+Where routed experts lie in a running server, how even the ranks of each group are,
+and which domain uses which expert.
+"""
+EXPERTS_EXAMPLE = "example:\n  moray experts --tier ultra --plot experts.png\n"
+KEYS = """\
+API keys of the gateway that uses the same state folder: `state_folder` of the
+family file, below the directory in which the command is run. Only their hashes are
+kept. A running gateway sees a change at once.
+"""
+CREATE = "Makes an API key and shows it, this once: only its hash is kept."
+CREATE_EXAMPLE = "example:\n  moray keys create alice --plan professional\n"
+LIST = "All keys, the oldest first, the revoked too, with plan and times; never the secrets."
+REVOKE = "Refuses a key from now on. Requests that it has begun end as they would have."
+REVOKE_EXAMPLE = "example:\n  moray keys revoke key_3f9a\n"
 
 Run = Callable[[Family, argparse.Namespace, Console], int]  # of a parser that says itself what runs it
 
@@ -73,45 +126,92 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="moray", description="Serve a family of models from one Ray cluster.")
-    parser.add_argument("--family", help="a family file, or one that ships: laptop (without more), h200")
-    commands = parser.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="serve the family on this machine until Ctrl-C")
-    up.add_argument("--port", type=int, help="instead of the family file's port")
-    up.add_argument("--nodes", type=int, help="rehearse on so many simulated nodes (without --family: of h200)")
+class Parser(argparse.ArgumentParser):
+    """Descriptions and examples keep their lines, those of subcommands too."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | given)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="moray", description=WHAT, epilog=EXITS)
+    parser.add_argument("--family", help=FAMILY)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _up(commands.add_parser("up", help="serve the family on this machine until Ctrl-C"))
     planned = commands.add_parser("plan", help="which cell holds which expert group and video replica")
-    planned.add_argument("--json", action="store_true")
+    planned.description, planned.epilog = PLAN, PLAN_EXITS
     add_arguments(commands.add_parser("simulate", help="replay a workload on this cluster without GPUs"))
     load_options.add_arguments(commands.add_parser("load", help="send a workload to a live server and measure"))
-    targets = commands.add_parser("render", help="write files for others to read").add_subparsers(
-        dest="target", required=True
+    _targets(commands.add_parser("render", help="write files for others to read", description=RENDER))
+    experts = commands.add_parser("experts", help="where experts lie in a running server, and who uses them")
+    _experts(experts)
+    grafana_options.add_arguments(commands.add_parser("grafana", help="dashboards, alert rules and reasons in Grafana"))
+    doctor_options.add_arguments(commands.add_parser("doctor", help="what is wrong between this family and what runs"))
+    verbs = _verbs(commands.add_parser("keys", help="API keys", description=KEYS))
+    for each in (planned, experts, *verbs.values()):
+        each.add_argument("--json", action="store_true", help="JSON instead of tables")
+    for each in _below(parser):
+        # Where it is not given here, what was given before the command stands.
+        each.add_argument("--family", default=argparse.SUPPRESS, help=FAMILY)
+    return parser
+
+
+def _below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Of all commands, and of their own."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield each
+                yield from _below(each)
+
+
+def _up(up: argparse.ArgumentParser) -> None:
+    up.description, up.epilog = UP, UP_EXITS
+    up.add_argument("--port", type=int, help="of the gateway, 1 to 65535; default: gateway.port of the family file")
+    up.add_argument(
+        "--nodes",
+        type=int,
+        metavar="N",
+        help="rehearse on N simulated nodes, 1 or more, with simulated engines, without --family of h200; "
+        "default: serve, on this machine as it is",
     )
+
+
+def _targets(render_: argparse.ArgumentParser) -> None:
+    targets = render_.add_subparsers(dest="target", metavar="WHAT", required=True)
     render.add_arguments(targets.add_parser("k8s", help="what of Kubernetes manifests depends on the family"))
     render_prometheus.add_arguments(
         targets.add_parser("prometheus", help="configuration and rules of Prometheus, and of Alertmanager")
     )
     render_prometheus.add_runbook_arguments(targets.add_parser("runbook", help="what each alert means, and the mend"))
-    experts = commands.add_parser("experts", help="where experts lie in a running server, and who uses them")
+
+
+def _experts(experts: argparse.ArgumentParser) -> None:
+    experts.description, experts.epilog = EXPERTS, EXPERTS_EXAMPLE
     experts.add_argument("--url", default="http://127.0.0.1:8000", help="of the gateway; default: %(default)s")
-    experts.add_argument("--tier", help="only this one")
-    experts.add_argument("--json", action="store_true")
-    experts.add_argument("--plot", metavar="FILE.png", type=Path, help="heat maps of experts, domains and ranks")
-    grafana_options.add_arguments(commands.add_parser("grafana", help="dashboards, alert rules and reasons in Grafana"))
-    doctor_options.add_arguments(commands.add_parser("doctor", help="what is wrong between this family and what runs"))
-    keys = commands.add_parser("keys", help="API keys")
-    verbs = keys.add_subparsers(dest="verb", required=True)
+    experts.add_argument("--tier", help="show this one alone; default: all")
+    experts.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        type=Path,
+        help="draw heat maps of experts, domains and ranks there; default: no picture",
+    )
+
+
+def _verbs(keys: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    verbs = keys.add_subparsers(dest="verb", metavar="VERB", required=True)
     create = verbs.add_parser("create", help="make a key; it is shown this once")
-    create.add_argument("name", help="who will use it")
-    create.add_argument("--plan", help="of the family file; a key without one may use every tier and is never spilled")
-    verbs.add_parser("list", help="all keys, without their secrets")
-    verbs.add_parser("revoke", help="refuse a key from now on").add_argument("key", help="its id, or its beginning")
-    for each in verbs.choices.values():
-        each.add_argument("--json", action="store_true")
-    for each in (*commands.choices.values(), *verbs.choices.values(), *targets.choices.values()):
-        # Where it is not given here, what was given before the command stands.
-        each.add_argument("--family", default=argparse.SUPPRESS, help="a family file, or one that ships")
-    return parser
+    create.description, create.epilog = CREATE, CREATE_EXAMPLE
+    create.add_argument("name", help="who will use it, in words that can be printed")
+    create.add_argument(
+        "--plan", help="of the family file; default: none, so the key may use every tier and is never spilled"
+    )
+    shown = verbs.add_parser("list", help="all keys, without their secrets")
+    shown.description, shown.epilog = LIST, "example:\n  moray keys list --json\n"
+    revoke = verbs.add_parser("revoke", help="refuse a key from now on")
+    revoke.description, revoke.epilog = REVOKE, REVOKE_EXAMPLE
+    revoke.add_argument("key", help="its id, a beginning that fits one key alone, or the key itself")
+    return verbs.choices
 
 
 def _family(arguments: argparse.Namespace) -> Family:

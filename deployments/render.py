@@ -23,15 +23,33 @@ from monitoring.alerts import rules
 from monitoring.slo import promised
 
 PACKAGES = "/opt/moray/lib/python3.11/site-packages"  # as the Dockerfile installs ours
+DESCRIPTION = """\
+Writes what of the Kubernetes manifests depends on the family: the RayService with
+the family file in it, monitors and alert rules. The rest lies in k8s/base. With
+--check it writes nothing, and says what of given manifests contradicts the family or
+would be refused by KubeRay.
+"""
+EPILOG = """\
+examples:
+  moray --family h200 render k8s
+  moray --family h200 render k8s --check manifests.yaml
+
+Exit code 1 where --check finds something.
+"""
 HEADER = "# Written by `moray --family {name} render k8s`: edit the family file, or a patch of an overlay, not this.\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.set_defaults(run=run)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: k8s/families/<name of the family>")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write there; default: k8s/families/<name of the family>"
+    )
     parser.add_argument("--image", default=f"moray:{version('moray')}", help="of all pods; default: %(default)s")
     parser.add_argument(
-        "--check", metavar="FILE", help="write nothing; judge these manifests, - for those on standard input"
+        "--check",
+        metavar="FILE",
+        help="judge these manifests, - for those on standard input; default: write",
     )
 
 
