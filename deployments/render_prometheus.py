@@ -20,10 +20,22 @@ WEBHOOK = "http://127.0.0.1:9099/alerts"
 ALERTMANAGER = "127.0.0.1:9093"
 SMALLEST_SCALE = 0.01  # five minutes are three scrapes then, one a second
 RUNBOOK_FILE = "runbook.md"
+PROMETHEUS = """\
+Writes prometheus.yml, rules.yml and alertmanager.yml: what to scrape, the recordings
+and alerts that follow from the family's promises, and whom to tell.
+"""
+PROMETHEUS_EXAMPLES = """\
+examples:
+  moray --family h200 render prometheus --out prometheus
+  moray render prometheus --out prometheus --every 1 --scale 0.01
+"""
+RUNBOOK = "Writes runbook.md: what each alert means, where to look, and how to mend it."
+RUNBOOK_EXAMPLE = "example:\n  moray render runbook --out monitoring\n"
 HEADER = "# Written by `moray --family {family} render prometheus`; mend it there.\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = PROMETHEUS, PROMETHEUS_EXAMPLES
     parser.add_argument(
         "--gateway",
         action="append",
@@ -31,22 +43,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of gateways, also several times; default: the family file's host and port",
     )
     parser.add_argument(
-        "--every", type=float, default=scrape.EVERY_S, metavar="S", help="between scrapes; default: %(default)s s"
+        "--every",
+        type=float,
+        default=scrape.EVERY_S,
+        metavar="SECONDS",
+        help=f"between scrapes, 1 to {scrape.SLOWEST_S:g}; default: %(default)g",
     )
     parser.add_argument(
-        "--alertmanager", default=ALERTMANAGER, metavar="HOST:PORT", help="who is told; default: %(default)s"
+        "--alertmanager", default=ALERTMANAGER, metavar="HOST:PORT", help="whom Prometheus tells; default: %(default)s"
     )
     parser.add_argument(
         "--scale",
         type=float,
+        metavar="FACTOR",
         default=1.0,
-        help="shorten all windows and waits, to try alerts out; default: %(default)s",
+        help="shorten all windows and waits, to try alerts out: times so much, "
+        f"{SMALLEST_SCALE:g} to 1; default: %(default)g",
     )
-    parser.add_argument("--webhook", default=WEBHOOK, metavar="URL", help="whom it tells; default: %(default)s")
+    parser.add_argument(
+        "--webhook", default=WEBHOOK, metavar="URL", help="whom Alertmanager tells; default: %(default)s"
+    )
     _add_out(parser)
 
 
 def add_runbook_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = RUNBOOK, RUNBOOK_EXAMPLE
     _add_out(parser)
 
 
@@ -128,4 +149,4 @@ def _documents(files: Mapping[str, str]) -> str:
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=render)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write files there, not to standard output")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write there; default: to standard output")
