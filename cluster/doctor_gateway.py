@@ -12,6 +12,7 @@ from cluster.finding import Finding, nearest
 from cluster.placement import VIDEO
 
 SILENT_S = 15.0  # the control loop ticks every 2 s
+OLD_S = 5.0  # of the six seconds after which a signal counts no more
 MORE = "the log of the control loop says more"
 
 
@@ -46,7 +47,9 @@ class Look:
     """One look. `parts`: tiers and video. `ticked_s`: ago, None where the control loop does not answer.
 
     `faults`: of signals, by (part, fault); `errors`: of ticks, by the part of the tick; both counted since the loop
-    started. `gpus`: what the family may hold, as far as the cluster has it.
+    started. `gpus`: what the family may hold, as far as the cluster has it. `version`: of Moray, the gateway's, None
+    where it tells none; `loop_version` the control loop's. `heard_s`, `pictured_s`: how old the loop's last word to the
+    gateway is, and its picture of the cluster. `signals_s`: how old the oldest signal is that each tier rests on.
     """
 
     family: str
@@ -57,13 +60,19 @@ class Look:
     queued_jobs: int = 0
     faults: Mapping[tuple[str, str], float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
+    version: str | None = None
+    loop_version: str | None = None
+    heard_s: float | None = None
+    pictured_s: float | None = None
+    signals_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """Two looks at one, some control ticks apart."""
+    """Two looks at one, some control ticks apart. `client`: the version of Moray of who looks."""
 
     url: str
+    client: str
     earlier: Look
     later: Look
 
@@ -79,6 +88,7 @@ def of_gateway(family: Family, gateway: Gateway) -> Iterator[Finding]:
             mend="mend --url, or name the family file with --family",
         )
         return
+    yield from _versions(gateway)
     yield from _tiers(family, gateway)
     yield from _control(gateway)
     if now.ticked_s is not None:
@@ -90,6 +100,25 @@ def of_gateway(family: Family, gateway: Gateway) -> Iterator[Finding]:
             yield from _tier(key, tier.replicas, gateway)
     if family.video is not None:
         yield from _video(family.video.replicas, gateway)
+
+
+def _versions(gateway: Gateway) -> Iterator[Finding]:
+    """What one version says another may not understand."""
+    now = gateway.later
+    if now.version != gateway.client:
+        yield Finding(
+            where=gateway.url,
+            found=f"runs Moray {now.version}" if now.version else "does not tell its version of Moray",
+            expected=f"{gateway.client}, as this command",
+            mend="install the gateway's version here, or serve the family again with this one",
+        )
+    if now.version and now.loop_version and now.loop_version != now.version:
+        yield Finding(
+            where="control loop",
+            found=f"runs Moray {now.loop_version}",
+            expected=f"{now.version}, as the gateway",
+            mend="end its process: Ray starts it again with what is installed",
+        )
 
 
 def _tiers(family: Family, gateway: Gateway) -> Iterator[Finding]:
@@ -120,6 +149,35 @@ def _control(gateway: Gateway) -> Iterator[Finding]:
             expected=f"at most {SILENT_S:.0f} s",
             mend="see its log; targets stay as they are until it ticks; end its process and Ray starts it again",
         )
+    elif ticked_s is not None:
+        yield from _ages(gateway)
+
+
+def _ages(gateway: Gateway) -> Iterator[Finding]:
+    """Of a loop that ticks: what it says, sees and rests on."""
+    now, before = gateway.later, gateway.earlier
+    if now.heard_s is not None and now.heard_s > SILENT_S:
+        yield Finding(
+            where=gateway.url,
+            found=f"has not heard of the control loop for {now.heard_s:.0f} s",
+            expected=f"at most {SILENT_S:.0f} s",
+            mend="see the log of the gateway: it asks each second, and goes on as it was told last",
+        )
+    elif now.pictured_s is not None and now.pictured_s > SILENT_S:
+        yield Finding(
+            where="control loop",
+            found=f"its picture of the cluster is {now.pictured_s:.0f} s old",
+            expected=f"at most {SILENT_S:.0f} s",
+            mend=f"Serve or Ray's head answers late: look at the load of the head; {MORE}",
+        )
+    for part, age_s in now.signals_s.items():
+        if min(age_s, before.signals_s.get(part, 0.0)) > OLD_S:
+            yield Finding(
+                where=f"{part}: signals",
+                found=f"{age_s:.0f} s old",
+                expected=f"at most {OLD_S:.0f} s",
+                mend="have control.prometheus_url scrape more often, or leave it out; else see the load of the nodes",
+            )
 
 
 def _counted(before: Look, now: Look) -> Iterator[Finding]:

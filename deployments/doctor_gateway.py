@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
+from importlib.metadata import version
 from typing import Any
 
 import httpx
@@ -29,9 +30,19 @@ FIGURES = {
 STATES = ("ready", "starting", "draining")
 
 
+class _Control(BaseModel):
+    version: str
+    heard_age_s: float
+    picture_age_s: float | None
+
+
 class _Health(BaseModel):
+    """Earlier versions tell neither theirs nor of the control loop."""
+
     family: str
     replicas: dict[str, int]
+    version: str | None = None
+    control: _Control | None = None
 
 
 def look_twice(url: str, wait: Callable[[float], None] = time.sleep) -> Gateway | Finding:
@@ -40,7 +51,7 @@ def look_twice(url: str, wait: Callable[[float], None] = time.sleep) -> Gateway 
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
             earlier = _look(client)
             wait(BETWEEN_S)
-            return Gateway(url=url, earlier=earlier, later=_look(client))
+            return Gateway(url=url, client=version("moray"), earlier=earlier, later=_look(client))
     except httpx.HTTPStatusError as error:
         found = f"{error.request.url.path} answers {error.response.status_code}"
     except httpx.TimeoutException:
@@ -60,7 +71,11 @@ def _look(client: httpx.Client) -> Look:
     """Raises httpx.HTTPError, ValueError, OverflowError."""
     health = _Health.model_validate_json(client.get("/health").raise_for_status().text)
     answer = client.get("/metrics").raise_for_status()
-    return read(answer.text, family=health.family, running=health.replicas, now_s=_now_s(answer))
+    look = read(answer.text, family=health.family, running=health.replicas, now_s=_now_s(answer))
+    look = replace(look, version=health.version)
+    if (told := health.control) is None:
+        return look
+    return replace(look, loop_version=told.version, heard_s=told.heard_age_s, pictured_s=told.picture_age_s)
 
 
 def _now_s(answer: httpx.Response) -> float:
@@ -96,6 +111,7 @@ def read(page: str, *, family: str, running: Mapping[str, int], now_s: float) ->
             for (part, fault), count in _by(samples, "moray_signal_faults_total", "tier", "fault").items()
         },
         errors={part: count for (part,), count in _by(samples, "moray_control_errors_total", "part").items()},
+        signals_s={part: age_s for (part,), age_s in _by(samples, "moray_signal_age_seconds", "tier").items()},
     )
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ class Control:
             targets=dict(self._controller.targets),
             picture=self._picture(),
             pages=self._gateways.addresses(),
+            moray=version("moray"),
         )
 
     def _picture(self) -> Picture | None:

@@ -71,7 +71,7 @@ class Standing:
     """The answer. `version` grows with every change of the family while it is served.
 
     `picture`: None before the first look at the cluster. `pages`: addresses of the expositions that any gateway has
-    told of lately, with the replica behind each, None for a gateway's.
+    told of lately, with the replica behind each, None for a gateway's. `moray`: the version that the loop runs.
     """
 
     version: int
@@ -81,3 +81,4 @@ class Standing:
     targets: Mapping[str, int]
     picture: Picture | None = None
     pages: Mapping[str, str | None] = field(default_factory=dict)
+    moray: str = ""

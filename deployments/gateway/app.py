@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -56,7 +57,8 @@ class Gateway:
         self._desk = Desk(family, clock=clock, on_sleep=self._announcer.wake)
         self._metrics = GatewayMetrics(listener.counts, jobs.counts if family.video else None, self._desk)
         self._address = self._metrics.serve(node_address())
-        self._pages: Mapping[str, str | None] = {}  # those that other gateways know of, too
+        self._clock = clock
+        self._told: tuple[float, Standing] | None = None  # by the control loop, and when
         path: TokenPath = Streamed()
         if family.gateway.tokens == "pushed":
             await listener.start(node_address())
@@ -97,7 +99,7 @@ class Gateway:
             self._follow(standing.family)
             self._version = standing.version
         self._metrics.control_address = standing.metrics_address
-        self._pages = {**standing.pages, standing.metrics_address: None}
+        self._told = self._clock(), standing
         self._console.heard(standing)
         if self._videos is not None:
             self._videos.take(standing.workers)
@@ -126,9 +128,25 @@ class Gateway:
         return _json(model_object(self._family, name, self._started_s))
 
     async def _health(self) -> Response:
-        """Open to all. `replicas` counts those that this gateway may send to; a tier with none sleeps."""
-        replicas = {key: len(seen.replicas(key)) for key in self._family.tiers}
-        return _json({"status": "ok", "family": self._family.name, "replicas": replicas})
+        """Open to all. `replicas` counts those that this gateway may send to; a tier with none sleeps.
+
+        `family_version` grows with every change of the family while it is served. `control` is null until the control
+        loop is heard of: its version, and how old its last word and its picture of the cluster are.
+        """
+        health = {
+            "status": "ok",
+            "version": version("moray"),
+            "family": self._family.name,
+            "family_version": self._version,
+            "replicas": {key: len(seen.replicas(key)) for key in self._family.tiers},
+            "control": None,
+        }
+        if self._told is not None:
+            at_s, standing = self._told
+            age_s = self._clock() - at_s
+            picture_s = None if standing.picture is None else age_s + standing.picture.age_s
+            health["control"] = {"version": standing.moray, "heard_age_s": age_s, "picture_age_s": picture_s}
+        return _json(health)
 
     async def _metrics_page(self, only: str = "") -> Response:
         page = await self._metrics.page(only_gateway=only == "gateway")
@@ -136,8 +154,11 @@ class Gateway:
 
     async def _targets(self) -> Response:
         """For Prometheus: all pages of the family. Where the loop is silent, those it told of last, and our own."""
+        pages: dict[str, str | None] = {}
+        if self._told is not None:
+            pages = {**self._told[1].pages, self._told[1].metrics_address: None}
         own = self._hello()
-        return _json(discovered({**self._pages, **dict.fromkeys(own.metrics), **own.replica_of}))
+        return _json(discovered({**pages, **dict.fromkeys(own.metrics), **own.replica_of}))
 
 
 def _json(value: Any) -> Response:

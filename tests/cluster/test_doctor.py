@@ -27,7 +27,18 @@ def look(family: Family, /, **changed: Any) -> Look:
     parts = {key: part(tier.replicas.initial) for key, tier in family.tiers.items()}
     if family.video is not None:
         parts[VIDEO] = replace(part(family.video.replicas.initial), running=0)
-    whole = Look(family=family.name, tiers=tuple(family.tiers), parts=parts, ticked_s=1.0, gpus=family.gpu_budget_gpus)
+    whole = Look(
+        family=family.name,
+        tiers=tuple(family.tiers),
+        parts=parts,
+        ticked_s=1.0,
+        gpus=family.gpu_budget_gpus,
+        version="1.2.0",
+        loop_version="1.2.0",
+        heard_s=0.5,
+        pictured_s=2.0,
+        signals_s=dict.fromkeys(family.tiers, 1.0),
+    )
     return replace(whole, **changed)
 
 
@@ -37,7 +48,7 @@ def parts(family: Family, key: str, **changed: Any) -> dict[str, Mapping[str, Se
 
 
 def of_looks(family: Family, later: Look, earlier: Look | None = None) -> tuple[Finding, ...]:
-    gateway = Gateway(url="http://gateway", earlier=later if earlier is None else earlier, later=later)
+    gateway = Gateway(url="http://gateway", client="1.2.0", earlier=later if earlier is None else earlier, later=later)
     return findings(family, Observed(gateway=gateway))
 
 
@@ -81,6 +92,12 @@ GATEWAY_FAULTS: dict[str, tuple[Look, str, str]] = {
     "another family": (look(LAPTOP, family="small"), "http://gateway", "'small'"),
     "a tier is missing": (look(LAPTOP, tiers=("ultra", "pro", "turbo")), "tiers.mini", "not served"),
     "a tier too many": (look(LAPTOP, tiers=(*LAPTOP.tiers, "minis")), "tiers.minis", "is mini meant"),
+    "an older gateway": (look(LAPTOP, version="1.1.0", loop_version="1.1.0"), "http://gateway", "runs Moray 1.1.0"),
+    "a gateway of no version": (look(LAPTOP, version=None), "http://gateway", "does not tell its version"),
+    "an older control loop": (look(LAPTOP, loop_version="1.1.0"), "control loop", "1.2.0, as the gateway"),
+    "a control loop unheard": (look(LAPTOP, heard_s=60.0, pictured_s=61.0), "http://gateway", "not heard"),
+    "an old picture": (look(LAPTOP, pictured_s=40.0), "control loop", "picture of the cluster is 40 s old"),
+    "old signals": (look(LAPTOP, signals_s={"mini": 6.0}), "mini: signals", "6 s old; expected at most 5 s"),
     "too few replicas": (look(LAPTOP, **parts(LAPTOP, "mini", ready=0, starting=1)), "tiers.mini", "at least 1"),
     "too many replicas": (look(LAPTOP, **parts(LAPTOP, "mini", ready=3)), "tiers.mini", "at most 2"),
     "replicas that cannot start": (look(LAPTOP, **parts(LAPTOP, "pro", target=1)), "tiers.pro", "no more start"),
@@ -111,6 +128,11 @@ def test_what_is_counted_is_told_where_it_grows() -> None:
     assert of_looks(LAPTOP, after, look(LAPTOP, ticked_s=None)) == ()  # nothing was counted then
     assert [found.where for found in of_looks(LAPTOP, after, before)] == ["control loop: look", "mini: signals"]
     assert [found.found for found in of_looks(LAPTOP, after, before)] == ["failed 1 times while looked at", "stale"]
+
+
+def test_signals_that_were_old_once_are_no_finding() -> None:
+    old = look(LAPTOP, signals_s={"mini": 60.0})
+    assert of_looks(LAPTOP, old, look(LAPTOP)) == of_looks(LAPTOP, look(LAPTOP), old) == ()
 
 
 @pytest.mark.parametrize("change", [{"target": 1}, {"held_requests": 2}])

@@ -4,7 +4,9 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 
 import pytest
 from integration.server import free_port
@@ -25,7 +27,9 @@ from deployments.link import LinkCounts
 FAMILY = load("laptop", serving=False)
 RUNNING = {key: tier.replicas.initial for key, tier in FAMILY.tiers.items()}
 NOW_S = 1_000.0
-HEALTH = json.dumps({"status": "ok", "family": "laptop", "replicas": RUNNING})
+VERSION = version("moray")
+CONTROL = {"version": VERSION, "heard_age_s": 0.5, "picture_age_s": 2.5}
+HEALTH = json.dumps({"status": "ok", "version": VERSION, "family": "laptop", "replicas": RUNNING, "control": CONTROL})
 
 
 @pytest.fixture
@@ -52,6 +56,7 @@ def shown(faults: int = 0, ticked_at_s: float = NOW_S - 2) -> Shown:
         counts=counts,
         gpus=9,
         gpus_held={"mini": 1, VIDEO: 1},
+        ages_s={"mini": 1.5},
         faults=Counter({("mini", "stale"): faults}),
         errors=Counter({"look": faults}),
     )
@@ -59,14 +64,14 @@ def shown(faults: int = 0, ticked_at_s: float = NOW_S - 2) -> Shown:
 
 async def looked(gateway: GatewayMetrics, now_s: float = NOW_S) -> Look:
     page = await gateway.page(only_gateway=False)
-    return read(page.decode(), family="laptop", running=RUNNING, now_s=now_s)
+    return replace(read(page.decode(), family="laptop", running=RUNNING, now_s=now_s), version="1")
 
 
 async def test_a_page_of_what_the_family_says_has_no_findings(gateway: GatewayMetrics, control: ControlMetrics) -> None:
     gateway.control_address = control.address
     control.show(shown())
     look = await looked(gateway)
-    assert findings(FAMILY, Observed(gateway=Gateway(url="", earlier=look, later=look))) == ()
+    assert findings(FAMILY, Observed(gateway=Gateway(url="", client="1", earlier=look, later=look))) == ()
 
 
 async def test_what_the_page_says_is_what_is_looked_at(gateway: GatewayMetrics, control: ControlMetrics) -> None:
@@ -78,6 +83,7 @@ async def test_what_the_page_says_is_what_is_looked_at(gateway: GatewayMetrics, 
     assert look.queued_jobs == 2
     assert look.faults["mini", "stale"] == 3
     assert look.errors["look"] == 3
+    assert look.signals_s == {"mini": 1.5}
     mini = look.parts["mini"]
     assert (mini.running, mini.target, mini.ready, mini.gpus_held) == (1, 1, 1, 1)
     assert (look.parts[VIDEO].target, look.parts[VIDEO].ready) == (1, 1)
@@ -92,7 +98,7 @@ async def test_a_loop_that_is_not_there_is_none(
         control.show(Shown(ticked_at_s=ticked_at_s))
     look = await looked(gateway)
     assert look.ticked_s is None
-    (found,) = findings(FAMILY, Observed(gateway=Gateway(url="", earlier=look, later=look)))
+    (found,) = findings(FAMILY, Observed(gateway=Gateway(url="", client="1", earlier=look, later=look)))
     assert found.where == "control loop"
 
 
@@ -143,6 +149,8 @@ async def test_it_looks_twice_and_waits_in_between(
     seen = look_twice(site(answers), wait=lambda _: answers.update({"/metrics": (200, second)}))
     assert isinstance(seen, Gateway)
     assert (seen.earlier.faults["mini", "stale"], seen.later.faults["mini", "stale"]) == (3, 4)
+    assert seen.client == seen.later.version == seen.later.loop_version == VERSION
+    assert (seen.later.heard_s, seen.later.pictured_s) == (0.5, 2.5)
 
 
 @pytest.mark.parametrize(

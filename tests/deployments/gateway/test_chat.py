@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,12 +14,13 @@ from shell import TIER, Exchange, Handle, Replica, application, family
 from starlette.types import ASGIApp
 from virtual_time import run
 
+from autoscaling.story import Story
 from cluster.errors import EngineFailed, MorayError, Overloaded
 from cluster.family import Family
 from cluster.request import Chat, Served
 from cluster.retry import MOST_RESCUES
 from deployments import seen
-from deployments.control.words import Standing
+from deployments.control.words import Picture, Standing
 from deployments.gateway.asked import Asked, Place
 from deployments.gateway.chat import KEEPALIVE, KEEPALIVE_S
 from deployments.stream import Outcome
@@ -554,6 +556,30 @@ def test_health_needs_no_key_and_counts_the_replicas_seen(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         awake("mini")
         exchange = await Exchange(stage.app, "/health", method="GET").finished()
-        assert exchange.json() == {"status": "ok", "family": "tested", "replicas": {"mini": 1, "turbo": 0}}
+        assert exchange.json() == {
+            "status": "ok",
+            "version": metadata.version("moray"),
+            "family": "tested",
+            "family_version": 0,
+            "replicas": {"mini": 1, "turbo": 0},
+            "control": None,
+        }
 
     play(scenario, asleep=True)
+
+
+def test_health_tells_the_versions_and_how_old_the_word_of_the_control_loop_is(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        family = stage.gateway._family
+        picture = Picture(age_s=2.0, gpus=1, rooms=(), holdings=(), awaiting=(), leaving=(), counts={}, story=Story())
+        stage.gateway._heard(
+            Standing(
+                version=3, family=family, workers=(), metrics_address="", targets={}, picture=picture, moray="0.0.1"
+            )
+        )
+        health = (await stage.get("/health")).json()
+        assert health["family_version"] == 3
+        assert health["control"]["version"] == "0.0.1"
+        assert health["control"]["picture_age_s"] == health["control"]["heard_age_s"] + 2.0
+
+    play(scenario)
