@@ -95,7 +95,7 @@ export function budget(state) {
       ...owners.map(([owner, number]) =>
         element("li", {}, element("span", { class: `swatch ${colour(state, owner)}`, "aria-hidden": "true" }), `${owner} ${number}`),
       ),
-      element("li", {}, element("span", { class: "swatch", "aria-hidden": "true" }), `free ${Math.max(0, most - used)}`),
+      element("li", {}, element("span", { class: "swatch", "aria-hidden": "true" }), `free ${Math.max(0, Math.min(most, there ?? most) - used)}`),
     ),
   ];
 }
