@@ -16,12 +16,11 @@ from rich.text import Text
 from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family, load, located
 from cluster.placement import as_dict, declared_cells, plan
-from deployments import doctor_options, grafana_options, render, render_prometheus
+from deployments import doctor_options, grafana_options, render, render_prometheus, simulate_arguments
 from deployments.engines.vllm_engine.arguments import shown
-from deployments.load import options as load_options
+from deployments.load import arguments as load_arguments
 from deployments.local import rehearsed
 from deployments.plan_table import tables
-from deployments.simulate_options import add_arguments
 from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
 
 WHAT = """\
@@ -140,8 +139,10 @@ def _parser() -> Parser:
     _up(commands.add_parser("up", help="serve the family on this machine until Ctrl-C"))
     planned = commands.add_parser("plan", help="which cell holds which expert group and video replica")
     planned.description, planned.epilog = PLAN, PLAN_EXITS
-    add_arguments(commands.add_parser("simulate", help="replay a workload on this cluster without GPUs"))
-    load_options.add_arguments(commands.add_parser("load", help="send a workload to a live server and measure"))
+    simulate_arguments.add_arguments(
+        commands.add_parser("simulate", help="replay a workload on this cluster without GPUs")
+    )
+    load_arguments.add_arguments(commands.add_parser("load", help="send a workload to a live server and measure"))
     _targets(commands.add_parser("render", help="write files for others to read", description=RENDER))
     experts = commands.add_parser("experts", help="where experts lie in a running server, and who uses them")
     _experts(experts)
