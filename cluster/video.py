@@ -1,8 +1,8 @@
 """The video model of the family file."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cluster.engines import Closed
 from cluster.tier import ColdStart, Name, Replicas
@@ -32,10 +32,46 @@ class VideoCost(Closed):
     source: str
 
 
+class Provenance(Closed):
+    """Content credentials (C2PA) and the watermark of every file. What leaves unsigned is counted.
+
+    `certificate` and `key`: PEM files of the signer, its chain leaf first. Without them a development chain is made in
+    the state folder, which public verifiers do not trust. `time_stamp_url`: an authority's, or signatures have no
+    trusted time.
+    """
+
+    sign: bool = True
+    certificate: str | None = None
+    key: str | None = None
+    time_stamp_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    watermark: bool = True
+
+    @model_validator(mode="after")
+    def both(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key come together; give both, or neither")
+        return self
+
+
+class VideoOutput(Closed):
+    """What may be asked for beyond `sizes`, `seconds` and `fps`: rendered as those say, then scaled and repeated up.
+
+    `fps`: delivered ones beside the model's own.
+    """
+
+    max_width: int = Field(default=4096, ge=2, le=4096)
+    max_height: int = Field(default=2160, ge=2, le=2160)
+    fps: tuple[Annotated[int, Field(ge=1, le=120)], ...] = ()
+
+
 class Video(Closed):
     """The video model. A job of `steps` denoising steps holds its GPU share until a step boundary.
 
-    At most `max_waiting` jobs wait for a replica.
+    At most `max_waiting` jobs wait for a replica. A replica has up to `concurrent` jobs under way and steps those
+    together that have one shape. `styles`: presets by name, each a phrase that is added to the prompt. `expires_s`: a
+    finished job's files are deleted so long after its end. `files`: an object store's URL, such as
+    s3://bucket/prefix; the state folder where there is none. `database`: a PostgreSQL URL without a password, which
+    comes from the file that PGPASSFILE names; SQLite in the state folder where there is none.
     """
 
     names: tuple[Name, ...] = Field(min_length=1)
@@ -56,3 +92,11 @@ class Video(Closed):
     start_timeout_s: PositiveFloat = 180.0
     cold_start: ColdStart = ColdStart()
     cost: VideoCost
+    concurrent: PositiveInt = 4
+    output: VideoOutput = VideoOutput()
+    styles: dict[Name, str] = Field(default={})
+    max_input_bytes: PositiveInt = 64 * 1024 * 1024
+    expires_s: PositiveInt | None = None
+    files: Annotated[str, Field(pattern=r"^[a-z0-9]+://.+")] | None = None
+    database: Annotated[str, Field(pattern=r"^postgres(ql)?://[^:@]+(@.+)?$")] | None = None
+    provenance: Provenance = Provenance()
