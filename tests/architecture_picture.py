@@ -93,7 +93,7 @@ TOP, BOX_W, BOX_H, PLATE_H, GAP, BAND = 48, 104, 78, 30, 6, 38
 LINE = TOP + 2 * (BOX_H + GAP) + 14.0  # between what may touch the machine and what may not
 STYLE = """<style>
   svg { --ground: #ffffff; --ink: #1f2328; --faint: #59636e; --plate: #eef1f4; --box: #ffffff; --edge: #8c959f;
-        --other: #8c959f; --request: #0969da; --decision: #bc4c00; --twin: #1a7f37; --on: #ffffff; }
+        --other: #6e7781; --request: #0969da; --decision: #bc4c00; --twin: #1a7f37; --on: #ffffff; }
   @media (prefers-color-scheme: dark) {
     svg { --ground: #0d1117; --ink: #e6edf3; --faint: #9198a1; --plate: #1c222b; --box: #0d1117; --edge: #656c76;
           --other: #7d8590; --request: #58a6ff; --decision: #f0883e; --twin: #3fb950; --on: #0d1117; }
@@ -138,8 +138,7 @@ def forbidden() -> list[str]:
 
 def _contract(kind: str) -> dict[str, Any]:
     contracts = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
-    found: dict[str, Any]
-    (found,) = (each for each in contracts if each["type"] == kind)
+    found: dict[str, Any] = next(each for each in contracts if each["type"] == kind)
     return found
 
 
@@ -258,12 +257,12 @@ def _badge(x: float, y: float, kind: str, sign: str) -> Iterator[str]:
 
 def _legend(y: float) -> Iterator[str]:
     yield _text(16, y, "A dot: the group where its wire begins imports the plate that it lies on.")
-    yield _text(16, y + 19, f"Nothing below the dashed line imports {', '.join(forbidden())}.")
+    yield _text(16, y + 19, f"Nothing below the dotted line imports {', '.join(forbidden())}.")
     x = 16
     for kind, says in (
         ("request", "the request's path, 1 to 6"),
         ("decision", "the decision's path, a to e"),
-        ("twin", "the twin asks the same plates"),
+        ("twin", "the twin, on the same plates"),
         ("other", "other imports"),
     ):
         yield f'<circle class="{kind}" cx="{x + 5}" cy="{y + 38:g}" r="5"/>'
