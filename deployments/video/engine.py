@@ -68,6 +68,8 @@ class VideoEngine:
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
+        from deployments.video import codec, positioned  # noqa: F401  # diffusers reads parts of ours once imported
+
         if self.device == "cpu":
             torch.set_num_threads(1)
         diffusers_logging.disable_progress_bar()
