@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from documents.fences import DOCUMENTS, LANGUAGES, MARK, REASON, ROOT, SHELL, Fence, fences, of
 
+from cluster.family import BUNDLED, Family
 from deployments.cli import _parser
 
 FENCES = fences()
@@ -80,3 +82,22 @@ def test_a_form_that_is_spoken_of_names_commands_and_options_that_are_there(docu
             known |= set(parser._option_string_actions)
     assert parser.prog != "moray", f"{document}: {form}"
     assert set(re.findall(r"(?<=[\s\[|])--[\w-]+", form)) <= known
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_targets_and_programs_that_are_spoken_of_are_there(document: Path) -> None:
+    text = document.read_text("utf-8")
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z][\w-]+)", text, re.MULTILINE)) <= targets
+    modules = [module.replace(".", "/") + ".py" for module in re.findall(r"\bpython -m ([\w.]*\w)", text)]
+    programs = re.findall(r"\bpython ([\w/]+\.py)", text)
+    assert [file for file in modules + programs if not (ROOT / file).is_file()] == []
+
+
+def test_the_lines_that_the_readme_adds_to_a_family_are_understood() -> None:
+    (shown,) = (fence for fence in FENCES if (fence.document, fence.language) == ("README.md", "yaml"))
+    raw = yaml.safe_load((BUNDLED / "laptop.yaml").read_text("utf-8"))
+    added = yaml.safe_load(shown.text)
+    tiers = {name: raw["tiers"][name] | tier for name, tier in added["tiers"].items()}
+    family = Family.model_validate(raw | added | {"tiers": raw["tiers"] | tiers})
+    assert family.tiers["pro"].engine == "vllm"

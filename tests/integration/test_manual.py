@@ -8,7 +8,7 @@ from documents.fences import DOCUMENTS, ROOT, SHELL, Fence, of
 from integration.conftest import Stage
 from integration.terminal import Terminal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a document has many commands
 
 RUN = (*SHELL, "python")
 FILE = re.compile(r"# (?P<name>[\w.-]+\.(?:yaml|json))\b")  # the first line of a file that a document shows
