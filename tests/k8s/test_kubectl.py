@@ -9,7 +9,7 @@ import yaml
 from k8s.api_stand_in import ApiStandIn, api_stand_in
 from k8s.manifests import CRDS, FAMILY_OF, K8S, Object, kubectl, kustomized, overlay, service_of, structural, validator
 
-from cluster.manifest_rules import SERVICE_RULES
+from cluster.manifest_operator import SERVICE_RULES
 
 
 @pytest.fixture(autouse=True)

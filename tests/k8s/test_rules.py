@@ -7,7 +7,8 @@ import pytest
 from k8s.manifests import FAMILY_OF, Object, overlay, service_of
 
 from cluster.family import load
-from cluster.manifest_rules import LONGEST_NAME, SERVICE_RULES, faults
+from cluster.manifest_operator import LONGEST_NAME, SERVICE_RULES
+from cluster.manifest_rules import faults
 
 H200 = load("h200", serving=False)
 
@@ -39,9 +40,22 @@ def environment(group: Any, name: str) -> None:
     group["template"]["spec"]["containers"][0]["env"].append({"name": name, "value": "1"})
 
 
+def without(service: Object, key: str) -> Object:
+    del cluster(service)[key]
+    return service
+
+
 BREAKS: dict[str, tuple[str, Callable[[Object], object]]] = {
     "a name that is no label": ("name", lambda service: service["metadata"].update(name="Moray_1")),
     "a name too long": ("name", lambda service: service["metadata"].update(name="m" * (LONGEST_NAME + 1))),
+    "a timeout that is none": (
+        "timeout",
+        lambda service: service["metadata"].update(annotations={"ray.io/initializing-timeout": "soon"}),
+    ),
+    "no time at all": (
+        "timeout",
+        lambda service: service["metadata"].update(annotations={"ray.io/initializing-timeout": "0s"}),
+    ),
     "an upgrade of no kind": ("upgrade", lambda service: service["spec"].update(upgradeStrategy={"type": "Blue"})),
     "an upgrade of the cluster": ("upgrade", lambda service: cluster(service).update(upgradeStrategy={})),
     "a step above the surge": ("incremental", lambda service: service["spec"].update(incremental(stepSizePercent=30))),
@@ -55,10 +69,17 @@ BREAKS: dict[str, tuple[str, Callable[[Object], object]]] = {
             cluster(service).update(enableInTreeAutoscaling=False),
         ),
     ),
+    "pods of nothing": ("pods", lambda service: worker(service)["template"]["spec"].update(containers=[])),
     "a resource given twice": (
         "resources_once",
         lambda service: worker(service)["rayStartParams"].update({"num-gpus": "8"}),
     ),
+    "another resource among parameters": (
+        "resources_once",
+        lambda service: head(service)["rayStartParams"].update({"memory": "1"}),
+    ),
+    "a label too long": ("labels", lambda service: worker(service)["labels"].update({"moray/cell": "c" * 64})),
+    "a label of no name": ("labels", lambda service: worker(service)["labels"].update({"Moray/cell": "c"})),
     "labels among parameters": (
         "resources_once",
         lambda service: worker(service)["rayStartParams"].update(labels="a=b"),
@@ -87,6 +108,15 @@ BREAKS: dict[str, tuple[str, Callable[[Object], object]]] = {
         "storage_once",
         lambda service: cluster(service)["gcsFaultToleranceOptions"].update(backend="rocksdb"),
     ),
+    "a disk for Redis": (
+        "storage_once",
+        lambda service: cluster(service)["gcsFaultToleranceOptions"].update(storage={"size": "1Gi"}),
+    ),
+    "Redis without its options": (
+        "storage_said",
+        lambda service: environment(head(without(service, "gcsFaultToleranceOptions")), "RAY_REDIS_ADDRESS"),
+    ),
+    "a user of Redis": ("storage_said", lambda service: environment(head(service), "REDIS_USERNAME")),
     "pods restarted beside the autoscaler": (
         "autoscaler",
         lambda service: worker(service)["template"]["spec"].update(restartPolicy="Always"),
@@ -95,6 +125,24 @@ BREAKS: dict[str, tuple[str, Callable[[Object], object]]] = {
         "autoscaler",
         lambda service: environment(head(service), "RAY_enable_autoscaler_v2"),
     ),
+    "an autoscaler chosen and not there": (
+        "autoscaler",
+        lambda service: environment(head(without(service, "enableInTreeAutoscaling")), "RAY_enable_autoscaler_v2"),
+    ),
+    "the operator's command": (
+        "autoscaler",
+        lambda service: cluster(service)["autoscalerOptions"].update(
+            env=[{"name": "KUBERAY_GEN_AUTOSCALER_START_CMD", "value": "x"}]
+        ),
+    ),
+    "times of the first autoscaler": ("second", lambda service: cluster(service)["autoscalerOptions"].pop("version")),
+    "a priority before its time": (
+        "second",
+        lambda service: (cluster(service).update(rayVersion="2.55.1"), worker(service).update(priority=3)),
+    ),
+    "idle for less than nothing": ("idle", lambda service: worker(service).update(idleTimeoutSeconds=-1)),
+    "a suspended group": ("bounds", lambda service: worker(service).update(suspend=True)),
+    "fewer than none": ("bounds", lambda service: worker(service).update(minReplicas=-1)),
     "more at least than at most": ("bounds", lambda service: worker(service).update(minReplicas=3)),
     "no token": ("token", lambda service: cluster(service).pop("authOptions")),
     "a token of no Secret": ("token", lambda service: cluster(service)["authOptions"].pop("secretName")),
@@ -105,6 +153,7 @@ BREAKS: dict[str, tuple[str, Callable[[Object], object]]] = {
         lambda service: head(service).update(headService={"metadata": {"name": "mine"}}),
     ),
     "policies behind a gate": ("gated", lambda service: cluster(service).update(networkPolicy={"mode": "DenyAll"})),
+    "a history behind a gate": ("gated", lambda service: cluster(service).update(historyServerOptions={})),
     "certificates behind a gate": ("gated", lambda service: cluster(service).update(tlsOptions={"enabled": True})),
 }
 
