@@ -20,8 +20,8 @@ streams:
 """
 
 
-def test_five_scenarios_ship() -> None:
-    assert [file.stem for file in SHIPPED] == ["node-loss", "ramp", "spike", "tier-saturation", "video-flood"]
+def test_six_scenarios_ship() -> None:
+    assert [file.stem for file in SHIPPED] == ["alert", "node-loss", "ramp", "spike", "tier-saturation", "video-flood"]
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
