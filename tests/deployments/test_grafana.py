@@ -343,11 +343,13 @@ def test_annotate_reads_the_state_folder_of_the_family(
     monkeypatch.chdir(tmp_path)
     assert run(there, tmp_path, "annotate", "--most", "5") == 1
     assert f"{tmp_path / '.moray' / 'decisions.jsonl'}: no such file" in capsys.readouterr().err
-    record = blind_at(2.0, None, spec_of(load("laptop")), blind=True)
+    spec = spec_of(load("laptop"))
+    first = blind_at(2.0, None, spec, blind=False)
+    records = (first, blind_at(4.0, first.after, spec, blind=True))
     (tmp_path / ".moray").mkdir()
-    (tmp_path / ".moray" / "decisions.jsonl").write_text(line(record) + "\n")
-    assert run(there, tmp_path, "annotate", "--most", "5") == 0
-    assert "5 of 5 reasons posted" in capsys.readouterr().out
+    (tmp_path / ".moray" / "decisions.jsonl").write_text("".join(line(record) + "\n" for record in records))
+    assert run(there, tmp_path, "annotate", "--most", "3") == 0
+    assert "3 of 3 reasons posted" in capsys.readouterr().out
     assert run(there, tmp_path, "annotate", "--most", "0") == 1
 
 
