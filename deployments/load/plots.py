@@ -35,6 +35,7 @@ SETTINGS: dict[Any, Any] = {
     "ytick.color": INK,
     "grid.color": FAINT,
 }
+FITTING = 60  # characters of a legend in one row
 HEADROOM = 1.18  # for the names of actions
 Line = Sequence[float | None]
 
@@ -96,7 +97,11 @@ def _dress(axes: Axes, frame: Frame, label: str) -> None:
     for name, at_s in frame.actions.items():
         axes.axvline(at_s, color=INK, linewidth=1, linestyle=":")
         axes.annotate(name, (at_s, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -8), textcoords="offset points")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, fontsize=8, frameon=False, borderaxespad=0.2)
+    _, labels = axes.get_legend_handles_labels()
+    abreast = (
+        4 if sum(map(len, labels)) <= FITTING else 3
+    )  # a legend wider than the picture would make the axes narrower
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=abreast, fontsize=8, frameon=False, borderaxespad=0.2)
 
 
 def _most(lines: Mapping[str, Line]) -> float:
