@@ -98,9 +98,8 @@ def _dress(axes: Axes, frame: Frame, label: str) -> None:
         axes.axvline(at_s, color=INK, linewidth=1, linestyle=":")
         axes.annotate(name, (at_s, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -8), textcoords="offset points")
     _, labels = axes.get_legend_handles_labels()
-    abreast = (
-        4 if sum(map(len, labels)) <= FITTING else 3
-    )  # a legend wider than the picture would make the axes narrower
+    # A legend wider than the picture would make the axes narrower.
+    abreast = 4 if sum(map(len, labels)) <= FITTING else 3
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=abreast, fontsize=8, frameon=False, borderaxespad=0.2)
 
 
