@@ -154,8 +154,9 @@ def filmed(
     return video, [clips.phrased(kind, rng) for kind in chosen]
 
 
-def codec(rng: np.random.Generator) -> BlockCodec:
-    video, _ = filmed(clips.kinds()[0], 600, (64, 64, 9), rng)
+def codec(count: int, rng: np.random.Generator) -> BlockCodec:
+    """Fitted to so many clips."""
+    video, _ = filmed(clips.kinds()[0], count, (64, 64, 9), rng)
     split = blocks(video).flatten(0, -2)
     return fitted(split, CHANNELS)
 
@@ -226,11 +227,13 @@ def unprompted_ids(ids: torch.Tensor) -> torch.Tensor:
 
 
 class Trainer:
-    def __init__(self, state: Path, minutes: float, clips_per_format: int) -> None:
-        self.state, self.budget_s, self.clips = state, minutes * 60, clips_per_format
+    """`clips` are encoded beforehand, the codec is fitted to `fitted_to`; the same seed and number, the same codec."""
+
+    def __init__(self, state: Path, *, minutes: float, clips: int = 16_000, fitted_to: int = 600) -> None:
+        self.state, self.budget_s, self.clips = state, minutes * 60, clips
         self.rng = np.random.default_rng(SEED)
         torch.manual_seed(SEED)
-        self.vae = codec(self.rng)
+        self.vae = codec(fitted_to, self.rng)
         self.model = Model(len(tokenizer()))
         self.optimiser = Optimiser(self.model)
         self.record = Record(parameters=sum(p.numel() for p in self.model.parameters()))
@@ -323,7 +326,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the pipeline at the end")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    trainer = Trainer(given.state, given.minutes, given.clips)
+    trainer = Trainer(given.state, minutes=given.minutes, clips=given.clips)
     if given.resume:
         trainer.resume()
     if given.minutes:

@@ -1,13 +1,8 @@
-"""The transformer that knows places: what it adds to Wan's, and that a pipeline of it is written and read again."""
-
-from pathlib import Path
-from typing import Any
+"""The transformer that knows places: what it adds to Wan's."""
 
 import pytest
 import torch
 
-from deployments.demo.train_video import Trainer, write
-from deployments.video.engine import RenderSpec, VideoEngine
 from deployments.video.positioned import LEAST_SIGMA, PositionedWan, places
 
 
@@ -64,20 +59,3 @@ def test_places_are_normalised_and_distinct(shape: tuple[int, int, int]) -> None
     rows = known.flatten(0, 2)
     assert len(set(map(tuple, rows.tolist()))) == len(rows)
     assert known.abs().max() <= 4
-
-
-def test_a_pipeline_in_training_is_written_resumed_and_served(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    trainer = Trainer(tmp_path / "state", minutes=1e9, clips_per_format=1)
-    trainer.step(trainer.pools()[0])
-    trainer.save()
-    other: Any = Trainer(tmp_path / "state", minutes=0, clips_per_format=1)
-    other.resume()
-    assert other.record.samples == trainer.record.samples > 0
-    write(other, tmp_path / "pipeline")
-    engine = VideoEngine(tmp_path / "pipeline", "float32", "cpu")
-    engine.load()
-    asked = RenderSpec(
-        job_id="video_1", prompt="a red ball rises", width=64, height=64, frames=8, fps=8, steps=2, guidance=2.0, seed=1
-    )
-    assert engine.render(asked, lambda done, total: None, lambda: False).shape == (8, 64, 64, 3)
