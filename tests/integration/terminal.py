@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from types import TracebackType
 
@@ -24,7 +25,7 @@ TRACES = ROOT.parent / "shared" / "traces"
 PUBLIC = re.compile(r"(?:azure:azure2023|mooncake:mooncake|servegen:servegen)_")
 MISSED = {**PACKAGES, "kubectl": "kubectl"}  # program: its package; a command is skipped without
 PATIENCE_S = 120.0
-KEPT = "set -a -o pipefail; [ ! -e .variables ] || . ./.variables; "  # variables last from command to command
+KEPT = "set -a -o pipefail; . ./.variables; "  # variables last from command to command
 KEEP = "\nstatus=$?; export -p > .variables; exit $status"
 
 
@@ -34,15 +35,16 @@ class Terminal:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._server: Server | None = None
-        self._begun = contextlib.ExitStack()
+        # By program: who begins one anew has stopped it by Ctrl-C.
+        self._begun: defaultdict[str, contextlib.ExitStack] = defaultdict(contextlib.ExitStack)
         self._ports = {PROMETHEUS: free_port(), ALERTMANAGER: free_port()}
         self._program = ""
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.folder = Path(tempfile.mkdtemp(prefix="it-", dir="/tmp"))  # as short as the scratch of a server
-        self._variables = {"PATH": path, "COLUMNS": "200", "CURL_HOME": str(self.folder)}
         for name in FOLDERS:
             shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         (self.folder / ".venv").symlink_to(sys.prefix)
+        variables = {"PATH": f"{Path(sys.executable).parent}:$PATH", "COLUMNS": "200", "CURL_HOME": self.folder}
+        (self.folder / ".variables").write_text("".join(f"export {name}={it}\n" for name, it in variables.items()))
         (self.folder / ".curlrc").write_text("fail-with-body\n")  # else a refusal looks like an answer
         for trace in TRACES.glob("*"):
             (self.folder / trace.name).symlink_to(trace)
@@ -51,8 +53,10 @@ class Terminal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._begun.close()
-        shutil.rmtree(self.folder)
+        with contextlib.ExitStack() as ended:
+            ended.callback(shutil.rmtree, self.folder)
+            for begun in self._begun.values():
+                ended.push(begun)
 
     def save(self, name: str, text: str) -> None:
         """A file that the document shows."""
@@ -73,7 +77,8 @@ class Terminal:
         command = self._here(spelt_out(command))
         if command.startswith(("prometheus ", "prometheus-alertmanager ")):
             name, *words = shlex.split(command.removesuffix("&"), comments=True)
-            self._begun.enter_context(served(name, words, self.folder / f"{name}.log", self.folder))
+            self._begun[name].close()
+            self._begun[name].enter_context(served(name, words, self.folder / f"{name}.log", self.folder))
         else:
             self._run(command, status)
 
@@ -94,20 +99,25 @@ class Terminal:
 
     def _up(self, command: str) -> None:
         """The document's own server, instead of what ran until now."""
+        self._begun["moray up"].close()
         self._stage.clear()
-        (self.folder / ".moray").unlink(missing_ok=True)
+        if (self.folder / ".moray").is_symlink():
+            (self.folder / ".moray").unlink()
         port = free_port()
         typed = moved(spelt_out(command).removesuffix("&"), "", {GATEWAY: port})
         self._server = Server(self.folder, port, self.folder, typed=KEPT + typed)
-        self._begun.callback(self._server.stop)
-        self._server.ready()
+        try:
+            self._server.ready()
+        except BaseException:
+            self._server.destroy()
+            raise
+        self._begun["moray up"].callback(self._server.stop)
 
     def _run(self, command: str, status: int) -> None:
         with (self.folder / ".output").open("w+b") as output:
             typing = subprocess.Popen(
                 ["bash", "-c", KEPT + command + KEEP],
                 cwd=self.folder,
-                env=os.environ | self._variables,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
