@@ -25,7 +25,7 @@ DOCUMENTS = (  # README.md last: it begins a server of its own
 SHELL = ("bash", "sh")
 LANGUAGES = (*SHELL, "python", "yaml", "json", "text", "mermaid")
 
-NEEDS = ("a GPU", "a Kubernetes cluster", "docker", "the network", "guidellm", "aiperf")
+NEEDS = ("a GPU", "a Kubernetes cluster", "docker", "the network", "guidellm", "aiperf", "vllm")
 NEED = rf"needs (?:{'|'.join(NEEDS)})"
 REASON = re.compile(
     rf"{NEED}|runs these tests|(?:(?:{NEED}|takes [\d.]+ minutes?); )?run by (?P<file>tests/[\w/]+\.py)"
