@@ -11,43 +11,25 @@ import copy
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cluster.errors import CheckpointError, EngineFailed, InvalidRequest
 from deployments.video.saved import SavedState
+from deployments.video.spec import Frames as Frames
+from deployments.video.spec import RenderSpec as RenderSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TEXT_TOKENS = 512  # the stock pipeline's limit; longer prompts are cut there
 OnStep = Callable[[int, int], None]
-Frames = NDArray[np.uint8]
 
 
 class Cancelled(Exception):
     """The caller stopped the job; raised at a step boundary, after its state was saved."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RenderSpec:
-    """`frames` are those delivered. guidance <= 1 turns classifier-free guidance off."""
-
-    job_id: str
-    prompt: str
-    negative_prompt: str = ""
-    width: int
-    height: int
-    frames: int
-    fps: int
-    steps: int
-    guidance: float
-    seed: int
 
 
 class VideoEngine:
