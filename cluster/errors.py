@@ -17,6 +17,7 @@ MorayError
 └── ServiceError              the caller cannot mend it (5xx)
     ├── ReplicaLost           503 replica_lost, elsewhere
     ├── StartTimeout          503 start_timeout
+    ├── Unavailable           503 unavailable
     └── EngineFailed          500 engine_failed, elsewhere
 """
 
@@ -116,6 +117,12 @@ class ReplicaLost(ServiceError):
 
 class StartTimeout(ServiceError):
     code = "start_timeout"
+
+
+class Unavailable(ServiceError):
+    """A database or a file store does not answer, or has no room."""
+
+    code = "unavailable"
 
 
 class EngineFailed(ServiceError):

@@ -56,7 +56,7 @@ def _resumed(saved: SavedState | None, spec: RenderSpec) -> int:
         return 0
     try:
         state = json.loads(raw)
-        if state["spec"] == asdict(spec):
+        if state["spec"] == json.loads(json.dumps(asdict(spec))):  # tuples are lists there
             return int(state["done"])
         why = "a state of another job"
     except (ValueError, TypeError, KeyError) as error:
