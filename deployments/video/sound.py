@@ -25,7 +25,7 @@ class Sound:
                 param="audio_reference",
             )
         self._fifo = av.AudioFifo()
-        self._pieces = self._resampled()
+        self._pieces = resampled(self._source.decode(audio=0), "fltp")
         self._done = 0
 
     def __enter__(self) -> "Sound":
@@ -57,10 +57,12 @@ class Sound:
         packets: list[Any] = self._stream.encode()
         return packets
 
-    def _resampled(self) -> Iterator[Any]:
-        import av
 
-        to_pcm = av.AudioResampler(format="fltp", layout="stereo", rate=HZ)
-        for frame in self._source.decode(audio=0):
-            yield from to_pcm.resample(frame)
-        yield from to_pcm.resample(None)
+def resampled(frames: Iterator[Any], form: str) -> Iterator[Any]:
+    """48 kHz stereo of that sample format."""
+    import av
+
+    to_pcm = av.AudioResampler(format=form, layout="stereo", rate=HZ)
+    for frame in frames:
+        yield from to_pcm.resample(frame)
+    yield from to_pcm.resample(None)
