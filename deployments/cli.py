@@ -22,6 +22,7 @@ from deployments.load import arguments as load_arguments
 from deployments.local import rehearsed
 from deployments.plan_table import tables
 from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
+from deployments.video import verify_options
 
 WHAT = """\
 Serves a family of mixture-of-experts language models and a video model from one
@@ -148,6 +149,9 @@ def _parser() -> Parser:
     _experts(experts)
     grafana_options.add_arguments(commands.add_parser("grafana", help="dashboards, alert rules and reasons in Grafana"))
     doctor_options.add_arguments(commands.add_parser("doctor", help="what is wrong between this family and what runs"))
+    verify_options.add_arguments(
+        commands.add_parser("video", help="what a video says of itself: credentials, watermark")
+    )
     verbs = _verbs(commands.add_parser("keys", help="API keys", description=KEYS))
     for each in (planned, experts, *verbs.values()):
         each.add_argument("--json", action="store_true", help="JSON instead of tables")

@@ -6,6 +6,7 @@ fetched: neither to sign, but the time stamp where the family file names an auth
 stamp a signature is good as long as its certificate.
 """
 
+import contextlib
 import datetime
 import io
 import json
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+
+from cryptography import x509
 
 from cluster.errors import ConfigurationError, EngineFailed, InvalidRequest
 from cluster.video import Provenance
@@ -174,7 +177,7 @@ def _relationship(claim: Claim, number: int) -> str:
 def _manifest(kind: str, claim: Claim) -> dict[str, Any]:
     generator = {"name": "moray", "version": version("moray")}
     own = {"model": claim.model, "job_id": claim.job_id, "seed": claim.seed, "moray_version": generator["version"]}
-    own |= {} if claim.watermark is None else {"watermark": claim.watermark}
+    own |= {} if claim.watermark is None else {"watermark": f"{claim.watermark:05x}"}
     return {
         "claim_generator_info": [generator],
         "title": claim.title,
@@ -206,19 +209,31 @@ def verify(file: Path, anchors: Path | None) -> Verdict:
     import c2pa
 
     settings: dict[str, Any] = {"verify": _OFFLINE | {"verify_trust": True}}
-    try:
-        if anchors is not None:
+    if anchors is not None:
+        with _refused(anchors, "PEM certificates are"):
+            x509.load_pem_x509_certificates(anchors.read_bytes())
             settings["trust"] = {"trust_anchors": anchors.read_text("ascii")}
-        with c2pa.Context.from_dict(settings) as context, file.open("rb") as stream:
-            reader = c2pa.Reader.try_create(_TYPES.get(file.suffix.lower()), stream, context=context)
-            if reader is None:
-                return Verdict(state="Unsigned", faults=(), manifests=())
-            with reader:
-                return _verdict(json.loads(reader.json()))
+    with (
+        _refused(file, "a video or a still is"),
+        file.open("rb") as stream,
+        c2pa.Context.from_dict(settings) as context,
+    ):
+        reader = c2pa.Reader.try_create(_TYPES.get(file.suffix.lower()), stream, context=context)
+        if reader is None:
+            return Verdict(state="Unsigned", faults=(), manifests=())
+        with reader:
+            return _verdict(json.loads(reader.json()))
+
+
+@contextlib.contextmanager
+def _refused(file: Path, allowed: str) -> Iterator[None]:
+    import c2pa
+
+    try:
+        yield
     except (OSError, ValueError, c2pa.C2paError) as error:
-        raise ConfigurationError(
-            f"{file}: {error}; a media file, and PEM certificates as anchors, are allowed; give others"
-        ) from error
+        said = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"{file}: {said}; {allowed} allowed; give another file") from error
 
 
 def _verdict(told: Mapping[str, Any]) -> Verdict:

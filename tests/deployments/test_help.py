@@ -31,7 +31,10 @@ OPTIONS = [
     if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
 ]
 NUMBERS = [(parser, action) for parser, action in OPTIONS if action.type not in (None, Path)]
-TELLS_EXIT_CODES = ("moray plan", "moray doctor", "moray simulate", "moray load", "moray render k8s", "moray up")
+TELLS_EXIT_CODES = (
+    *("moray plan", "moray doctor", "moray simulate", "moray load", "moray render k8s", "moray up"),
+    "moray video verify",
+)
 
 
 def named(given: argparse.ArgumentParser | argparse.Action) -> str:

@@ -1,0 +1,79 @@
+"""`moray video verify`: what the credentials of a file say, and whose watermark is in its frames."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.errors import ConfigurationError
+from cluster.family import Family
+from deployments.video import certificates
+from deployments.video.credentials import Manifest, Verdict, verify
+from deployments.video.spec import Frames
+from deployments.video.watermark import KEY_FILE, THRESHOLD, Detected, Mark, key_of, payload_of
+
+
+def verified(family: Family, arguments: argparse.Namespace, console: Console) -> int:
+    """Exit code 1 where credentials are missing or invalid. Raises ConfigurationError: no such file, no media."""
+    state, file = Path(family.state_folder), arguments.file
+    own = state / certificates.DEVELOPMENT / certificates.ANCHOR
+    verdict = verify(file, arguments.anchors or (own if own.is_file() else None))
+    mark = detected(file, state) if file.suffix.lower() not in (".webp", ".jpg", ".jpeg") else None
+    if arguments.json:
+        told = dataclasses.asdict(verdict) | {"watermark": mark and dataclasses.asdict(mark)}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    else:
+        for line in _lines(file, verdict, mark):
+            console.print(line, markup=False, soft_wrap=True)
+    return 0 if verdict.state in ("Trusted", "Valid") else 1
+
+
+def detected(file: Path, state_folder: Path) -> Detected | None:
+    """None where the state folder has no key. Raises ConfigurationError."""
+    if not (state_folder / KEY_FILE).is_file():
+        return None
+    return Mark(key_of(state_folder)).detect(_frames(file))
+
+
+def _frames(file: Path) -> Iterator[Frames]:
+    import av
+    from av.video.reformatter import Colorspace
+
+    try:
+        with av.open(str(file)) as container:
+            for frame in container.decode(video=0):
+                yield frame.reformat(format="rgb24", src_colorspace=Colorspace.ITU709).to_ndarray()[None]
+    except (av.FFmpegError, IndexError) as error:  # IndexError: it has no video
+        raise ConfigurationError(f"{file}: {error}; a video that can be decoded is allowed; give another") from error
+
+
+def _lines(file: Path, verdict: Verdict, mark: Detected | None) -> Iterator[str]:
+    said = ", ".join(verdict.faults)
+    yield f"{file}: {verdict.state}" + (f" ({said})" if said else "")
+    for manifest in verdict.manifests:
+        yield from _told(manifest)
+    yield f"  watermark: {_mark(verdict, mark)}"
+
+
+def _told(manifest: Manifest) -> Iterator[str]:
+    when = f" at {manifest.signed_at}" if manifest.signed_at else ", without a time stamp"
+    yield f"  {manifest.title or manifest.label}: {', '.join(manifest.actions)}"
+    yield f"    signed by {manifest.signer}{when}; made with {manifest.generator}"
+    if manifest.own:
+        yield "    " + ", ".join(f"{name} {value}" for name, value in manifest.own.items())
+    for each in manifest.ingredients:
+        yield f"    {each.relationship}: {each.title}" + ("" if each.manifest else ", without credentials")
+
+
+def _mark(verdict: Verdict, mark: Detected | None) -> str:
+    if mark is None:
+        return "not looked for"
+    if mark.payload is None:
+        return f"none of this key; score {mark.score:.1f}, {THRESHOLD:.1f} are needed"
+    jobs = {str(each.own["job_id"]) for each in verdict.manifests if "job_id" in each.own}
+    known = sorted(job for job in jobs if payload_of(job) == mark.payload)
+    return f"{mark.payload:05x}, score {mark.score:.1f}" + (f", of {known[0]}" if known else ", of no job named here")
