@@ -149,7 +149,8 @@ def explain(error: BaseException, serve: Any) -> MorayError:
 
 
 def _show(family: Family, key: str, console: Console) -> None:
-    url = f"http://{family.gateway.host}:{family.gateway.port}"
+    host = "127.0.0.1" if family.gateway.host == "0.0.0.0" else family.gateway.host
+    url = f"http://{host}:{family.gateway.port}"
     warm = [tier for tier in family.tiers.values() if tier.replicas.initial] or list(family.tiers.values())
     model = min(warm, key=lambda tier: tier.price.output_usd_per_mtok).names[0]
     text = READY.format(family=family.name, url=url, key=key, model=model, prompt=PROMPT)
