@@ -64,6 +64,21 @@ class VideoOutput(Closed):
     fps: tuple[Annotated[int, Field(ge=1, le=120)], ...] = ()
 
 
+class Acceleration(Closed):
+    """What trades memory, time and exactness of a diffusers pipeline. Never run on a GPU.
+
+    `first_block_cache`: a step whose first block changed its input less than this share from the last full step takes
+    the other blocks' work from there; such jobs share no forward. `precision` of the transformer's weights: fp8-storage
+    computes in the dtype; int8 and fp8 need torchao. `refresh_steps`: every so many steps of a fast edit compute all
+    tokens. `tiled_decode`: frames are decoded in overlapping tiles, with seams blended.
+    """
+
+    first_block_cache: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["int8", "fp8", "fp8-storage"] | None = None
+    refresh_steps: PositiveInt = 4
+    tiled_decode: bool = False
+
+
 class Video(Closed):
     """The video model. A job of `steps` denoising steps holds its GPU share until a step boundary.
 
@@ -93,6 +108,7 @@ class Video(Closed):
     cold_start: ColdStart = ColdStart()
     cost: VideoCost
     concurrent: PositiveInt = 4
+    acceleration: Acceleration = Acceleration()
     output: VideoOutput = VideoOutput()
     styles: dict[Name, str] = Field(default={})
     max_input_bytes: PositiveInt = 64 * 1024 * 1024

@@ -212,7 +212,7 @@ def test_a_size_off_the_latent_grid_is_refused(engine: VideoEngine) -> None:
 
 def test_latents_that_are_not_finite_fail_the_job() -> None:
     broken = engine_of(FOLDER)
-    broken._pipe.transformer.proj_out.weight.data[0, 0] = float("nan")
+    broken.family.pipe.transformer.proj_out.weight.data[0, 0] = float("nan")
     with pytest.raises(EngineFailed, match="not finite"):
         rendered(broken, spec())
 
@@ -247,7 +247,7 @@ def drop_weight(folder: Path) -> None:
     ("damage", "told"),
     [
         (drop_index, "model_index.json: .*No such file.*video.checkpoint"),
-        (other_class, "'StableDiffusionPipeline'; WanPipeline"),
+        (other_class, "'StableDiffusionPipeline'; a pipeline of diffusers whose call takes num_frames"),
         (cut_weights, "write it again"),
         (drop_weight, "transformer lacks 1 weights, proj_out.weight first"),
         (shutil.rmtree, "No such file"),
