@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import io
 import json
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from cryptography import x509
 from cluster.errors import ConfigurationError, EngineFailed, InvalidRequest
 from cluster.video import Provenance
 from deployments.video.certificates import identity
+from deployments.video.encode import beside
 
 OWN = "org.moray.generation"  # label of our own assertion
 _TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".jpg": "image/jpeg", ".png": "image/png", ".wav": "audio/wav"}
@@ -108,21 +108,16 @@ class Signer:
         """MP4, WebP or JPEG. A reader meets the file as it was, or signed. Raises EngineFailed, OSError."""
         import c2pa
 
-        partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
-        try:
-            with file.open("rb") as source, _Target(partial) as target:
-                try:
-                    self._sign(_type_of(file), source, target, claim, self._time_stamp_url)
-                except c2pa.C2paError as error:
-                    if target.failure is not None:
-                        raise target.failure from error
-                    raise EngineFailed(
-                        f"{file.name}: not signed, {error}; a valid certificate, and an answer of the time stamp "
-                        f"authority where there is one ({self._time_stamp_url}), are needed; mend video.provenance"
-                    ) from error
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        with beside(file) as partial, file.open("rb") as source, _Target(partial) as target:
+            try:
+                self._sign(_type_of(file), source, target, claim, self._time_stamp_url)
+            except c2pa.C2paError as error:
+                if target.failure is not None:
+                    raise target.failure from error
+                raise EngineFailed(
+                    f"{file.name}: not signed, {error}; a valid certificate, and an answer of the time stamp authority "
+                    f"where there is one ({self._time_stamp_url}), are needed; mend video.provenance"
+                ) from error
 
     def _sign(self, kind: str, source: io.IOBase, target: io.IOBase, claim: Claim, time_stamp_url: str | None) -> None:
         import c2pa

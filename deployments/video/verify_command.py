@@ -7,14 +7,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 from rich.console import Console
 
 from cluster.errors import ConfigurationError
 from cluster.family import Family
 from deployments.video import certificates
 from deployments.video.credentials import Manifest, Verdict, verify
-from deployments.video.spec import Frames
-from deployments.video.watermark import KEY_FILE, THRESHOLD, Detected, Mark, key_of, payload_of
+from deployments.video.encode import read
+from deployments.video.watermark import KEY_FILE, Detected, Mark, key_of, payload_of
 
 
 def verified(family: Family, arguments: argparse.Namespace, console: Console) -> int:
@@ -22,7 +23,7 @@ def verified(family: Family, arguments: argparse.Namespace, console: Console) ->
     state, file = Path(family.state_folder), arguments.file
     own = state / certificates.DEVELOPMENT / certificates.ANCHOR
     verdict = verify(file, arguments.anchors or (own if own.is_file() else None))
-    mark = detected(file, state) if file.suffix.lower() not in (".webp", ".jpg", ".jpeg") else None
+    mark = detected(file, family) if file.suffix.lower() not in (".webp", ".jpg", ".jpeg") else None
     if arguments.json:
         told = dataclasses.asdict(verdict) | {"watermark": mark and dataclasses.asdict(mark)}
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
@@ -32,21 +33,14 @@ def verified(family: Family, arguments: argparse.Namespace, console: Console) ->
     return 0 if verdict.state in ("Trusted", "Valid") else 1
 
 
-def detected(file: Path, state_folder: Path) -> Detected | None:
-    """None where the state folder has no key. Raises ConfigurationError."""
-    if not (state_folder / KEY_FILE).is_file():
+def detected(file: Path, family: Family) -> Detected | None:
+    """Also where it was scaled from a size of the family. None without a key. Raises ConfigurationError."""
+    state = Path(family.state_folder)
+    if not (state / KEY_FILE).is_file():
         return None
-    return Mark(key_of(state_folder)).detect(_frames(file))
-
-
-def _frames(file: Path) -> Iterator[Frames]:
-    import av
-    from av.video.reformatter import Colorspace
-
+    sizes = [tuple(map(int, size.split("x"))) for size in (family.video.sizes if family.video else ())]
     try:
-        with av.open(str(file)) as container:
-            for frame in container.decode(video=0):
-                yield frame.reformat(format="rgb24", src_colorspace=Colorspace.ITU709).to_ndarray()[None]
+        return Mark(key_of(state)).detect(read(file), [(width, height) for width, height in sizes])
     except (av.FFmpegError, IndexError) as error:  # IndexError: it has no video
         raise ConfigurationError(f"{file}: {error}; a video that can be decoded is allowed; give another") from error
 
@@ -73,7 +67,7 @@ def _mark(verdict: Verdict, mark: Detected | None) -> str:
     if mark is None:
         return "not looked for"
     if mark.payload is None:
-        return f"none of this key; score {mark.score:.1f}, {THRESHOLD:.1f} are needed"
+        return f"none of this key; score {mark.score:.1f}, {mark.threshold:.1f} are needed"
     jobs = {str(each.own["job_id"]) for each in verdict.manifests if "job_id" in each.own}
     known = sorted(job for job in jobs if payload_of(job) == mark.payload)
     return f"{mark.payload:05x}, score {mark.score:.1f}" + (f", of {known[0]}" if known else ", of no job named here")

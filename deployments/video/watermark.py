@@ -8,31 +8,34 @@ long as the picture has coefficients, and a Walsh-Hadamard transform correlates 
 Presence is a test with a bound, not a tuned number. Coefficients c are first limited, for the picture's own are far
 stronger than the mark. Of an unmarked picture, whatever it shows, a sum of c times random signs over the norm of c
 exceeds t with probability at most exp(-t^2/2) (Hoeffding) over the keys, the largest of 2^20 such sums with at
-most 2^20 times that. `THRESHOLD` is the t at which that is `FALSE_POSITIVES`.
+most 2^20 times that, and of several tries so many times more. `threshold` is the t at which all of it is
+`FALSE_POSITIVES`.
 
-It is found again after H.264 as measured in provenance.md; not after cropping or scaling. A weaker witness than the
+It is found again after H.264, and after scaling from a size that is tried, as measured in provenance.md; not after
+cropping. A weaker witness than the
 credentials: who has the key can forge it, and who works at it can remove it.
 """
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cluster.errors import ConfigurationError
 from deployments.video.spec import Frames
 
 BITS = 20
 FALSE_POSITIVES = 1e-6  # per clip, at most
-THRESHOLD = math.sqrt(2 * math.log(2**BITS / FALSE_POSITIVES))
 RMS = 1.5
 KEY_FILE = "watermark.key"  # in the state folder
 _KEY_BYTES = 32
@@ -44,11 +47,19 @@ _LIMIT = 0.5  # of the median of a mode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detected:
-    """`score`: standard deviations of a chance match. `payload`: None where no mark is present."""
+    """`score`: in standard deviations of a chance match, its best. `payload`: None where no mark is present."""
 
     payload: int | None
     score: float
-    present: bool
+    threshold: float
+
+    @property
+    def present(self) -> bool:
+        return self.payload is not None
+
+
+def threshold(tries: int) -> float:
+    return math.sqrt(2 * math.log(tries * 2**BITS / FALSE_POSITIVES))
 
 
 class Mark:
@@ -74,17 +85,21 @@ class Mark:
             out -= down
         return marked
 
-    def detect(self, frames: Iterable[Frames]) -> Detected:
-        """Of chunks of one clip, all of one size. It holds one frame of sums, never the clip."""
+    def detect(self, frames: Iterable[Frames], sizes: Sequence[tuple[int, int]] = ()) -> Detected:
+        """Of chunks of one clip, all of one size. It holds one frame of sums, never the clip.
+
+        `sizes`: widths and heights in which it may have been marked before it was scaled to its own.
+        """
         total: NDArray[np.int64] | None = None
-        for chunk in frames:
-            for frame in chunk:
-                total = frame.astype(np.int64) if total is None else np.add(total, frame, out=total)
+        for frame in itertools.chain.from_iterable(frames):
+            total = frame.astype(np.int64) if total is None else np.add(total, frame, out=total)
         if total is None:
-            return Detected(payload=None, score=0.0, present=False)
-        score, payload = self._correlated(_coefficients(total @ _LUMA))
-        present = score >= THRESHOLD
-        return Detected(payload=payload if present else None, score=score, present=present)
+            return Detected(payload=None, score=0.0, threshold=threshold(1))
+        tried = {total.shape[1::-1]: None, **dict.fromkeys(sizes)}
+        luma = total @ _LUMA
+        score, payload = max(self._correlated(_coefficients(_scaled(luma, *size))) for size in tried)
+        needed = threshold(len(tried))
+        return Detected(payload=payload if score >= needed else None, score=score, threshold=needed)
 
     def _correlated(self, coefficients: NDArray[np.float64]) -> tuple[float, int]:
         """The best score of all payloads, and whose it is. coefficients: [blocks down, across, modes]."""
@@ -123,7 +138,10 @@ class Mark:
 
 
 def payload_of(job_id: str) -> int:
-    """The first `BITS` bits of its SHA-256: to be looked for among the jobs that are known."""
+    """The first `BITS` bits of its SHA-256: to be looked for among the jobs that are known.
+
+    Of a tree of edits the first job's: another mark would change the frames that an edit leaves alone.
+    """
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big") >> (32 - BITS)
 
 
@@ -155,6 +173,12 @@ def _make(path: Path) -> None:
         draft.write_bytes(secrets.token_bytes(_KEY_BYTES))
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
+
+
+def _scaled(luma: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
+    if luma.shape == (height, width):
+        return luma
+    return np.asarray(Image.fromarray(luma.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC), float)
 
 
 def _coefficients(luma: NDArray[np.float64]) -> NDArray[np.float64]:
