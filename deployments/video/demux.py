@@ -37,7 +37,6 @@ def video(data: bytes, clip: Clip, out: Path, param: str) -> int:
     with _opened(data, VIDEO_FORMATS, VIDEO_TEXT, param) as container:
         stream = _stream(container.streams.video, VIDEO_CODECS, VIDEO_TEXT, param)
         stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
-        stream.thread_type = "AUTO"
         _check(stream.codec_context.width * stream.codec_context.height, MOST_FRAME_PIXELS, "pixels a frame", param)
         shown = _shown(_whole(container, stream, param), clip, param)
         return write_master((_fitted(picture, clip) for picture in shown), clip.fps, out)
@@ -65,10 +64,11 @@ def sound(data: bytes, clip: Clip, out: Path, param: str) -> int:
 def _opened(data: bytes, formats: str, allowed: str, param: str) -> Iterator[Any]:
     import av
 
+    bounds = {"format_whitelist": formats, "max_pixels": str(MOST_FRAME_PIXELS)}
     try:
-        container: Any = av.open(BytesIO(data), options={"format_whitelist": formats})
-    except Exception as error:  # what libav raises on bad bytes is not documented
-        raise refused(param, f"cannot be opened ({type(error).__name__})", allowed, "convert it") from None
+        container: Any = av.open(BytesIO(data), options=bounds)
+    except Exception:  # what libav raises on bad bytes is not documented
+        raise refused(param, "cannot be opened", allowed, "convert it, or send it again whole") from None
     with container:
         seconds = (container.duration or 0) / av.time_base
         _check(seconds, MOST_SECONDS, "seconds", param)
@@ -94,10 +94,8 @@ def _whole(container: Any, stream: Any, param: str) -> Iterator[Any]:
                     raise ValueError("a corrupt frame")
                 until_s = max(until_s, _end_s(frame))
                 yield frame
-    except Exception as error:
-        raise refused(
-            param, f"is corrupt or cut short ({type(error).__name__})", "a whole file is allowed", "send it again"
-        ) from None
+    except Exception:
+        raise refused(param, "is corrupt or cut short", "a whole file is allowed", "send it again") from None
     said_s = float((stream.duration or 0) * stream.time_base)
     if until_s < said_s - 1:
         raise refused(param, f"ends at {until_s:.1f} of {said_s:.1f} s", "a whole file is allowed", "send it again")

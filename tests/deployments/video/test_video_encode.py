@@ -43,7 +43,8 @@ def test_the_file_plays_with_the_frames_size_rate_and_colours_given(seconds: int
     with av.open(str(tmp_path / "video.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
-        assert (stream.average_rate, stream.codec_context.colorspace) == (fps, 1)  # BT.709
+        assert stream.average_rate == fps
+        assert stream.codec_context.colorspace == 1  # BT.709
         assert container.duration == pytest.approx(seconds * 1_000_000, abs=1000)
     assert np.abs(played(tmp_path / "video.mp4").astype(int) - given).max() <= 6
 
@@ -111,6 +112,7 @@ def test_sound_is_heard_and_ends_with_the_picture(sound_s: float, heard_s: float
     with av.open(str(tmp_path / "video.mp4")) as container:
         stream = container.streams.audio[0]
         assert stream.duration is not None
+        assert stream.time_base is not None
         assert (stream.codec_context.name, stream.rate, stream.layout.name) == ("aac", 48_000, "stereo")
         assert float(stream.duration * stream.time_base) == pytest.approx(heard_s, abs=0.001)
         heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
@@ -146,17 +148,17 @@ def test_a_failure_leaves_neither_half_a_file_nor_harms_the_old_one(tmp_path: Pa
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("video.mp4", b"old")]
 
 
-@pytest.mark.parametrize("lossless", [False, True])
-def test_a_disk_that_takes_no_more_is_an_os_error_and_leaves_nothing(lossless: bool, tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_is_an_os_error_and_leaves_nothing(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 128, 192, 3), np.uint8)
     bound = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, bound[1]))  # the kernel refuses more, as a full disk does
     try:
         with pytest.raises(OSError, match="too large"):
-            if lossless:
-                write_master([noise], 8, tmp_path / "master.mkv")
-            else:
-                write([noise], 8, tmp_path / "video.mp4")
+            write([noise], 8, tmp_path / "video.mp4")
+        with pytest.raises(OSError, match="too large"):
+            write([noise], 8, tmp_path / "video.mp4", master=tmp_path / "master.mkv", out=(16, 16, 1))
+        with pytest.raises(OSError, match="too large"):
+            write_master([noise], 8, tmp_path / "master.mkv")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, bound)
     assert list(tmp_path.iterdir()) == []
