@@ -29,7 +29,8 @@ OPENINGS = ("a", "a", "a", "one", "the", "a video of a", "")
 FURTHER = "an and , . is it very slowly quickly in of with at slides sliding sphere cube"
 Offsets = NDArray[np.float64]  # from a centre, in pixels
 HELD_OUT = 64
-MARGIN = 1.6  # of the radius, between a centre and the frame: a triangle reaches so far
+RADII = 0.165, 0.195  # shares of the shorter side
+MARGIN = 1.4  # radii between the end of a way and the rim; the tip of a triangle reaches 1.56
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,7 @@ def _article(word: str) -> str:
 def drawn(kind: Kind, width: int, height: int, rng: np.random.Generator) -> Path:
     """A way across most of the frame for the four directions; else a place near the middle."""
     side = min(width, height)
-    radius = side * rng.uniform(0.135, 0.165)
+    radius = side * rng.uniform(*RADII)
     edge = MARGIN * radius
     near, far = edge + side * rng.uniform(0, 0.06), edge + side * rng.uniform(0, 0.06)
     x = width / 2 + (width / 2 - edge) * rng.uniform(-0.6, 0.6)

@@ -227,7 +227,7 @@ def unprompted_ids(ids: torch.Tensor) -> torch.Tensor:
 
 
 class Trainer:
-    """`clips` are encoded beforehand, the codec is fitted to `fitted_to`; the same seed and number, the same codec."""
+    """`clips` are encoded beforehand, the codec is fitted to `fitted_to`."""
 
     def __init__(self, state: Path, *, minutes: float, clips: int = 16_000, fitted_to: int = 600) -> None:
         self.state, self.budget_s, self.clips = state, minutes * 60, clips
@@ -240,6 +240,8 @@ class Trainer:
 
     def resume(self) -> None:
         stored = torch.load(self.state / "state.pt", weights_only=True)
+        self.vae.load_state_dict(stored["codec"])
+        self.vae.register_to_config(latents_std=stored["latents_std"])
         self.optimiser.restore(stored["optimiser"])
         self.record = Record(**stored["record"])
         self.rng = np.random.default_rng([SEED, self.record.steps])
@@ -248,7 +250,9 @@ class Trainer:
     def save(self) -> None:
         self.state.mkdir(parents=True, exist_ok=True)
         fresh = self.state / "state.new"
-        torch.save({"optimiser": self.optimiser.state(), "record": asdict(self.record)}, fresh)
+        config: Any = self.vae.config
+        codec = {"codec": self.vae.state_dict(), "latents_std": config.latents_std}
+        torch.save(codec | {"optimiser": self.optimiser.state(), "record": asdict(self.record)}, fresh)
         fresh.rename(self.state / "state.pt")
 
     def pools(self) -> list[Pool]:

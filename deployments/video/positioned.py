@@ -18,6 +18,7 @@ from torch import nn
 __all__ = ["ModelMixin", "PositionedWan"]  # diffusers looks for the base beside the class when it reads a pipeline
 
 LEAST_SIGMA = 0.04  # below it a velocity is scaled as if at it
+POWERS = 6  # of 1 - sigma
 OCTAVES = 3
 FEATURES = 3 * (2 + 2 * OCTAVES)
 
@@ -45,11 +46,18 @@ class PositionedWan(WanTransformer3DModel):
         config: Any = self.config
         width = config.num_attention_heads * config.attention_head_dim
         self.patch_embedding = PositionedPatches(config.in_channels, width, tuple(config.patch_size))
+        self.share = nn.Linear(POWERS, config.out_channels, bias=False)
+        nn.init.zeros_(self.share.weight)
 
     def clean(self, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """The latents without noise, as predicted."""
-        predicted: torch.Tensor = super().forward(latents, timestep, text, return_dict=False)[0]
-        return predicted
+        """The latents without noise, as predicted: what the network says, and a share of the noisy ones by their time.
+
+        At little noise that share keeps the detail, which so need not pass through the width of a token.
+        """
+        said: torch.Tensor = super().forward(latents, timestep, text, return_dict=False)[0]
+        known = (1 - timestep / 1000).unsqueeze(-1) ** torch.arange(1, POWERS + 1, device=timestep.device)
+        share: torch.Tensor = self.share(known.to(latents.dtype))
+        return said + self.spread(share, latents.shape) * latents
 
     def forward(
         self,
@@ -61,17 +69,17 @@ class PositionedWan(WanTransformer3DModel):
     ) -> tuple[torch.Tensor]:
         """The velocity, as the only member of a tuple."""
         clean = self.clean(hidden_states, timestep, encoder_hidden_states)
-        sigma = self.per_latent(timestep / 1000, hidden_states.shape).clamp_min(LEAST_SIGMA)
+        sigma = self.spread((timestep / 1000).unsqueeze(-1), hidden_states.shape).clamp_min(LEAST_SIGMA)
         return ((hidden_states - clean) / sigma.to(clean.dtype),)
 
-    def per_latent(self, values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """Values of shape [B] or [B, tokens] for every latent: [B, 1, 1, 1, 1] or [B, 1, F, H, W]."""
-        if values.ndim == 1:
-            return values.view(-1, 1, 1, 1, 1)
+    def spread(self, values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Values [B, K] or [B, tokens, K] over the latents: [B, K, 1, 1, 1] or [B, K, F, H, W]."""
+        if values.ndim == 2:
+            return values[:, :, None, None, None]
         config: Any = self.config
         deep, down, across = config.patch_size
         frames, height, width = shape[-3] // deep, shape[-2] // down, shape[-1] // across
-        grid = values.view(-1, 1, frames, height, width)
+        grid = values.mT.reshape(len(values), -1, frames, height, width)
         return grid.repeat_interleave(deep, 2).repeat_interleave(down, 3).repeat_interleave(across, 4)
 
 

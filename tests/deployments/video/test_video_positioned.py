@@ -59,3 +59,14 @@ def test_places_are_normalised_and_distinct(shape: tuple[int, int, int]) -> None
     rows = known.flatten(0, 2)
     assert len(set(map(tuple, rows.tolist()))) == len(rows)
     assert known.abs().max() <= 4
+
+
+@torch.no_grad()
+def test_the_share_of_the_noisy_latents_is_none_at_full_noise_and_what_was_learned_below() -> None:
+    latents, text = given()
+    plain, sharing = model(), model()
+    sharing.share.weight.fill_(0.5 / sharing.share.in_features)
+    time = torch.tensor([[1000.0] * 9 + [0.0] * 9] * 2)  # the first half of the tokens noise, the rest given
+    added = sharing.clean(latents, time, text) - plain.clean(latents, time, text)
+    assert added[:, :, 0].abs().max() < 1e-5
+    assert added[:, :, 2].allclose(latents[:, :, 2] / 2, atol=1e-5)
