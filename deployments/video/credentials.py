@@ -51,11 +51,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingredient:
-    """`manifest`: the label of its own; None where it carries none."""
+    """`manifest`: the label of its own; None where it carries none. `faults`: C2PA's codes, as it was taken in."""
 
     title: str
     relationship: str
     manifest: str | None
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +77,8 @@ class Manifest:
 class Verdict:
     """`state`: Trusted by an anchor, Valid by a signer whom no anchor knows, Invalid, or Unsigned.
 
-    `faults`: C2PA's codes, those of ingredients too. `manifests`: the file's own first, then those of its ingredients,
-    the nearest first.
+    `faults`: C2PA's codes; those that an ingredient had before are with it. `manifests`: the file's own first, then
+    those of its ingredients, the nearest first.
     """
 
     state: Literal["Trusted", "Valid", "Invalid", "Unsigned"]
@@ -262,10 +263,14 @@ def _told(manifest: Mapping[str, Any]) -> Manifest:
         signed_at=signature.get("time"),
         actions=tuple(each["action"] for each in actions),
         own=assertions.get(OWN, {}),
-        ingredients=tuple(
-            Ingredient(
-                title=each.get("title") or "", relationship=each["relationship"], manifest=each.get("active_manifest")
-            )
-            for each in manifest.get("ingredients", ())
-        ),
+        ingredients=tuple(_ingredient(each) for each in manifest.get("ingredients", ())),
+    )
+
+
+def _ingredient(told: Mapping[str, Any]) -> Ingredient:
+    return Ingredient(
+        title=told.get("title") or "",
+        relationship=told["relationship"],
+        manifest=told.get("active_manifest"),
+        faults=tuple(_faults(told.get("validation_results") or {})),
     )

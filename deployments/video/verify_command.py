@@ -60,7 +60,8 @@ def _told(manifest: Manifest) -> Iterator[str]:
     if manifest.own:
         yield "    " + ", ".join(f"{name} {value}" for name, value in manifest.own.items())
     for each in manifest.ingredients:
-        yield f"    {each.relationship}: {each.title}" + ("" if each.manifest else ", without credentials")
+        without = "" if each.manifest else ", without credentials"
+        yield f"    {each.relationship}: {each.title}{without}" + "".join(f", {fault}" for fault in each.faults)
 
 
 def _mark(verdict: Verdict, mark: Detected | None) -> str:

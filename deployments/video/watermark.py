@@ -128,7 +128,7 @@ class Mark:
         signs, parities = self._drawn(down, across)
         flipped = signs * (1 - 2 * (np.bitwise_count(parities & payload) & 1).astype(np.int8))
         spectrum = np.zeros((down, across, _BLOCK, _BLOCK))
-        spectrum[:, :, _MODES[:, 0], _MODES[:, 1]] = flipped.reshape(down, across, -1)
+        spectrum[:, :, _MODES[:, 0], _MODES[:, 1]] = flipped.reshape(down, across, len(_MODES))
         spectrum *= RMS * _BLOCK / math.sqrt(len(_MODES))  # the transform keeps the energy
         blocks = _DCT.T @ spectrum @ _DCT
         pixels = np.rint(blocks.transpose(0, 2, 1, 3).reshape(down * _BLOCK, across * _BLOCK, 1))
