@@ -4,6 +4,7 @@ Write-ahead logging lets several processes read while one writes; every commit r
 synchronous level). One connection per store, used by one thread at a time.
 """
 
+import logging
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from cluster.errors import ConfigurationError, Unavailable
 from deployments.stores.job_rows import INSERT, UNFINISHED, VERSION, JobRows, row
 from deployments.video.jobs import VideoJob
 
+log = logging.getLogger("ray.serve")
 JOBS_FILE = "jobs.sqlite"  # in the state folder
 BUSY_S = 10.0  # how long a writer waits for another process's commit
 SCHEMA = f"""
@@ -94,8 +96,9 @@ class JobStore(JobRows):
             with self._lock:
                 return self._connection.execute(statement, values).fetchall()
         except sqlite3.OperationalError as error:
+            log.warning("%s: %s", self._path, error)
             raise Unavailable(
-                f"{self._path}: {error}; a file that can be written, with room on its disk, is allowed; try again"
+                f"videos: {error}; a store that has room and is not busy is allowed; try again soon"
             ) from error
 
 

@@ -5,6 +5,7 @@ A file is written beside its place, flushed to disk and renamed, so it is whole 
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ from typing import BinaryIO
 
 from cluster.errors import NotFound, Unavailable
 
+log = logging.getLogger("ray.serve")
 CHUNK_BYTES = 1024 * 1024
 
 
@@ -90,7 +92,10 @@ def _told(key: str) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise NotFound(f"files: {key} is not there; what was put is; ask for another", code="file_not_found") from error
     except OSError as error:
-        raise Unavailable(f"files: {key}: {error}; a disk with room that may be written is allowed; mend it") from error
+        log.warning("%s: %s", key, error)
+        raise Unavailable(
+            f"files: {key}: {error.strerror}; a disk that has room and may be written is allowed; try again soon"
+        ) from error
 
 
 def _opened(path: Path, start: int) -> BinaryIO:

@@ -7,6 +7,7 @@ off. Tested on obstore's stores in memory and in a folder; never run on a real S
 
 import asyncio
 import contextlib
+import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from deployments.stores.local_files import parts
 if TYPE_CHECKING:
     from obstore import GetOptions
 
+log = logging.getLogger("ray.serve")
 CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -92,5 +94,7 @@ def _told(key: str) -> Iterator[None]:
     except (NotFoundError, FileNotFoundError) as error:
         raise NotFound(f"files: {key} is not there; what was put is; ask for another", code="file_not_found") from error
     except (BaseError, OSError) as error:
-        why = str(error).partition("\n")[0]
-        raise Unavailable(f"files: {key}: {why}; a store that may be written is allowed; try again") from error
+        log.warning("%s: %s", key, str(error).partition("\n")[0])
+        raise Unavailable(
+            f"files: {key}: the store does not answer as it should; one that may be written is allowed; try again soon"
+        ) from error

@@ -1,0 +1,123 @@
+"""What is of PostgreSQL alone: claims that do not wait, servers that end, passwords, and layouts."""
+
+import signal
+import threading
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from job_stores import job, numbers, video_id
+from postgres import PASSWORD, Server
+
+from cluster.errors import ConfigurationError, Unavailable
+from deployments.stores.postgres import PostgresJobs
+
+
+@pytest.fixture
+def url(database: Server) -> str:
+    return database.fresh()
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[PostgresJobs]:
+    store = PostgresJobs(url)
+    yield store
+    store.close()
+
+
+def test_a_claim_passes_over_a_job_that_another_transaction_holds(store: PostgresJobs, url: str) -> None:
+    for number in (1, 2):
+        store.create(job(number))
+    with psycopg.connect(url) as other:
+        other.execute("SELECT id FROM video_jobs WHERE id = %s FOR UPDATE", (video_id(1),))
+        held = store.claim("gateway_a", 0, 10)
+        assert held is not None
+        assert held.id == video_id(2)
+        assert store.claim("gateway_b", 0, 10) is None
+    assert store.claim("gateway_b", 0, 10) is not None
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])
+def test_a_server_that_ends_is_unavailable_and_has_lost_no_job_when_it_is_back(
+    store: PostgresJobs, database: Server, how: signal.Signals
+) -> None:
+    store.create(job(1, idempotency_key="again"))
+    held = store.claim("gateway_a", 0, 10)
+    assert held is not None
+    database.stop(how)
+    try:
+        with pytest.raises(Unavailable, match="the database does not answer"):
+            store.create(job(2))
+        with pytest.raises(Unavailable):
+            store.claim("gateway_a", 0, 10)
+    finally:
+        database.start()
+    assert store.create(job(3, idempotency_key="again")) == held
+    assert store.update(held.begun())
+    assert numbers(store.unfinished()) == [1]
+
+
+def test_a_connection_that_was_cut_is_made_anew(store: PostgresJobs, database: Server) -> None:
+    for number in range(1, 4):
+        cut(database)
+        assert store.create(job(number)) == job(number)
+    cut(database)
+    assert numbers(store.unfinished()) == [1, 2, 3]
+
+
+def test_a_server_that_is_not_there_is_unavailable_at_the_start() -> None:
+    with pytest.raises(Unavailable, match="postgresql://moray@/none"):
+        PostgresJobs("postgresql://moray@/none?host=/nonexistent")
+
+
+def test_a_password_belongs_into_its_file(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (f"{url}&password=secret", url.replace("moray@", "moray:secret@")):
+        with pytest.raises(ConfigurationError, match="given with a password") as refused:
+            PostgresJobs(given)
+        assert "secret" not in refused.value.message
+    monkeypatch.setenv("PGPASSFILE", "/nonexistent")
+    with pytest.raises(Unavailable, match="no password supplied"):
+        PostgresJobs(url)
+
+
+def test_a_url_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="a URL such as"):
+        PostgresJobs("postgresql://moray@host/db?colour=red")
+
+
+def test_gateways_that_start_at_once_make_one_layout(url: str) -> None:
+    stores: list[PostgresJobs] = []
+    threads = [threading.Thread(target=lambda: stores.append(PostgresJobs(url))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stores) == 4
+    for number, store in enumerate(stores):
+        store.create(job(number))
+    assert numbers(stores[0].unfinished()) == [0, 1, 2, 3]
+    for store in stores:
+        store.close()
+
+
+def test_a_layout_of_another_release_is_refused_and_left_alone(url: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE video_layout AS SELECT 9 AS version")
+    with pytest.raises(ConfigurationError, match="layout is version 9; version 2 is allowed"):
+        PostgresJobs(url)
+
+
+def test_a_user_that_may_make_no_tables_is_told_so(database: Server, url: str) -> None:
+    schema = url.rpartition("%3D")[2]
+    database.run(f"CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}'")
+    database.run(f"GRANT USAGE ON SCHEMA {schema} TO reader")
+    try:
+        with pytest.raises(ConfigurationError, match="permission denied"):
+            PostgresJobs(url.replace("moray@", "reader@"))
+    finally:
+        database.run("DROP OWNED BY reader; DROP ROLE reader")
+
+
+def cut(database: Server) -> None:
+    """Every connection but that which asks for it."""
+    database.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
