@@ -1,18 +1,20 @@
 """When a video job begins and ends, as far as the cost model and the replicas that there are can tell. Pure.
 
 The queue is one line: the higher priority first, of those the one that is due sooner, of those the one that came first.
-A replica has up to `concurrent` jobs under way, and k of them share it: each goes on at 1/k of its pace alone, which is
-exact where a step's time is linear in its tokens (processor sharing). A job goes to the replica with the fewest.
+A replica has up to `concurrent` jobs under way and steps the one with the shortest time left, of those of the highest
+priority (see steps.py). A job goes to the replica with the fewest.
 
-Ignored: what a shared step saves, jobs that come later, replicas that come or leave, encoding and storing.
+Ignored: what a shared step saves, jobs that are pressed or starved, jobs that come later, replicas that come or leave,
+encoding and storing.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster.cost import video_step_s
 from cluster.video import Video
+
+_Left = tuple[int, float, str]  # rank of its priority, seconds, job: the least is at work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +56,14 @@ def outlooks(
     waiting = [job for job in line if job.replica not in replicas]
     names, now_s = (list(replicas), 0.0) if replicas else ([""], start_s)
     found = {job.job_id: (0, 0.0) for job in running}
-    shares = {name: {job.job_id: job.left_s for job in running if job.replica == name} for name in names}
+    shares: list[list[_Left]] = [[_left(job) for job in running if job.replica == name] for name in names]
     ends: dict[str, float] = {}
     for position, job in enumerate(waiting, start=1):
-        while min(map(len, shares.values())) >= concurrent:
+        while min(map(len, shares)) >= concurrent:
             now_s = _next_end(shares, ends, now_s)
-        fewest = min(shares.values(), key=lambda share: (len(share), sum(share.values())))
-        fewest[job.job_id] = job.left_s
+        min(shares, key=lambda share: (len(share), sum(left for _, left, _ in share))).append(_left(job))
         found[job.job_id] = position, now_s
-    while any(shares.values()):
+    while any(shares):
         now_s = _next_end(shares, ends, now_s)
     return {
         job_id: Outlook(position=position, begins_s=begins_s, ends_s=ends[job_id])
@@ -70,13 +71,18 @@ def outlooks(
     }
 
 
-def _next_end(shares: dict[str, dict[str, float]], ends: dict[str, float], now_s: float) -> float:
-    """Goes to the time when the next job ends, which is told in `ends`, and with it those that end with it."""
-    passed_s = min((min(share.values()) * len(share) for share in shares.values() if share), default=math.inf)
-    for share in shares.values():
-        for job_id in list(share):
-            share[job_id] -= passed_s / len(share)
-        for job_id in [job_id for job_id, left in share.items() if left <= 1e-9 * max(1.0, passed_s)]:
-            del share[job_id]
+def _left(job: JobAhead) -> _Left:
+    return -job.priority, job.left_s, job.job_id
+
+
+def _next_end(shares: list[list[_Left]], ends: dict[str, float], now_s: float) -> float:
+    """Goes to the time when the next job ends, which is told in `ends`. Each replica is at the least of its share."""
+    passed_s = min(min(share)[1] for share in shares if share)
+    for share in filter(None, shares):
+        rank, left, job_id = min(share)
+        share.remove((rank, left, job_id))
+        if left > passed_s:
+            share.append((rank, left - passed_s, job_id))
+        else:
             ends[job_id] = now_s + passed_s
     return now_s + passed_s

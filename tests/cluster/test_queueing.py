@@ -21,9 +21,12 @@ def test_one_at_a_time_jobs_follow_each_other() -> None:
     assert outlooks([job("a", 10), job("b", 5)], ["w"], 1) == {"a": seen(1, 0, 10), "b": seen(2, 10, 15)}
 
 
-def test_two_on_one_replica_each_go_at_half_their_pace() -> None:
-    # b has its 5 s after 10; a has 5 of its 10 s then, and the replica to itself
-    assert outlooks([job("a", 10), job("b", 5)], ["w"], 2) == {"a": seen(1, 0, 15), "b": seen(2, 0, 10)}
+def test_of_two_on_one_replica_the_shorter_ends_first() -> None:
+    assert outlooks([job("a", 10), job("b", 5)], ["w"], 2) == {"a": seen(1, 0, 15), "b": seen(2, 0, 5)}
+
+
+def test_of_two_on_one_replica_that_of_the_higher_priority_ends_first() -> None:
+    assert outlooks([job("a", 10, priority=1), job("b", 5)], ["w"], 2) == {"a": seen(1, 0, 10), "b": seen(2, 0, 15)}
 
 
 def test_a_job_that_runs_has_no_position_and_keeps_its_replica() -> None:
