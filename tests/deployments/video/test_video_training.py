@@ -66,7 +66,7 @@ def test_the_loss_of_a_batch_seen_again_and_again_falls(trainer: Trainer) -> Non
     batch = one_batch(trainer)
     trainer.budget_s, trainer.record.wall_s = 100.0, 20.0  # past the warm-up
     before = loss_of(trainer.model, batch, "all", np.random.default_rng(1)).item()
-    for _ in range(6):
+    for _ in range(9):
         trainer.step(batch)
     assert loss_of(trainer.model, batch, "all", np.random.default_rng(1)).item() < 0.8 * before
 
