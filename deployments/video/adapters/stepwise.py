@@ -5,6 +5,7 @@ generator per job, so neighbours and devices never change it. Flow matching thro
 noise, and the transformer says the velocity, noise - clean.
 """
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -99,6 +100,8 @@ class Stepwise(ABC):
             spec=spec, total=steps - begin, latents=noise, noise=noise, scheduler=scheduler, positive=positive,
             negative=negative, folder=folder, begin=begin,
         )  # fmt: skip
+        if self.acceleration.first_block_cache is not None:
+            weakref.finalize(job, forget, self.pipe, spec.job_id)
         self.prepare(job)
         if saved is not None:
             resume(job, saved)
@@ -271,6 +274,34 @@ class Stepwise(ABC):
             clean[:, :, -1:] = self.encode(self.video(still))[:, :, -1:]
             tokens[-1] = False
         return clean, tokens
+
+
+def forget(pipe: Any, job_id: str) -> None:
+    """Drop what diffusers' caches hold for a job: they keep one state per name, for ever."""
+    parts = (module for part in pipe.components.values() if hasattr(part, "modules") for module in part.modules())
+    for module in parts:
+        registry = getattr(module, "_diffusers_hook", None)
+        for hook in registry.hooks.values() if registry is not None else ():
+            manager = getattr(hook, "state_manager", None)
+            for name in [name for name in getattr(manager, "_state_cache", ()) if name.startswith(f"{job_id} ")]:
+                del manager._state_cache[name]
+
+
+def each_alone(module: Any) -> None:
+    """Let a part take the samples of a batch one by one.
+
+    Some kernels of a CPU round otherwise for one sample than for several: a convolution, a product with one row, the
+    end of an array that no whole register fills. With the embeddings alone the rest gives the same bits in any batch,
+    by measurement, where widths are multiples of 16; a GPU promises none of it.
+    """
+    import torch
+
+    forward = module.forward
+
+    def one_by_one(batch: "Tensor", *rest: Any) -> "Tensor":
+        return torch.cat([forward(sample, *rest) for sample in batch.split(1)])
+
+    module.forward = one_by_one
 
 
 def trimmed(chunks: Iterator[Frames], frames: int) -> Iterator[Frames]:

@@ -8,7 +8,7 @@ from cluster.video import Acceleration
 from deployments.video.adapters import pictures, sparse
 from deployments.video.adapters.decoding import decoded
 from deployments.video.adapters.job import Job, Prompt
-from deployments.video.adapters.stepwise import Stepwise
+from deployments.video.adapters.stepwise import Stepwise, each_alone
 from deployments.video.adapters.takes import Takes
 from deployments.video.spec import Frames, RenderSpec
 
@@ -27,6 +27,11 @@ class Wan(Stepwise):
         self.per_token = bool(getattr(pipe.config, "expand_timesteps", False))
         self.unit_px, self.every_frames = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
         self.patch = self.model.config.patch_size[1]
+        for model in (pipe.transformer, pipe.transformer_2) if device == "cpu" else ():
+            if model is not None:
+                times = model.condition_embedder
+                for part in (model.patch_embedding, times.time_embedder, times.act_fn, times.time_proj):
+                    each_alone(part)
 
     @property
     def takes(self) -> Takes:

@@ -146,7 +146,9 @@ class Whole:
         return b""
 
     def kept(self, job: Job) -> bytes:
-        return kept.to_bytes(job.spec, job.memory.latents, [float(sigma) for sigma in job.scheduler.sigmas])
+        return kept.to_bytes(
+            job.spec, job.memory.latents, [float(sigma) for sigma in getattr(job.scheduler, "sigmas", ())]
+        )
 
     def decode(self, job: Job) -> Iterator[Frames]:
         job.memory.onward()
