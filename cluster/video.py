@@ -64,6 +64,40 @@ class VideoOutput(Closed):
     fps: tuple[Annotated[int, Field(ge=1, le=120)], ...] = ()
 
 
+Input = Literal["input_reference", "last_frame_reference", "image_references", "video_reference", "mask"]
+
+
+class Takes(Closed):
+    """What a model takes beside its prompt, by the names of the API, and what it can be asked for.
+
+    `needs`: inputs without which there is no job. `fast`: edits that compute the marked part alone. Sound is for none
+    of the pipelines here: it is only heard beside the result.
+    """
+
+    inputs: tuple[Input, ...] = ()
+    needs: tuple[Input, ...] = ()
+    tasks: tuple[Literal["create", "remix", "edit", "extend"], ...] = ("create", "remix", "edit", "extend")
+    fast: bool = False
+
+
+def taken_by(pipeline: str, per_token: bool) -> Takes | None:
+    """What a diffusers pipeline of that class takes; None where only its code says. `per_token`: expand_timesteps."""
+    ends: tuple[Input, ...] = ("input_reference", "last_frame_reference")
+    clip: tuple[Input, ...] = ("video_reference", "mask")
+    match pipeline:
+        case "WanPipeline" | "WanImageToVideoPipeline" if per_token:
+            return Takes(inputs=(*ends, *clip), fast=True)
+        case "WanPipeline":
+            return Takes(inputs=clip)
+        case "WanImageToVideoPipeline":
+            return Takes(inputs=ends, needs=("input_reference",), tasks=("create",))
+        case "WanVACEPipeline":
+            return Takes(inputs=(*ends, "image_references", *clip))
+        case "LTXPipeline" | "LTXImageToVideoPipeline":
+            return Takes(inputs=(*ends, *clip))
+    return None
+
+
 class Acceleration(Closed):
     """What trades memory, time and exactness of a diffusers pipeline. Never run on a GPU.
 
@@ -86,7 +120,8 @@ class Video(Closed):
     together that have one shape. `styles`: presets by name, each a phrase that is added to the prompt. `expires_s`: a
     finished job's files are deleted so long after its end. `files`: an object store's URL, such as
     s3://bucket/prefix; the state folder where there is none. `database`: a PostgreSQL URL without a password, which
-    comes from the file that PGPASSFILE names; SQLite in the state folder where there is none.
+    comes from the file that PGPASSFILE names; SQLite in the state folder where there is none. `takes`: None is what the
+    checkpoint says, where it can be read; otherwise a replica judges each job.
     """
 
     names: tuple[Name, ...] = Field(min_length=1)
@@ -116,3 +151,4 @@ class Video(Closed):
     files: Annotated[str, Field(pattern=r"^[a-z0-9]+://.+")] | None = None
     database: Annotated[str, Field(pattern=r"^postgres(ql)?://[^:@]+(@.+)?$")] | None = None
     provenance: Provenance = Provenance()
+    takes: Takes | None = None
