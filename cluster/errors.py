@@ -12,6 +12,7 @@ MorayError
 │   ├── Unauthorized          401 invalid_api_key
 │   ├── NotInPlan             403 not_in_plan
 │   ├── NotFound              404 model_not_found, or the code given
+│   ├── Conflict              409 conflict, or the code given
 │   ├── BodyTooLarge          413 body_too_large
 │   └── Overloaded            429 overloaded, with retry_after_s
 └── ServiceError              the caller cannot mend it (5xx)
@@ -89,6 +90,11 @@ class NotInPlan(RequestError):
 class NotFound(RequestError):
     status = 404
     code = "model_not_found"
+
+
+class Conflict(RequestError):
+    status = 409
+    code = "conflict"
 
 
 class BodyTooLarge(RequestError):

@@ -18,9 +18,11 @@ LABELS = {
     "state": "ready, starting or draining",
     "cause": "the causes of scaling decisions: rise, fall, hold, blind, budget",
     "fault": "what is wrong with signals: unreachable, stale, missing, contradictory, skewed",
-    "stage": "the stages of a request's ledger: gateway, queue, lost, router, wait, prefill, decode, stream",
+    "stage": "the stages of a request's ledger: gateway, queue, lost, router, wait, prefill, decode, stream; or of a "
+    "video job: queued, rendering, decoding, encoding, signing, storing",
     "part": "the parts of a control tick: look, step, apply, lend, record",
     "status": "the states of a video job: queued, in_progress, completed, failed",
+    "intended": "whether the family file says so: yes or no",
     "layer": "the mixture-of-experts layers of the tier's checkpoint",
     "expert": "the routed experts of a layer",
     "rank": "the ranks of an expert group",
@@ -152,7 +154,20 @@ VIDEO = (
     _counter("moray_video_jobs_finished_total", "Video jobs that reached an end, by outcome.", "code"),
     _counter("moray_video_steps_total", "Denoising steps done."),
     _histogram("moray_video_step_seconds", "Time of one denoising step of a batch.", STEP_S),
-    _counter("moray_video_preemptions_total", "Jobs that went back to the queue because their GPU was lent."),
+    _histogram(
+        "moray_video_stage_seconds",
+        "Time of video jobs in each stage, per attempt; queued is the wait before the first.",
+        REQUEST_S,
+        "stage",
+    ),
+    _gauge("moray_video_queue_age_seconds", "Age of the oldest video job that is queued; 0 where none is."),
+    _gauge("moray_video_backlog_gpu_seconds", "GPU-seconds of denoising left in unfinished video jobs."),
+    _counter("moray_video_preemptions_total", "Times that a job went back to the queue since its GPU was lent."),
+    _counter("moray_video_hindered_total", "Times that a job had to wait since its files could not be written."),
+    _counter("moray_video_resumed_total", "Times that a job went on from a saved step."),
+    _counter("moray_video_lost_steps_total", "Denoising steps that were done and had to be done again."),
+    _counter("moray_video_unsigned_total", "Videos finished without content credentials.", "intended"),
+    _counter("moray_video_store_errors_total", "Times that the store of video jobs did not answer."),
 )
 
 # What the control loop sees and decides. `tier` is also video.

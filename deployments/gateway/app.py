@@ -34,7 +34,8 @@ from deployments.gateway.videos import Videos
 from deployments.gateway.wire import model_object, models_list
 from deployments.link import Listener
 from deployments.ranks import node_address
-from deployments.stores.jobs import JOBS_FILE, JobStore
+from deployments.stores.files import files_of
+from deployments.stores.jobs import jobs_of
 from deployments.stores.keys import KEYS_FILE, KeyStore
 from monitoring.scrape import TARGETS_PATH, discovered
 
@@ -52,10 +53,10 @@ class Gateway:
         self._started_s = int(time.time())
         self._keys = KeyStore(folder / KEYS_FILE)
         listener = Listener()
-        jobs = JobStore(folder / JOBS_FILE)
+        jobs = jobs_of(family.video, folder) if family.video else None
         self._announcer = Announcer(family, self._hello, self._heard)
         self._desk = Desk(family, clock=clock, on_sleep=self._announcer.wake)
-        self._metrics = GatewayMetrics(listener.counts, jobs.counts if family.video else None, self._desk)
+        self._metrics = GatewayMetrics(listener.counts, jobs.counts if jobs else None, self._desk)
         self._address = self._metrics.serve(node_address())
         self._clock = clock
         self._told: tuple[float, Standing] | None = None  # by the control loop, and when
@@ -66,9 +67,10 @@ class Gateway:
         self._handles: dict[str, DeploymentHandle[Any]] = {}
         self._courses = Courses(family, self._handles, path, self._desk, self._metrics)
         self._chat = ChatCompletions(self._courses, self._keys, self._metrics, clock, Tracer(family))
-        self._videos = Videos(family, jobs, folder / "videos", self._metrics) if family.video else None
-        if self._videos is not None:
-            self._videos.resume()
+        self._videos: Videos | None = None
+        if family.video is not None and jobs is not None:
+            self._videos = Videos(family, jobs, files_of(family.video, folder), self._metrics.video)
+            self._rendering = asyncio.create_task(self._videos.run())
         self._console = Console(lambda: self._family, self._desk, self._metrics, self._unfinished, clock)
         self._follow(family)
         self._talk = asyncio.create_task(self._announcer.run())

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from cluster.request import Usage
 from deployments import seen
 from deployments.gateway.desk import Desk
+from deployments.gateway.video_metrics import VideoMetrics
 from deployments.link import LinkCounts
 from deployments.observe import Meters
 from deployments.video.jobs import Status
@@ -46,6 +47,7 @@ class GatewayMetrics(Collector):
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._meters = Meters(self._registry, (*GATEWAY, *LINK, *VIDEO))
+        self.video = VideoMetrics(self._meters)
         self._client = httpx.AsyncClient(timeout=PAGE_TIMEOUT_S, trust_env=False)  # a proxy knows no replicas
         self._jobs: Mapping[str, int] = {}
         self._making: asyncio.Task[bytes] | None = None
@@ -94,16 +96,6 @@ class GatewayMetrics(Collector):
 
     def streams(self, tier: str, change: int) -> None:
         self._meters.gauge("moray_streams").labels(tier=tier).inc(change)
-
-    def video_step(self, seconds: float) -> None:
-        self._meters.counter("moray_video_steps_total").inc()
-        self._meters.histogram("moray_video_step_seconds").observe(seconds)
-
-    def video_preempted(self) -> None:
-        self._meters.counter("moray_video_preemptions_total").inc()
-
-    def video_finished(self, code: str) -> None:
-        self._meters.counter("moray_video_jobs_finished_total").labels(code=code).inc()
 
     def own(self) -> Iterable[Metric]:
         """This gateway's own series as they are now."""

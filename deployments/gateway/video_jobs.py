@@ -1,184 +1,324 @@
-"""The queue of video jobs and who renders them: the most urgent first, one per worker.
+"""The queue of video jobs, and what becomes of each: claimed, rendered, written down step by step, ended.
 
-A job whose worker is lent goes back to the queue with what is done of it; so does one whose worker is lost, but only as
-often as a job may begin. Nothing that goes wrong with a worker, or with the store, drops a job.
+The queue is the store's. A gateway claims a job once a replica has room for it, holds it under a lease and writes only
+while it holds it; the jobs of a gateway that dies are claimed by the next when their leases end. A job whose replica is
+lent goes back to the queue with what is done of it; so does one whose replica is lost, but only as often as a job may
+begin. Nothing that goes wrong with a replica, or with the store, drops a job.
 """
 
 import asyncio
-import functools
+import contextlib
 import logging
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from secrets import token_hex
+from typing import Any
 
 from autoscaling.signals import JobSeen
-from cluster.cost import video_step_s
-from cluster.errors import MorayError, ReplicaLost
+from cluster.errors import MorayError, ReplicaLost, Unavailable
 from cluster.family import Video
+from cluster.queueing import JobAhead, Outlook, left_s, outlooks, urgency
 from deployments.control.words import Worker
-from deployments.gateway.metrics import GatewayMetrics
-from deployments.stores.jobs import JobStore
-from deployments.video.jobs import VideoJob
-from deployments.video.worker import Begun, Rendered, StepDone
+from deployments.gateway.video_metrics import VideoMetrics
+from deployments.gateway.video_workers import HALT_S, VideoWorkers, told
+from deployments.stores.files import Files
+from deployments.video.jobs import Jobs, VideoJob
+from deployments.video.messages import Asked, Begun, News, Rendered, StageBegun, StepDone
 
 log = logging.getLogger("ray.serve")
-MAX_ATTEMPTS = 3  # a job that takes its worker down each time must not do so for ever
-HALT_S = 60.0  # between a worker's steps, at most; then it is asked again
+MAX_ATTEMPTS = 3  # a job that takes its replica down each time must not do so for ever
+LEASE_S = 10.0  # a gateway that says nothing for so long holds no job any more
+TURN_S = 1.0  # between looks at the queue
+SWEEP_S = 60.0  # between looks for what has expired
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # before a hindered job, or a store that failed, is tried again
+
+
+class _LostError(Exception):
+    """Its row may not be written any more: it was deleted, or another gateway has claimed it."""
 
 
 class VideoJobs:
-    """`file_of`: where the video of a job goes; its folder is made."""
+    """On one event loop. `now_s`: Unix seconds."""
 
-    def __init__(self, video: Video, store: JobStore, file_of: Callable[[str], Path], metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, video: Video, store: Jobs, files: Files, metrics: VideoMetrics, now_s: Callable[[], float] = time.time
+    ) -> None:
         self.video = video  # as it is served now
         self._store = store
-        self._file_of = file_of
+        self._files = files
         self._metrics = metrics
-        self._jobs: dict[str, VideoJob] = {}
-        self._rendering: dict[str, asyncio.Task[bool]] = {}  # by job
-        self._workers: dict[str, Worker] = {}
-        self._free: set[str] = set()
-        self._busy: set[str] = set()
-        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._now_s = now_s
+        self._gateway = token_hex(6)
+        self._jobs: dict[str, VideoJob] = {}  # unfinished: what this gateway holds as it is, others as last seen
+        self._mine: dict[str, asyncio.Task[None]] = {}
+        self._hindered: dict[str, float] = {}  # by job, how long its next pause is
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._workers = VideoWorkers(self._wake.set)
+        self._look_s = self._sweep_s = 0.0  # when next, on the loop's clock
 
     def __len__(self) -> int:
-        """Jobs that are not finished."""
+        """Jobs that are not finished, of all gateways."""
         return len(self._jobs)
-
-    def resume(self) -> None:
-        """Jobs that the last stop interrupted go back to the queue."""
-        for job in self._store.unfinished():
-            again = job.requeued()
-            self._store.update(again)
-            self.add(again)
 
     def add(self, job: VideoJob) -> None:
         """The store has it already."""
         self._jobs[job.id] = job
-        self._dispatch()
+        self._wake.set()
 
-    def drop(self, job_id: str) -> None:
-        """Its worker stops at its next step."""
-        self._jobs.pop(job_id, None)
-        if (task := self._rendering.get(job_id)) is not None:
+    def drop(self, job: VideoJob) -> None:
+        """It was deleted: its replica stops at its next step, and what it has written since is deleted, too."""
+        self._jobs.pop(job.id, None)
+        if (task := self._mine.get(job.id)) is not None:
             task.cancel()
 
     def take(self, workers: tuple[Worker, ...]) -> None:
-        """The workers that there are; jobs on others go on until they say how they end."""
-        self._workers = {worker.worker_id: worker for worker in workers}
-        self._free &= self._workers.keys()
-        for worker in workers:
-            if worker.worker_id not in self._free | self._busy | self._settling.keys():
-                self._settle(worker)
+        """The replicas that there are; jobs on others go on until they say how they end."""
+        self._workers.take(workers)
+
+    def waits(self, owner: str, key: str | None) -> bool:
+        """Whether an unfinished job has this idempotency key."""
+        return key is not None and any((job.owner, job.idempotency_key) == (owner, key) for job in self._jobs.values())
 
     def seen(self) -> tuple[JobSeen, ...]:
         """The most urgent first."""
-        return tuple(self._seen(job) for job in sorted(self._jobs.values(), key=_urgency))
-
-    def _seen(self, job: VideoJob) -> JobSeen:
-        step_s = video_step_s(self.video, job.size, job.seconds)
-        return JobSeen(
-            left_gpu_s=(job.steps - job.steps_done) * step_s * self.video.gpus,
-            deadline_s=job.created_at_s + self.video.slo.deadline_s,
-            value_usd=job.seconds * self.video.price.usd_per_second,
+        line = sorted(self._jobs.values(), key=lambda job: urgency(job.priority, self._due_s(job)))
+        return tuple(
+            JobSeen(
+                left_gpu_s=self._left_s(job) * self.video.gpus,
+                deadline_s=self._due_s(job),
+                value_usd=job.seconds * self.video.price.usd_per_second,
+            )
+            for job in line
         )
 
-    def _settle(self, worker: Worker) -> None:
-        """It may be at a job that nobody here follows: of a gateway that is gone, or of one that was deleted."""
-        task = self._settling[worker.worker_id] = asyncio.create_task(self._settled(worker))
-        task.add_done_callback(lambda _: self._settling.pop(worker.worker_id, None))
+    def outlooks(self) -> dict[str, Outlook]:
+        """By unfinished job. What runs for another gateway counts as waiting."""
+        ahead = (
+            JobAhead(
+                job_id=job.id,
+                left_s=self._left_s(job),
+                due_s=self._due_s(job),
+                priority=job.priority,
+                replica=self._workers.of(job.id),
+            )
+            for job in self._jobs.values()
+        )
+        return outlooks(ahead, self._workers.names(), self.video.concurrent, self.video.cold_start.p50_s)
 
-    async def _settled(self, worker: Worker) -> None:
+    def _left_s(self, job: VideoJob) -> float:
+        return left_s(self.video, job.size, job.spec().frames, job.steps - job.steps_done)
+
+    def _due_s(self, job: VideoJob) -> float:
+        return job.created_at_s + self.video.slo.deadline_s
+
+    async def run(self) -> None:
+        """Claims jobs while there is room for them. Never ends, whatever fails."""
+        while True:
+            try:
+                await self._turn()
+            except Unavailable as failure:
+                self._unavailable(failure)
+            except Exception as failure:  # it is told, and tried again: without this loop no job would begin
+                log.error("videos: %s", told(failure), exc_info=failure)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TURN_S):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def _turn(self) -> None:
+        loop_s = asyncio.get_running_loop().time()
+        if loop_s >= self._look_s:
+            await self._look()
+            self._look_s = loop_s + TURN_S
+        await self._claim()
+        if loop_s >= self._sweep_s:
+            self._sweep_s = loop_s + SWEEP_S
+            await self.sweep()
+
+    async def _look(self) -> None:
+        await asyncio.to_thread(self._store.renew, self._gateway, tuple(self._mine), self._now_s(), LEASE_S)
+        before = self._jobs.keys() - set()
+        rows = {job.id: job for job in await asyncio.to_thread(self._store.unfinished)}
+        ended, added = before - self._jobs.keys(), self._jobs.keys() - before  # meanwhile
+        known = {job_id: self._jobs[job_id] for job_id in self._jobs if job_id in self._mine or job_id in added}
+        self._jobs = {job_id: job for job_id, job in (rows | known).items() if job_id not in ended}
+        waiting = [job.created_at_s for job in self._jobs.values() if job.status == "queued"]
+        self._metrics.queue(
+            age_s=self._now_s() - min(waiting) if waiting else 0.0,
+            backlog_gpu_s=sum(self._left_s(job) for job in self._jobs.values()) * self.video.gpus,
+        )
+
+    async def _claim(self) -> None:
+        while (worker := self._workers.with_room(self.video.concurrent)) is not None:
+            job = await asyncio.to_thread(self._store.claim, self._gateway, self._now_s(), LEASE_S)
+            if job is None:
+                return
+            if job.id in self._mine:  # its lease ran out while the store did not answer, and nobody took it
+                continue
+            self._jobs[job.id] = job
+            self._workers.give(job.id, worker)
+            task = self._mine[job.id] = asyncio.create_task(self._see_to(job, worker))
+            task.add_done_callback(lambda task, job_id=job.id, worker=worker: self._over(job_id, worker, task))
+
+    async def sweep(self) -> None:
+        """Delete what has expired, files first: what fails on the way is found again."""
+        for job in await asyncio.to_thread(self._store.expired, self._now_s()):
+            await self._files.delete(job.id)
+            await asyncio.to_thread(self._store.delete, job.owner, job.id)
+
+    async def _see_to(self, job: VideoJob, worker: Worker) -> None:
+        """One attempt, however it ends."""
         try:
-            async with asyncio.timeout(HALT_S):
-                await worker.actor.halt.remote()
-        except Exception as failure:  # it is lost: it will not be named again; otherwise it is asked anew
-            log.warning("video worker %s: %s", worker.worker_id, _told(failure))
-            return
-        if worker.worker_id in self._workers:
-            self._free.add(worker.worker_id)
-            self._dispatch()
+            await (self._attempt(job, worker) if job.attempts < MAX_ATTEMPTS else self._give_up(job))
+        except _LostError:
+            await self._lost(job, worker)
+        except Exception as failure:  # whatever Ray raises: an accepted job is not dropped for it
+            log.warning("video %s: %s", job.id, told(failure))
+            self._workers.settle(worker.worker_id)
+            await self._back(self._jobs.get(job.id, job).requeued())
 
-    def _dispatch(self) -> None:
-        waiting = sorted((job for job in self._jobs.values() if job.id not in self._rendering), key=_urgency)
-        for job, worker_id in zip(waiting, sorted(self._free), strict=False):
-            self._free.remove(worker_id)
-            self._busy.add(worker_id)
-            worker = self._workers[worker_id]
-            task = self._rendering[job.id] = asyncio.create_task(self._render(job, worker))
-            task.add_done_callback(functools.partial(self._over, job.id, worker))
-
-    async def _render(self, job: VideoJob, worker: Worker) -> bool:
-        """One attempt. Whether the worker is free afterwards; otherwise it has to be settled first."""
-        try:
-            return await (self._attempt(job, worker) if job.attempts < MAX_ATTEMPTS else self._give_up(job))
-        except Exception as failure:  # whatever Ray or the store raises: an accepted job is not dropped for it
-            log.warning("video %s: %s", job.id, _told(failure))
-            await self._requeue(job)
-            return False
-
-    def _over(self, job_id: str, worker: Worker, rendering: asyncio.Task[bool]) -> None:
+    def _over(self, job_id: str, worker: Worker, task: asyncio.Task[None]) -> None:
         """Also of one that was cancelled before it began, of which its own code would tell nothing."""
-        self._rendering.pop(job_id, None)
-        self._busy.discard(worker.worker_id)
-        if rendering.cancelled():
-            self._settle(worker)
-        elif rendering.result() and worker.worker_id in self._workers:
-            self._free.add(worker.worker_id)
-        self._dispatch()
+        self._mine.pop(job_id, None)
+        if task.cancelled():
+            self._spawn(self._withdraw(job_id, worker))
+        else:
+            self._workers.over(job_id)
 
-    async def _attempt(self, job: VideoJob, worker: Worker) -> bool:
-        """One rendering, its steps written to the store. False where the worker takes no more jobs now."""
-        file = self._file_of(job.id)
-        file.parent.mkdir(exist_ok=True)
-        stream = worker.actor.render.options(num_returns="streaming").remote(job.spec(), str(file))
-        async for item in stream:
-            match await item:
-                case Begun():
-                    job = await self._write(job.begun())
-                case StepDone(done=done, total=total, seconds=seconds):
-                    self._metrics.video_step(seconds)
-                    job = await self._write(job.stepped(done, total))
-                case Rendered(preempted=True):
-                    self._metrics.video_preempted()
-                    await self._write(job.preempted())
-                    return False
-                case Rendered(error=error):
-                    await self._end(job, error)
-                    return True
-        await self._end(job, ReplicaLost(f"{job.id}: the rendering ended without a result; try again"))
-        return True
+    async def _attempt(self, job: VideoJob, worker: Worker) -> None:
+        """One rendering, its steps written to the store."""
+        asked = Asked(spec=job.spec(), model=job.model, deadline_s=self._due_s(job), priority=job.priority)
+        stream = worker.actor.render.options(num_returns="streaming").remote(asked)
+        with self._metrics.stages(self._now_s() - job.created_at_s if not job.attempts else None) as entered:
+            async for item in stream:
+                news: News = await item
+                if isinstance(news, Rendered):
+                    return await self._rendered(job, worker, news)
+                if isinstance(news, Begun | StageBegun):
+                    entered("rendering" if isinstance(news, Begun) else news.stage)
+                job = await self._write(self._after(job, news))
+        return await self._end(job, ReplicaLost(f"{job.id}: the rendering ended without a result; try again"))
 
-    async def _give_up(self, job: VideoJob) -> bool:
+    def _after(self, job: VideoJob, news: Begun | StepDone | StageBegun) -> VideoJob:
+        match news:
+            case Begun(done=done):
+                self._metrics.begun(done, lost_steps=max(0, job.steps_done - done))
+                return replace(job.begun(), steps_done=min(job.steps_done, done))
+            case StepDone(done=done, total=total, seconds=seconds):
+                self._metrics.step(seconds)
+                return job.stepped(done, total)
+            case StageBegun(stage=stage):
+                return job.staged(stage)
+
+    async def _rendered(self, job: VideoJob, worker: Worker, how: Rendered) -> None:
+        if how.error is not None:
+            await self._end(job, how.error)
+        elif how.hindered is not None:
+            await self._pause(job, how.hindered)
+        elif how.preempted:
+            self._metrics.preempted()
+            self._workers.rest(worker.worker_id)
+            await self._back(job.preempted())
+        else:
+            await self._end(job, None, signed=how.signed)
+
+    async def _give_up(self, job: VideoJob) -> None:
         await self._end(job, ReplicaLost(f"{job.id}: its replica was lost {job.attempts} times; try again"))
-        return True
 
-    async def _end(self, job: VideoJob, error: MorayError | None) -> None:
-        job = job.failed(error) if error else job.completed(int(time.time()))
-        await asyncio.to_thread(self._store.update, job)
+    async def _end(self, job: VideoJob, error: MorayError | None, *, signed: bool = False) -> None:
+        now_s = int(self._now_s())
+        ended = job.failed(error) if error else job.completed(now_s, signed=signed, expires_s=self.video.expires_s)
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                if await asyncio.to_thread(self._store.update, ended):
+                    break
+                raise _LostError
+            except Unavailable as failure:  # the files are there: it is rendered only once
+                self._unavailable(failure)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         self._jobs.pop(job.id, None)
-        self._metrics.video_finished(job.error_code or "ok")
+        self._hindered.pop(job.id, None)
+        self._metrics.ended(ended.error_code or "ok", signed=signed, intended=not self.video.provenance.sign)
+        if error:
+            self._spawn(self._clean(job.id))
 
     async def _write(self, job: VideoJob) -> VideoJob:
+        """Raises _LostError. A store that does not answer holds up no rendering: the next step is written anyway."""
         if job.id in self._jobs:
             self._jobs[job.id] = job
-        await asyncio.to_thread(self._store.update, job)
+        try:
+            if not await asyncio.to_thread(self._store.update, job):
+                raise _LostError
+        except Unavailable as failure:
+            self._unavailable(failure)
         return job
 
-    async def _requeue(self, job: VideoJob) -> None:
-        """The attempt counts if the worker had begun."""
-        again = self._jobs.get(job.id, job).requeued()
+    async def _back(self, job: VideoJob) -> None:
+        """To the queue. Where the store does not answer it comes back when its lease ends."""
+        with contextlib.suppress(_LostError):
+            await self._write(job)
+            try:
+                await asyncio.to_thread(self._store.release, self._gateway, job.id)
+            except Unavailable as failure:
+                self._unavailable(failure)
+
+    async def _pause(self, job: VideoJob, why: str) -> None:
+        """Nothing is wrong with the job: it is held, without a replica, and goes back to the queue in a while."""
+        log.warning("video %s: %s", job.id, why)
+        self._metrics.hindered()
+        job = await self._write(job.preempted())
+        self._workers.over(job.id)
+        pause_s = self._hindered.get(job.id, FIRST_PAUSE_S)
+        self._hindered[job.id] = min(2 * pause_s, LONGEST_PAUSE_S)
+        await asyncio.sleep(pause_s)
+        await self._back(job)
+
+    async def _lost(self, job: VideoJob, worker: Worker) -> None:
+        """Deleted elsewhere, or claimed by another gateway: that one may have asked the same replica for it."""
+        self._jobs.pop(job.id, None)
         try:
-            await self._write(again)
-        except Exception as failure:  # its next change is written anyway
-            log.warning("video %s: %s", job.id, _told(failure))
+            deleted = await asyncio.to_thread(self._store.get, job.owner, job.id) is None
+        except Unavailable as failure:
+            self._unavailable(failure)
+            deleted = False
+        if deleted:
+            await self._withdraw(job.id, worker)
+        else:
+            self._workers.settle(worker.worker_id)
 
+    async def _withdraw(self, job_id: str, worker: Worker) -> None:
+        """The replica writes no more of it afterwards; what it wrote since the deletion goes."""
+        self._hindered.pop(job_id, None)
+        try:
+            async with asyncio.timeout(HALT_S):
+                await worker.actor.withdraw.remote(job_id)
+        except Exception as failure:
+            log.warning("video %s: %s", job_id, told(failure))
+            self._workers.settle(worker.worker_id)
+        finally:
+            self._workers.over(job_id)
+        await self._clean(job_id)
 
-def _told(failure: Exception) -> str:
-    """One line of it: Ray's messages carry tracebacks of other processes."""
-    return f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
+    async def _clean(self, job_id: str) -> None:
+        """Delete its files, however long their store does not answer."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._files.delete(job_id)
+            except Unavailable as failure:
+                log.warning("video %s: %s", job_id, told(failure))
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
+    def _unavailable(self, failure: Unavailable) -> None:
+        self._metrics.store_failed()
+        log.warning("videos: %s", told(failure))
 
-def _urgency(job: VideoJob) -> int:
-    """All have the same time from creation to deadline; those of one second stay as they came."""
-    return job.created_at_s
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

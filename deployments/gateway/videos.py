@@ -1,55 +1,57 @@
-"""/v1/videos: jobs in a store and in a queue for the video workers, a folder for each.
+"""/v1/videos: jobs in a store and in a queue for the video replicas, their files in a store of their own.
 
-A job is a row before its client gets the id, so a restart finds it and goes on with it. One gateway owns the rows;
-several would each resume all of them. The store flushes to disk, so it is asked in threads.
+A job is a row before its client gets the id, so a restart finds it and goes on with it. The store flushes to disk, so it
+is asked in threads.
 """
 
 import asyncio
-import contextlib
+import hashlib
 import json
+import re
 import secrets
-import shutil
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse
 
 from autoscaling.signals import JobSeen
-from cluster.errors import InvalidRequest, NotFound, Overloaded
+from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from cluster.family import Family
 from deployments.control.words import Worker
 from deployments.gateway.asgi import authorize, read_body
-from deployments.gateway.metrics import GatewayMetrics
+from deployments.gateway.video_content import content
 from deployments.gateway.video_jobs import VideoJobs
-from deployments.gateway.videos_wire import (
-    parse_form,
-    parse_json,
-    parse_listing,
-    video_deleted,
-    video_list,
-    video_object,
-)
-from deployments.stores.jobs import JobStore
+from deployments.gateway.video_metrics import VideoMetrics
+from deployments.gateway.videos_wire import Outlook, parse_listing, video_deleted, video_list, video_object
+from deployments.stores.files import Files
 from deployments.stores.keys import KeyStore
-from deployments.video.jobs import VideoJob, VideoRequest, queued, video_id
+from deployments.video.jobs import Jobs, VideoJob, VideoRequest, queued, video_id
 
 RETRY_AFTER_S = 30.0
+IDEMPOTENCY_KEY = "idempotency-key"
+_SAFE_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 class Videos:
-    """`store` and `folder` keep the jobs and their files."""
+    """`store` and `files` keep the jobs and what belongs to them. `now_s`: Unix seconds."""
 
-    def __init__(self, family: Family, store: JobStore, folder: Path, metrics: GatewayMetrics) -> None:
-        self._store = store
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self,
+        family: Family,
+        store: Jobs,
+        files: Files,
+        metrics: VideoMetrics,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
         assert family.video is not None
-        self._jobs = VideoJobs(family.video, store, self._file, metrics)
+        self._store = store
+        self._files = files
+        self._now_s = now_s
+        self._jobs = VideoJobs(family.video, store, files, metrics, now_s)
+        metrics.begin()
         self.follow(family)
 
     def follow(self, family: Family) -> None:
@@ -59,12 +61,12 @@ class Videos:
         self._headers = {"moray-engine": "simulated"} if self._video.engine == "simulated" else {}
         self._max_body_bytes = family.gateway.max_body_bytes
 
-    def resume(self) -> None:
-        """Jobs that the last stop interrupted go back to the queue."""
-        self._jobs.resume()
+    async def run(self) -> None:
+        """Has jobs rendered, those too that were accepted before this process began. Never ends."""
+        await self._jobs.run()
 
     def take(self, workers: tuple[Worker, ...]) -> None:
-        """The video workers that there are now. Raises nothing."""
+        """The video replicas that there are now. Raises nothing."""
         self._jobs.take(workers)
 
     def jobs(self) -> tuple[JobSeen, ...]:
@@ -77,28 +79,57 @@ class Videos:
         app.add_api_route("/v1/videos", self._list, methods=["GET"])
         app.add_api_route("/v1/videos/{job_id}", self._retrieve, methods=["GET"])
         app.add_api_route("/v1/videos/{job_id}", self._delete, methods=["DELETE"])
-        app.add_api_route("/v1/videos/{job_id}/content", self._content, methods=["GET"])
+        app.add_api_route("/v1/videos/{job_id}/content", self._content, methods=["GET", "HEAD"])
 
     async def _create(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
-        if len(self._jobs) >= self._video.max_waiting:
+        key = idempotency_key(request)
+        self.admit(owner, key)
+        asked = await self._asked(request, seed_of(owner, key))
+        return self.told(await self.accept(asked, owner, key))
+
+    def admit(self, owner: str, key: str | None) -> None:
+        """Raises Overloaded where no more jobs may wait. A request that is sent again adds none."""
+        if len(self._jobs) >= self._video.max_waiting and not self._jobs.waits(owner, key):
             raise Overloaded(
                 f"videos: {len(self._jobs)} jobs are unfinished; at most {self._video.max_waiting} may be; try again "
                 "when one has ended",
                 retry_after_s=RETRY_AFTER_S,
             )
-        asked = await self._asked(request)
-        job = queued(asked, video_id(secrets.token_hex), owner, int(time.time()))
-        await asyncio.shield(self._accept(job))  # a client that leaves meanwhile leaves no row that nobody renders
-        return _json(video_object(job), self._headers)
 
-    async def _accept(self, job: VideoJob) -> None:
-        await asyncio.to_thread(self._store.create, job)
-        self._jobs.add(job)
+    async def accept(
+        self, asked: VideoRequest, owner: str, key: str | None, inputs: Mapping[str, bytes] | None = None
+    ) -> VideoJob:
+        """The new job, or the earlier one of this idempotency key. `inputs`: by the names that `asked.inputs` has.
 
-    async def _asked(self, request: Request) -> VideoRequest:
+        The seed of `asked` is to be that of `seed_of` where its client gave none. Raises Conflict, Unavailable.
+        """
+        job = queued(asked, video_id(secrets.token_hex), owner, int(self._now_s()), idempotency_key=key)
+        # A client that leaves meanwhile leaves no row that nobody renders.
+        return await asyncio.shield(self._accept(job, inputs or {}))
+
+    async def _accept(self, job: VideoJob, inputs: Mapping[str, bytes]) -> VideoJob:
+        try:
+            for name, data in inputs.items():  # before the row: a replica may begin at once
+                await self._files.put_bytes(f"{job.id}/{name}", data)
+            made = await asyncio.to_thread(self._store.create, job)
+        except BaseException:
+            await self._files.delete(job.id)
+            raise
+        if made.id == job.id:
+            self._jobs.add(job)
+            return job
+        await self._files.delete(job.id)
+        if made.asked != job.asked:
+            raise Conflict(
+                f"{IDEMPOTENCY_KEY}: it was sent with another request; the same request again is allowed; "
+                "send a new key with a new request",
+                code="idempotency_key_reused",
+            )
+        return made
+
+    async def _asked(self, request: Request, seed: int) -> VideoRequest:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
-        seed = secrets.randbits(63)
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             return parse_json(body, self._video, seed)
         request._body = body
@@ -116,54 +147,64 @@ class Videos:
         jobs, more = await asyncio.to_thread(
             self._store.page, owner, after=asked.after, limit=asked.limit, order=asked.order
         )
-        return _json(video_list(jobs, more))
+        children = await asyncio.to_thread(self._store.children, owner, [job.id for job in jobs])
+        return _json(video_list(jobs, more, outlooks=self._outlooks(), children=children))
 
     async def _retrieve(self, job_id: str, request: Request) -> Response:
-        return _json(video_object(await self._job(job_id, request)), self._headers)
+        job = await self.job(job_id, request)
+        children = await asyncio.to_thread(self._store.children, job.owner, [job.id])
+        return self.told(job, children.get(job.id, ()))
 
     async def _delete(self, job_id: str, request: Request) -> Response:
         """Deleting a job that runs frees its GPU at the next step."""
-        job = await self._job(job_id, request)
+        job = await self.job(job_id, request)
         await asyncio.to_thread(self._store.delete, job.owner, job.id)
-        self._jobs.drop(job.id)
-        await asyncio.to_thread(_remove, self._file(job.id).parent)
+        self._jobs.drop(job)
+        await self._files.delete(job.id)
         return _json(video_deleted(job.id))
 
     async def _content(self, job_id: str, request: Request) -> Response:
-        job = await self._job(job_id, request)
-        variant = request.query_params.get("variant", "video")
-        if variant != "video":
-            raise InvalidRequest(
-                f"variant: {variant!r} is not made here; video is allowed; leave it out",
-                param="variant",
-                code="unsupported_parameter",
-            )
-        if job.status != "completed":
-            raise InvalidRequest(
-                f"videos: {job.id} is {job.status}; a completed one has content; poll it until then",
-                code="video_not_ready",
-            )
-        name = f"{job.id}.mp4"
-        return FileResponse(self._file(job.id), media_type="video/mp4", filename=name, headers=self._headers)
+        return await content(await self.job(job_id, request), self._files, request, self._headers)
 
-    async def _job(self, job_id: str, request: Request) -> VideoJob:
+    async def job(self, job_id: str, request: Request) -> VideoJob:
+        """One of the caller's own. Raises Unauthorized, NotFound."""
         owner = authorize(request.scope, self._keys).id
         job = await asyncio.to_thread(self._store.get, owner, job_id)
         if job is None:
             raise NotFound(f"videos: {job_id[:64]!r} is unknown; list your videos", code="video_not_found")
         return job
 
-    def _file(self, job_id: str) -> Path:
-        """Absolute: workers have working directories of their own."""
-        return self._folder.resolve() / job_id / "video.mp4"
+    def told(self, job: VideoJob, children: Sequence[str] = ()) -> Response:
+        return _json(video_object(job, outlook=self._outlooks().get(job.id), children=children), self._headers)
+
+    def _outlooks(self) -> dict[str, Outlook]:
+        now_s = self._now_s()
+        return {
+            job_id: Outlook(
+                queue_position=found.position or None,
+                estimated_start_at=round(now_s + found.begins_s) if found.position else None,
+                estimated_completed_at=round(now_s + found.ends_s),
+            )
+            for job_id, found in self._jobs.outlooks().items()
+        }
 
 
-def _remove(folder: Path) -> None:
-    """Its name goes first: a replica that is just finishing a deleted job finds no place to put the file."""
-    nameless = folder.with_name(f"{folder.name}.deleted")
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(nameless)
-        shutil.rmtree(nameless)
+def idempotency_key(request: Request) -> str | None:
+    """Raises InvalidRequest."""
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    if key is not None and not _SAFE_KEY.fullmatch(key):
+        raise InvalidRequest(
+            f"{IDEMPOTENCY_KEY}: given {len(key)} characters; 1 to 255 of ASCII without spaces are allowed; send a UUID",
+            param=IDEMPOTENCY_KEY,
+        )
+    return key
+
+
+def seed_of(owner: str, key: str | None) -> int:
+    """Of a request that names none: drawn, but the same for a request that is sent again."""
+    if key is None:
+        return secrets.randbits(63)
+    return int.from_bytes(hashlib.sha256(f"{owner} {key}".encode()).digest()[:8]) >> 1
 
 
 def _json(value: Any, headers: Mapping[str, str] | None = None) -> Response:
