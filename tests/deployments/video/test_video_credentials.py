@@ -14,7 +14,7 @@ from PIL import Image
 
 from cluster.errors import ConfigurationError, EngineFailed, InvalidRequest
 from cluster.video import Provenance
-from deployments.video.certificates import ANCHOR, CHAIN, DEVELOPMENT, KEY, development
+from deployments.video.certificates import ANCHOR, CHAIN, DEVELOPMENT, KEY, development, identity
 from deployments.video.credentials import OWN, Claim, Ingredient, Signer, verify
 from deployments.video.encode import write_mp4
 
@@ -160,6 +160,17 @@ def test_an_unreachable_time_stamp_authority_leaves_the_file_unsigned(state: Pat
     signer = Signer(Provenance(time_stamp_url="http://127.0.0.1:9/"), state)
     with pytest.raises(EngineFailed, match=r"time stamp authority where there is one \(http://127.0.0.1:9/\)"):
         signer.sign(file := clip(tmp_path / "video.mp4"), claim())
+    assert verify(file, None).state == "Unsigned"
+
+
+def test_a_certificate_that_expires_while_it_is_used_signs_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past = datetime.datetime(2010, 1, 1, tzinfo=datetime.UTC)
+    signer = Signer(Provenance(), tmp_path / "state")
+    monkeypatch.setattr(signer, "_identity", identity(Provenance(), tmp_path / "past", past))
+    with pytest.raises(EngineFailed, match="the certificate was not valid at time of signing"):
+        signer.sign(file := still(tmp_path / "still.webp"), claim())
     assert verify(file, None).state == "Unsigned"
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cluster.video import Provenance
 from deployments.cli import main
+from deployments.video.certificates import ANCHOR, DEVELOPMENT
 from deployments.video.credentials import Claim, Signer
 from deployments.video.encode import write_mp4
 from deployments.video.watermark import Mark, key_of, payload_of
@@ -52,7 +53,7 @@ def test_it_tells_who_made_a_file_out_of_what_and_whose_mark_it_has(
 
 def test_it_tells_programs_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made("ball")
-    _, text = said(capsys, "ball.mp4", "--json")
+    _, text = said(capsys, "ball.mp4", "--anchors", str(STATE / DEVELOPMENT / ANCHOR), "--json")
     told = json.loads(text)
     assert (told["state"], told["manifests"][0]["own"]["seed"]) == ("Trusted", 7)
     assert told["watermark"]["payload"] == payload_of("video_1")

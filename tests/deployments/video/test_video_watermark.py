@@ -23,14 +23,11 @@ def clip(width: int = 320, height: int = 192, frames: int = 8, seed: int = 0) ->
     y, x = np.mgrid[:height, :width]
     grain = np.random.default_rng(seed).normal(0, 6, (height // 8 + 1, width // 8 + 1)).repeat(8, 0).repeat(8, 1)
     base = 80 + 90 * x / width + grain[:height, :width]
-    made = np.repeat(base[None, :, :, None], 3, axis=-1).repeat(frames, axis=0)
+    made = np.repeat(np.repeat(base[None, :, :, None], 3, axis=-1), frames, axis=0)
     for index in range(frames):
-        made[index, (x - width * (index + 2) / (frames + 4)) ** 2 + (y - height / 2) ** 2 < (height / 5) ** 2] = (
-            200,
-            40,
-            40,
-        )
-    return np.clip(made, 0, 255).astype(np.uint8)
+        left = width * (index + 2) / (frames + 4)
+        made[index, (x - left) ** 2 + (y - height / 2) ** 2 < (height / 5) ** 2] = 200, 40, 40
+    return np.asarray(np.clip(made, 0, 255), np.uint8)
 
 
 def chunks(frames: Frames, size: int = 3) -> Iterator[Frames]:
