@@ -4,30 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKLCogVideoX,
-    AutoencoderKLLTXVideo,
-    AutoencoderKLWan,
-    CogVideoXDDIMScheduler,
-    CogVideoXPipeline,
-    CogVideoXTransformer3DModel,
-    FlowMatchEulerDiscreteScheduler,
-    LTXPipeline,
-    LTXVideoTransformer3DModel,
-    UniPCMultistepScheduler,
-    WanImageToVideoPipeline,
-    WanPipeline,
-    WanTransformer3DModel,
-    WanVACEPipeline,
-    WanVACETransformer3DModel,
-)
 from transformers import T5Config, T5EncoderModel
 
 from deployments.demo.video import TEXT_WIDTH, text_encoder, tokenizer
 from deployments.video.codec import BlockCodec
 from deployments.video.positioned import PositionedWan
 
+library: Any = diffusers  # its constructors have no types
 WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16, "out_channels": 16,
     "text_dim": TEXT_WIDTH, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "cross_attn_norm": True,
@@ -49,34 +34,34 @@ def _words() -> dict[str, Any]:
 
 
 def _scheduler() -> Any:
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)  # type: ignore[no-untyped-call]
+    return library.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
 def _vae(**changes: Any) -> Any:
     given = {"base_dim": 3, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} | changes
-    return AutoencoderKLWan(temperal_downsample=[False, True, True], **given)  # type: ignore[no-untyped-call]
+    return library.AutoencoderKLWan(temperal_downsample=[False, True, True], **given)
 
 
 def wan() -> Any:
-    return WanPipeline(  # type: ignore[no-untyped-call]
-        **_words(), vae=_vae(), scheduler=_scheduler(), transformer=WanTransformer3DModel(**WAN)
+    return library.WanPipeline(
+        **_words(), vae=_vae(), scheduler=_scheduler(), transformer=library.WanTransformer3DModel(**WAN)
     )
 
 
 def two_stages() -> Any:
     pipe = wan()
-    pipe.register_modules(transformer_2=WanTransformer3DModel(**WAN))
+    pipe.register_modules(transformer_2=library.WanTransformer3DModel(**WAN))
     pipe.register_to_config(boundary_ratio=0.875)
     return pipe
 
 
-def time_per_token(kind: Any = WanPipeline) -> Any:
+def time_per_token(kind: Any = library.WanPipeline) -> Any:
     """As TI2V-5B: patches of pixels before the VAE, 48 channels, 16 pixels to a latent."""
     vae = _vae(
         z_dim=48, in_channels=12, out_channels=12, is_residual=True, patch_size=2, latents_mean=[0.0] * 48,
         latents_std=[1.0] * 48, scale_factor_spatial=16, scale_factor_temporal=4,
     )  # fmt: skip
-    transformer = WanTransformer3DModel(**WAN | {"in_channels": 48, "out_channels": 48})
+    transformer = library.WanTransformer3DModel(**WAN | {"in_channels": 48, "out_channels": 48})
     return kind(**_words(), vae=vae, scheduler=_scheduler(), transformer=transformer, expand_timesteps=True)
 
 
@@ -86,13 +71,15 @@ def placed() -> Any:
     codec = BlockCodec(48, (0.0,) * 48, (1.0,) * 48)
     codec.components.copy_(components)
     transformer = PositionedWan(**WAN | {"in_channels": 48, "out_channels": 48})
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)  # type: ignore[no-untyped-call]
-    return WanPipeline(**_words(), vae=codec, scheduler=scheduler, transformer=transformer, expand_timesteps=True)  # type: ignore[no-untyped-call]
+    scheduler = library.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return library.WanPipeline(
+        **_words(), vae=codec, scheduler=scheduler, transformer=transformer, expand_timesteps=True
+    )
 
 
 def from_images() -> Any:
-    transformer = WanTransformer3DModel(**WAN | {"in_channels": 36})
-    return WanImageToVideoPipeline(  # type: ignore[no-untyped-call]
+    transformer = library.WanTransformer3DModel(**WAN | {"in_channels": 36})
+    return library.WanImageToVideoPipeline(
         **_words(),
         vae=_vae(),
         scheduler=_scheduler(),
@@ -103,8 +90,8 @@ def from_images() -> Any:
 
 
 def vace() -> Any:
-    transformer = WanVACETransformer3DModel(**WAN | {"num_layers": 3}, vace_layers=[0, 2], vace_in_channels=96)
-    return WanVACEPipeline(**_words(), vae=_vae(), scheduler=_scheduler(), transformer=transformer)  # type: ignore[no-untyped-call]
+    transformer = library.WanVACETransformer3DModel(**WAN | {"num_layers": 3}, vace_layers=[0, 2], vace_in_channels=96)
+    return library.WanVACEPipeline(**_words(), vae=_vae(), scheduler=_scheduler(), transformer=transformer)
 
 
 def _t5() -> dict[str, Any]:
@@ -114,7 +101,7 @@ def _t5() -> dict[str, Any]:
 
 
 def ltx() -> Any:
-    transformer = LTXVideoTransformer3DModel(
+    transformer = library.LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4, attention_head_dim=8,
         cross_attention_dim=32, num_layers=1, caption_channels=TEXT_WIDTH,
     )  # fmt: skip
@@ -124,20 +111,20 @@ def ltx() -> Any:
         "spatio_temporal_scaling": (True, True, False, False), "encoder_causal": True, "decoder_causal": False,
         "decoder_spatio_temporal_scaling": (True, True, False, False), "patch_size": 1, "patch_size_t": 1,
     }  # fmt: skip
-    scheduler = FlowMatchEulerDiscreteScheduler()  # type: ignore[no-untyped-call]
-    vae = AutoencoderKLLTXVideo(**sides)  # type: ignore[no-untyped-call]
+    scheduler = library.FlowMatchEulerDiscreteScheduler()
+    vae = library.AutoencoderKLLTXVideo(**sides)
     vae.use_framewise_encoding = vae.use_framewise_decoding = False
-    return LTXPipeline(**_t5(), vae=vae, scheduler=scheduler, transformer=transformer)  # type: ignore[no-untyped-call]
+    return library.LTXPipeline(**_t5(), vae=vae, scheduler=scheduler, transformer=transformer)
 
 
 def other() -> Any:
     """Of a family that has no adapter."""
-    transformer = CogVideoXTransformer3DModel(
+    transformer = library.CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
         text_embed_dim=TEXT_WIDTH, num_layers=1, sample_width=2, sample_height=2, sample_frames=9, patch_size=2,
         max_text_seq_length=32, use_rotary_positional_embeddings=True,
     )  # fmt: skip
-    vae = AutoencoderKLCogVideoX(  # type: ignore[no-untyped-call]
+    vae = library.AutoencoderKLCogVideoX(
         in_channels=3,
         out_channels=3,
         down_block_types=("CogVideoXDownBlock3D",) * 4,
@@ -148,12 +135,12 @@ def other() -> Any:
         norm_num_groups=2,
         temporal_compression_ratio=4,
     )
-    scheduler = CogVideoXDDIMScheduler()  # type: ignore[no-untyped-call]
-    return CogVideoXPipeline(**_t5(), vae=vae, scheduler=scheduler, transformer=transformer)  # type: ignore[no-untyped-call]
+    scheduler = library.CogVideoXDDIMScheduler()
+    return library.CogVideoXPipeline(**_t5(), vae=vae, scheduler=scheduler, transformer=transformer)
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "wan": wan, "two_stages": two_stages, "time_per_token": time_per_token, "placed": placed,
     "from_images": from_images, "vace": vace, "ltx": ltx, "other": other,
-    "images_per_token": lambda: time_per_token(WanImageToVideoPipeline),
+    "images_per_token": lambda: time_per_token(library.WanImageToVideoPipeline),
 }  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load as load_tensors
 
+from cluster.video import Acceleration
 from deployments.video.adapters.job import Job
 from deployments.video.adapters.kept import NAME
 from deployments.video.engine import VideoEngine
@@ -58,3 +59,10 @@ def parent(engine: VideoEngine, folder: Path, **changes: Any) -> Job:
     job = done(engine, spec(job_id="video_0", seed=3, **changes), folder)
     (folder / NAME).write_bytes(engine.kept(job))
     return job
+
+
+def engine_like(engine: VideoEngine, **acceleration: Any) -> VideoEngine:
+    """The same weights under other settings."""
+    other = VideoEngine(engine.checkpoint, "float32", "cpu", Acceleration(**acceleration))
+    other.load()
+    return other

@@ -51,6 +51,19 @@ def frames(path: Path, spec: RenderSpec) -> Iterator[Frames]:
     """
     import av
 
+    try:
+        yield from _shown(path, spec)
+    except (av.FFmpegError, IndexError) as error:
+        raise InvalidRequest(
+            f"{spec.job_id}: video_reference: {getattr(error, 'strerror', None) or error}; a video that FFmpeg reads "
+            "is allowed; give another",
+            param="video_reference",
+        ) from error
+
+
+def _shown(path: Path, spec: RenderSpec) -> Iterator[Frames]:
+    import av
+
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         due = 0

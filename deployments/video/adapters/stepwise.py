@@ -282,9 +282,9 @@ def forget(pipe: Any, job_id: str) -> None:
     for module in parts:
         registry = getattr(module, "_diffusers_hook", None)
         for hook in registry.hooks.values() if registry is not None else ():
-            manager = getattr(hook, "state_manager", None)
-            for name in [name for name in getattr(manager, "_state_cache", ()) if name.startswith(f"{job_id} ")]:
-                del manager._state_cache[name]
+            states = getattr(getattr(hook, "state_manager", None), "_state_cache", {})
+            for name in [name for name in states if name.startswith(f"{job_id} ")]:
+                del states[name]
 
 
 def each_alone(module: Any) -> None:
@@ -298,7 +298,7 @@ def each_alone(module: Any) -> None:
 
     forward = module.forward
 
-    def one_by_one(batch: "Tensor", *rest: Any) -> "Tensor":
+    def one_by_one(batch: Any, *rest: Any) -> "Tensor":
         return torch.cat([forward(sample, *rest) for sample in batch.split(1)])
 
     module.forward = one_by_one

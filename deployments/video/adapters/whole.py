@@ -146,9 +146,9 @@ class Whole:
         return b""
 
     def kept(self, job: Job) -> bytes:
-        return kept.to_bytes(
-            job.spec, job.memory.latents, [float(sigma) for sigma in getattr(job.scheduler, "sigmas", ())]
-        )
+        """As the pipeline lays them out; no job begins from them."""
+        sigmas = getattr(job.scheduler, "sigmas", ())
+        return kept.to_bytes(job.spec, job.memory.latents, [float(sigma) for sigma in sigmas])
 
     def decode(self, job: Job) -> Iterator[Frames]:
         job.memory.onward()
