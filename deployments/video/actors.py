@@ -16,7 +16,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.family import Video
 from cluster.placement import bundles
 from deployments.control.words import NAMESPACE, WORKER
-from deployments.video.worker import Doing, VideoWorker
+from deployments.video.messages import Doing
+from deployments.video.worker import VideoWorker
 
 NODE_LABEL = "ray.io/node-id"  # Ray's own
 
@@ -48,8 +49,9 @@ class WorkerActors:
         )
 
     async def start(
-        self, worker_id: str, group: PlacementGroup, video: Video, accelerator: Literal["cpu", "cuda"]
+        self, worker_id: str, group: PlacementGroup, video: Video, accelerator: Literal["cpu", "cuda"], state: str
     ) -> Any:
+        """`state`: the folder of certificates, and of files where they are in no object store."""
         (bundle,) = bundles(video, accelerator)
         options = ray.remote(VideoWorker).options(
             name=WORKER + worker_id,
@@ -60,7 +62,7 @@ class WorkerActors:
             resources=bundle,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
         )
-        return await asyncio.to_thread(options.remote, video, accelerator)
+        return await asyncio.to_thread(options.remote, video, accelerator, state)
 
     async def watch(self, actor: Any) -> AsyncIterator[Doing]:
         """Raises RayError once the actor is dead."""

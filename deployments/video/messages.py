@@ -18,7 +18,7 @@ from deployments.video.spec import RenderSpec, Stage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """`model`: by the name that its client used. `deadline_s`: Unix seconds. Of two jobs the higher `priority` is first.
+    """`model`: by the name that its client used. `deadline_s`: Unix seconds. The higher `priority` goes first.
 
     Files are found by the job's id, and its parent's: all that RenderSpec.inputs names is in the job's folder of the
     file store before it is asked for; of the parent `kept.safetensors`, `master.mkv` and `video.mp4` are read.
@@ -32,9 +32,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """The replica has started on the job. `done`: steps that a saved state spares it."""
-
-    done: int = 0
+    """The replica has started on the job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

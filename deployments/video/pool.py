@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -178,11 +179,11 @@ class Pool:
 
     async def _begin(self, held: _Held, video: Video) -> None:
         """Shielded: a group or an actor that a cancelled start has just made must be known, to be removed."""
-        accelerator = self._family.accelerator
+        accelerator, state = self._family.accelerator, str(Path(self._family.state_folder).resolve())
 
         async def begin() -> None:
             held.group = await self._actors.reserve(held.worker_id, held.node_id, video, accelerator)
-            held.actor = await self._actors.start(held.worker_id, held.group, video, accelerator)
+            held.actor = await self._actors.start(held.worker_id, held.group, video, accelerator, state)
 
         beginning = self._spawn(begin())
         try:
@@ -212,7 +213,8 @@ def _video(family: Family) -> Video:
 
 def _kind(video: Video) -> tuple[object, ...]:
     """What a worker is made of; the rest of the family's video is the gateway's and the control loop's business."""
-    return video.checkpoint, video.engine, video.dtype, video.gpus, video.engine == "simulated" and video.cost
+    engine = video.checkpoint, video.engine, video.dtype, video.gpus, video.acceleration
+    return *engine, video.concurrent, video.provenance, video.files, video.engine == "simulated" and video.cost
 
 
 def _short(error: Exception) -> str:

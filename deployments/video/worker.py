@@ -1,158 +1,173 @@
-"""A video replica that can be lent: a Ray actor with one engine, one job at a time.
+"""A video replica that can be lent: a Ray actor with one engine and up to `video.concurrent` jobs under way.
 
-Told to vacate, it stops at the next step boundary, with the job's state saved beside its file, and takes no more.
+Steps are taken and chunks decoded on the engine's thread; files are made and stored on others meanwhile. Told to
+vacate, it stops at the next boundary, with the states of its jobs in the file store, and takes no more.
 """
 
 import asyncio
-import threading
-import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cluster.errors import EngineFailed, MorayError
+from cluster.errors import EngineFailed, MorayError, Unavailable
 from cluster.family import Video
-from deployments.video.encode import write_mp4
-from deployments.video.engine import Cancelled, OnStep, RenderSpec, VideoEngine
-from deployments.video.saved import SavedState
-from deployments.video.simulated import TITLE, SimulatedVideoEngine
+from deployments.stores.files import VIDEO, files_of
+from deployments.video import finish
+from deployments.video.engine import engine_for
+from deployments.video.finish import Finish
+from deployments.video.messages import Asked, Begun, Doing, News, Rendered, StageBegun
+from deployments.video.saved import Saves
+from deployments.video.scratch import scratch, sweep
+from deployments.video.simulated import SimulatedVideoEngine
+from deployments.video.spec import Stage, StepEngine
+from deployments.video.stepping import Job, Stepping, Stopped
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
-    """A replica has started on the job."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepDone:
-    done: int
-    total: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
-    """How a job ended; errors travel as values. `preempted`: it did not, its state is saved and the replica leaves."""
-
-    error: MorayError | None = None
-    preempted: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Doing:
-    """What a worker is at; said at every change, and whenever a state was saved."""
-
-    idle: bool
-    leaving: bool
+TELL_SAVED_S = 1.0  # at least, between two words about saved states
 
 
 class VideoWorker:
-    """All methods run on the actor's event loop. `accelerator` is the family's: cpu or cuda."""
+    """All methods run on the actor's event loop."""
 
-    def __init__(self, video: Video, accelerator: str) -> None:
-        self._engine: VideoEngine | SimulatedVideoEngine = (
-            SimulatedVideoEngine(video)
-            if video.engine == "simulated"
-            else VideoEngine(video.checkpoint, video.dtype, accelerator)
-        )
+    def __init__(
+        self, video: Video, accelerator: str, state_folder: str, scratch_folder: str = tempfile.gettempdir()
+    ) -> None:
+        """`accelerator`: the family's, cpu or cuda. `scratch_folder`: where files are made before they are stored."""
+        self._video = video
+        self._state_folder, self._scratch = Path(state_folder), Path(scratch_folder)
+        self._files = files_of(video, self._state_folder)
+        self._stepping = Stepping(video, _engine(video, accelerator), self._tell_saved)
+        self._finish: Finish
+        self._finishing = ThreadPoolExecutor(max_workers=video.concurrent, thread_name_prefix="finish")
         self._loading: asyncio.Future[None] | None = None
-        self._turn = asyncio.Lock()  # held while the engine works
-        self._stop = threading.Event()  # of the job under way
-        self._open = 0  # streams whose last word has not been said
+        self._jobs: dict[str, Job] = {}
         self._leaving = False
+        self._told_s = 0.0
         self._changed = asyncio.Event()
 
     async def load(self) -> None:
-        """Read the weights, once. Raises CheckpointError."""
+        """Read the weights, once. Raises CheckpointError, ConfigurationError."""
         if self._loading is None:
-            engine = self._engine
-            reading = asyncio.to_thread(engine.load) if isinstance(engine, VideoEngine) else asyncio.sleep(0)
-            self._loading = asyncio.ensure_future(reading)
+            self._loading = asyncio.ensure_future(self._load())
         await asyncio.shield(self._loading)
+
+    async def _load(self) -> None:
+        await asyncio.to_thread(sweep, self._scratch)
+        self._finish = await asyncio.to_thread(Finish, self._video, self._state_folder)
+        await self._stepping.load()
 
     async def watch(self) -> AsyncIterator[Doing]:
         """Never ends: as long as somebody listens, this actor lives."""
         while True:
             changed = self._changed
-            yield Doing(idle=not self._open, leaving=self._leaving)
+            yield Doing(idle=not self._jobs, leaving=self._leaving)
             await changed.wait()
 
     async def vacate(self) -> None:
-        """Take no more jobs; the one under way stops at its next step. Returns once it has."""
+        """Take no more jobs; those under way stop at their next step. Returns once they have."""
         self._leaving = True
         self._tell()
         await self.halt()
 
     async def halt(self) -> None:
-        """The job under way stops at its next step, its state saved. Returns once there is none."""
-        while self._open or self._turn.locked():
+        """The jobs under way stop at their next step, their states saved. Returns once there is none."""
+        while self._jobs:
             changed = self._changed
-            self._stop.set()
+            for job in self._jobs.values():
+                job.stopping = True
             await changed.wait()
 
-    async def render(self, spec: RenderSpec, path: str) -> AsyncIterator[Begun | StepDone | Rendered]:
-        """Its beginning, steps as they are done, then how it ended. Closing the iterator stops the work, too."""
-        if self._leaving:
+    async def withdraw(self, job_id: str) -> None:
+        """The job was deleted: it stops at its next step and saves nothing. Returns once it writes no more."""
+        while (job := self._jobs.get(job_id)) is not None:
+            changed = self._changed
+            job.stopping = job.withdrawn = True
+            await changed.wait()
+
+    async def render(self, asked: Asked) -> AsyncIterator[News]:
+        """See deployments.video.messages. Closing the iterator stops the work, too; its state is saved.
+
+        A job that is under way here already stops, and goes on from its state in the new stream.
+        """
+        while (earlier := self._jobs.get(asked.spec.job_id)) is not None:
+            changed = self._changed
+            earlier.stopping = True
+            await changed.wait()
+        if self._leaving or len(self._jobs) >= self._video.concurrent:
             yield Rendered(preempted=True)
             return
-        self._open += 1
-        stop = threading.Event()
+        job = self._stepping.job(asked, Saves(self._files, asked.spec.job_id))
+        self._jobs[job.spec.job_id] = job
+        self._tell()
+        working = asyncio.create_task(self._work(job))  # not cancelled with its stream: it ends at a boundary
+        working.add_done_callback(lambda _: job.news.put_nowait(None))
         try:
             yield Begun()
-            async for news in self._rendering(spec, Path(path), stop):
+            while news := await job.news.get():
                 yield news
+            yield working.result()
         finally:
-            stop.set()
-            self._open -= 1
-            self._tell()
+            job.stopping = True
 
-    async def _rendering(
-        self, spec: RenderSpec, path: Path, stop: threading.Event
-    ) -> AsyncIterator[StepDone | Rendered]:
-        loop = asyncio.get_running_loop()
-        steps: asyncio.Queue[StepDone | None] = asyncio.Queue()
-        before_s = time.monotonic()
-
-        def on_step(done: int, total: int) -> None:
-            nonlocal before_s
-            now_s = time.monotonic()
-            loop.call_soon_threadsafe(steps.put_nowait, StepDone(done=done, total=total, seconds=now_s - before_s))
-            before_s = now_s
-
-        def on_saved() -> None:
-            loop.call_soon_threadsafe(self._tell)
-
-        saved = SavedState(path, on_saved=on_saved)
-        working = asyncio.ensure_future(self._work(spec, path, on_step, stop, saved))
-        working.add_done_callback(lambda _: steps.put_nowait(None))
-        while step := await steps.get():
-            yield step
-        yield await working
-
-    async def _work(
-        self, spec: RenderSpec, path: Path, on_step: OnStep, stop: threading.Event, saved: SavedState
-    ) -> Rendered:
-        """Not cancelled with its stream: the engine is free only once its thread has reached a step boundary."""
+    async def _work(self, job: Job) -> Rendered:
         try:
-            async with self._turn:
-                self._stop = stop
-                self._tell()
-                if isinstance(self._engine, VideoEngine):
-                    frames, title = await asyncio.to_thread(self._engine.render, spec, on_step, stop.is_set, saved), ""
-                else:
-                    frames, title = await self._engine.render(spec, on_step, stop.is_set, saved), TITLE
-                await asyncio.to_thread(write_mp4, frames, spec.fps, path, title)
-                await asyncio.to_thread(saved.remove)
-            return Rendered()
-        except Cancelled:
+            with scratch(self._scratch) as job.folder:
+                return await self._rendered(job)
+        except Stopped:
             return Rendered(preempted=True)
+        except (Unavailable, OSError) as error:  # its message names the file
+            return Rendered(hindered=f"{job.spec.job_id}: {error}")
         except MorayError as error:
             return Rendered(error=error)
         except Exception as error:
-            return Rendered(error=EngineFailed(f"{spec.job_id}: {type(error).__name__}: {error}; try again"))
+            why = f"{job.spec.job_id}: {type(error).__name__}: {error}; try again"
+            return Rendered(error=EngineFailed(why))
         finally:
+            del self._jobs[job.spec.job_id]
             self._tell()
+
+    async def _rendered(self, job: Job) -> Rendered:
+        await self.load()
+        simulated, job_id = self._video.engine == "simulated", job.spec.job_id
+        if await self._files.size(f"{job_id}/{VIDEO}") is not None:  # a worker stored it and died before it said so
+            await self._files.get(f"{job_id}/{VIDEO}", job.folder / VIDEO)
+            return Rendered(signed=await asyncio.to_thread(finish.signed, job.folder / VIDEO), simulated=simulated)
+        await finish.fetch(self._files, job.spec, job.folder, sign=self._finish.signs)
+        await job.saves.read()
+        kept = await self._stepping.run(job)
+        await self._made(job)
+        await finish.store(self._files, job_id, kept, job.folder)
+        await job.saves.remove()
+        return Rendered(signed=self._finish.signs, simulated=simulated)
+
+    async def _made(self, job: Job) -> None:
+        loop, at, chunks = asyncio.get_running_loop(), self._at(job), self._stepping.chunks(job)
+        await loop.run_in_executor(self._finishing, self._finish.make, job.asked, chunks, job.folder, at)
+        at("storing")
+
+    def _at(self, job: Job) -> Callable[[Stage], None]:
+        """For any thread: tells of stages, and stops at their boundaries. What is signed is stored unless withdrawn."""
+        loop = asyncio.get_running_loop()
+
+        def at(stage: Stage) -> None:
+            if job.withdrawn or (job.stopping and stage in ("decoding", "encoding")):
+                raise Stopped
+            if stage != job.stage:
+                job.stage = stage
+                loop.call_soon_threadsafe(job.news.put_nowait, StageBegun(stage=stage))
+
+        return at
 
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _tell_saved(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._told_s >= TELL_SAVED_S:
+            self._told_s = now_s
+            self._tell()
+
+
+def _engine(video: Video, accelerator: str) -> StepEngine:
+    return SimulatedVideoEngine(video) if video.engine == "simulated" else engine_for(video, accelerator)

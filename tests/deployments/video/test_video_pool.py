@@ -12,8 +12,8 @@ from shell import family
 from autoscaling.readings import Count
 from cluster.lending import Moves
 from deployments.video.actors import Found, WorkerActors
+from deployments.video.messages import Doing
 from deployments.video.pool import LONGEST_PAUSE_S, Pool
-from deployments.video.worker import Doing
 
 
 class Method:
