@@ -82,6 +82,10 @@ class Server:
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(statement)
 
+    def cut(self) -> None:
+        """Ends every connection but that which asks for it."""
+        self.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+
     def _ready(self) -> bool:
         assert self._process.poll() is None, (self.folder / "log").read_text()
         try:

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / ".ci" / "system"
-PROGRAMS = {"promtool": "prometheus", "amtool": "prometheus-alertmanager", "chromium": "chromium"}
+PROGRAMS = {
+    "promtool": "prometheus",
+    "amtool": "prometheus-alertmanager",
+    "chromium": "chromium",
+    "pg_ctlcluster": "postgresql",
+}
 PACKAGES = tuple(PROGRAMS.values())
 
 
@@ -78,6 +83,7 @@ def test_what_is_there_is_not_installed_again(machine: Machine) -> None:
     machine.installs()
     machine.has("promtool")
     machine.has("amtool")
+    machine.has("pg_ctlcluster")
     assert machine.run() == "== installing Debian packages for tests: chromium\n"
     assert all(call.endswith(" chromium") for call in machine.fetched)
 

@@ -12,8 +12,10 @@ from threading import Lock
 from typing import Any
 
 from cluster.errors import ConfigurationError, Unavailable
+from cluster.family import Video
 from deployments.stores.job_rows import INSERT, UNFINISHED, VERSION, JobRows, row
-from deployments.video.jobs import VideoJob
+from deployments.stores.postgres import PostgresJobs
+from deployments.video.jobs import Jobs, VideoJob
 
 log = logging.getLogger("ray.serve")
 JOBS_FILE = "jobs.sqlite"  # in the state folder
@@ -122,3 +124,8 @@ def _first_layout(connection: sqlite3.Connection) -> list[VideoJob]:
     found = connection.execute(f"SELECT {', '.join(FIRST_COLUMNS)} FROM video_jobs ORDER BY seq").fetchall()
     connection.execute("DROP TABLE video_jobs")
     return [VideoJob(**dict(zip(FIRST_COLUMNS, each, strict=True))) for each in found]
+
+
+def jobs_of(video: Video, state_folder: Path) -> Jobs:
+    """The database that the family names, or a file in the state folder. Raises ConfigurationError, Unavailable."""
+    return JobStore(state_folder / JOBS_FILE) if video.database is None else PostgresJobs(video.database)

@@ -9,9 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from job_stores import Open, job, numbers, postgresql, sqlite, video_id
+from postgres import Server
 
 from cluster.clip import Region, Span
 from cluster.errors import EngineFailed, InvalidRequest
+from cluster.family import Video, load
+from deployments.stores.jobs import JobStore, jobs_of
+from deployments.stores.postgres import PostgresJobs
 from deployments.video.jobs import Character, Jobs, Order, VideoJob
 from deployments.video.spec import Edit, Inputs
 
@@ -298,6 +302,15 @@ def test_readers_in_other_threads_and_connections_never_meet_half_a_job(store: J
     reader.close()
     assert seen
     assert all(each is not None and each.steps_done == each.attempts for each in seen)
+
+
+def test_the_family_file_names_the_database(database: Server, tmp_path: Path) -> None:
+    video = load("laptop").video
+    assert video is not None
+    for url, kind in ((None, JobStore), (database.fresh(), PostgresJobs)):
+        store = jobs_of(Video.model_validate(video.model_dump() | {"database": url}), tmp_path)
+        assert isinstance(store, kind)
+        store.close()
 
 
 def together(threads: list[threading.Thread]) -> None:

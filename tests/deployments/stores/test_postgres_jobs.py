@@ -59,9 +59,9 @@ def test_a_server_that_ends_is_unavailable_and_has_lost_no_job_when_it_is_back(
 
 def test_a_connection_that_was_cut_is_made_anew(store: PostgresJobs, database: Server) -> None:
     for number in range(1, 4):
-        cut(database)
+        database.cut()
         assert store.create(job(number)) == job(number)
-    cut(database)
+    database.cut()
     assert numbers(store.unfinished()) == [1, 2, 3]
 
 
@@ -116,8 +116,3 @@ def test_a_user_that_may_make_no_tables_is_told_so(database: Server, url: str) -
             PostgresJobs(url.replace("moray@", "reader@"))
     finally:
         database.run("DROP OWNED BY reader; DROP ROLE reader")
-
-
-def cut(database: Server) -> None:
-    """Every connection but that which asks for it."""
-    database.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")

@@ -1,11 +1,14 @@
 import secrets
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.clip import Span
 from cluster.errors import EngineFailed
 from deployments.video.jobs import VideoJob, VideoRequest, queued, video_id
+from deployments.video.spec import Edit, Inputs, RenderSpec
 
 ASKED = VideoRequest(
     model="sora-2", prompt="p", negative_prompt="", seconds=2, size="96x64", fps=8, steps=12, guidance=5.0, seed=3
@@ -21,6 +24,50 @@ def test_a_job_holds_what_was_asked_and_waits() -> None:
     assert (fresh.status, fresh.progress, fresh.attempts, fresh.created_at_s) == ("queued", 0, 0, 100)
     spec = fresh.spec()
     assert (spec.width, spec.height, spec.frames, spec.steps, spec.seed) == (96, 64, 16, 12, 3)
+
+
+def test_its_replica_is_told_all_that_was_asked() -> None:
+    asked = replace(
+        ASKED,
+        task="edit",
+        parent_id="video_0",
+        edit=Edit(span=Span(start_s=0.5, end_s=1.0), mode="fast"),
+        inputs=Inputs(mask="mask.png"),
+        style="noir",
+        style_phrase="black and white, hard light",
+        frames=17,
+        out_size="192x128",
+        out_fps=24,
+        strength=0.5,
+    )
+    assert queued(asked, "video_1", "key_1", 100).asked == asked
+    assert queued(asked, "video_1", "key_1", 100).spec() == RenderSpec(
+        job_id="video_1", prompt="p, black and white, hard light", width=96, height=64, frames=17, fps=8, steps=12,
+        guidance=5.0, seed=3, task="edit", parent="video_0", edit=asked.edit, inputs=asked.inputs, strength=0.5,
+        out_width=192, out_height=128, out_fps=24,
+    )  # fmt: skip
+
+
+def test_what_is_delivered_is_what_is_rendered_unless_more_is_asked() -> None:
+    assert (ASKED.delivered_size, ASKED.delivered_fps) == ("96x64", 8)
+    more = replace(ASKED, out_size="192x128", out_fps=24)
+    assert (more.delivered_size, more.delivered_fps) == ("192x128", 24)
+
+
+def test_stages_follow_the_replica_and_an_interruption_goes_back_to_the_queue() -> None:
+    assert [job().stage, job().begun().stage, job().begun().stepped(3, 12).stage] == [
+        "queued",
+        "rendering",
+        "rendering",
+    ]
+    encoding = job().begun().stepped(11, 12).staged("encoding")
+    assert (encoding.stage, encoding.progress, encoding.finished) == ("encoding", 99, False)
+    assert [encoding.requeued().stage, encoding.preempted().stage] == ["queued", "queued"]
+
+
+def test_the_files_of_a_finished_job_expire_or_stay() -> None:
+    assert job().completed(160, signed=True, expires_s=40).expires_at_s == 200
+    assert job().completed(160).expires_at_s is None
 
 
 def test_a_finished_job_is_at_100_percent() -> None:
