@@ -88,14 +88,16 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def drawn(kind: Kind, width: int, height: int, rng: np.random.Generator) -> Path:
-    """A way across most of the frame for the four directions; else a place near the middle."""
+def drawn(kind: Kind, width: int, height: int, rng: np.random.Generator, freedom: float = 1.0) -> Path:
+    """A way across most of the frame for the four directions; else a place near the middle.
+
+    `freedom`, 0 to 1: how far from the middle; with little of it a prompt alone nearly decides where things are.
+    """
     side = min(width, height)
     radius = side * rng.uniform(*RADII)
     edge = MARGIN * radius
-    near, far = edge + side * rng.uniform(0, 0.06), edge + side * rng.uniform(0, 0.06)
-    x = width / 2 + (width / 2 - edge) * rng.uniform(-0.6, 0.6)
-    y = height / 2 + (height / 2 - edge) * rng.uniform(-0.6, 0.6)
+    near, far = (edge + side * 0.06 * freedom * rng.random() for _ in range(2))
+    x, y = (half + (half - edge) * 0.6 * freedom * rng.uniform(-1, 1) for half in (width / 2, height / 2))
     start, end = {
         "left": ((width - near, y), (far, y)),
         "right": ((near, y), (width - far, y)),

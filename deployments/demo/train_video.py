@@ -29,7 +29,8 @@ SEED = 20_261_121
 CHANNELS, WIDTH, TEXT_WIDTH = 48, 128, 64
 LEARNING_RATE, MOMENTUM, DECAY, CLIP, EMA = 5e-3, 0.95, 0.01, 1.0, 0.998
 SHIFT = 3.0  # towards noise, where the place and the way of a shape are decided; the scheduler's, too
-FLOOR = 0.4  # the least noise level that the loss divides by
+FLOOR = 0.7  # the least noise level that the loss divides by
+FREEDOM = {True: 0.2, False: 1.0}  # of clips of which all is made anew, and of those of which a part is given
 UNPROMPTED = 0.1  # share of prompts that are empty, for guidance
 BATCH_TOKENS = 48 * 48
 MASKS = {"all": 0.60, "first": 0.15, "time": 0.12, "box": 0.13}
@@ -144,27 +145,31 @@ def _by_shape(tensors: dict[str, torch.Tensor]) -> list[list[str]]:
 
 
 def filmed(
-    kinds: tuple[clips.Kind, ...], count: int, layout: tuple[int, int, int], rng: np.random.Generator
+    count: int, layout: tuple[int, int, int], freedom: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, list[str]]:
-    """Videos [N, 3, F, H, W] in -1..1 and their prompts."""
+    """Videos [N, 3, F, H, W] in -1..1 of the kinds trained on, and their prompts."""
     width, height, frames = layout
+    kinds = clips.kinds()[0]
     chosen = [kinds[index] for index in rng.integers(len(kinds), size=count)]
-    pictures = [clips.rendered(kind, clips.drawn(kind, width, height, rng), width, height, frames) for kind in chosen]
+    paths = [clips.drawn(kind, width, height, rng, freedom) for kind in chosen]
+    pictures = [clips.rendered(kind, path, width, height, frames) for kind, path in zip(chosen, paths, strict=True)]
     video = torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float().div_(127.5).sub_(1)
     return video, [clips.phrased(kind, rng) for kind in chosen]
 
 
 def codec(count: int, rng: np.random.Generator) -> BlockCodec:
     """Fitted to so many clips."""
-    video, _ = filmed(clips.kinds()[0], count, (64, 64, 9), rng)
+    video, _ = filmed(count, (64, 64, 9), 1.0, rng)
     split = blocks(video).flatten(0, -2)
     return fitted(split, CHANNELS)
 
 
-def pool(vae: BlockCodec, count: int, layout: tuple[int, int, int], rng: np.random.Generator) -> Pool:
+def pool(
+    vae: BlockCodec, count: int, layout: tuple[int, int, int], rng: np.random.Generator, freedom: float = 1.0
+) -> Pool:
     words, latents, prompts = tokenizer(), [], []
     for begun in range(0, count, 100):
-        video, said = filmed(clips.kinds()[0], min(100, count - begun), layout, rng)
+        video, said = filmed(min(100, count - begun), layout, freedom, rng)
         latents.append((vae.encode(video).latent_dist.mode() / scale(vae)).half())
         prompts += said
     ids = words(prompts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt").input_ids
@@ -255,20 +260,23 @@ class Trainer:
         torch.save(codec | {"optimiser": self.optimiser.state(), "record": asdict(self.record)}, fresh)
         fresh.rename(self.state / "state.pt")
 
-    def pools(self) -> list[Pool]:
-        """At least 64 clips of each format."""
-        counts = [max(64, int(self.clips * share)) for share in FORMATS.values()]
-        return [pool(self.vae, count, layout, self.rng) for count, layout in zip(counts, FORMATS, strict=True)]
+    def pools(self, anew: bool) -> list[Pool]:
+        """Of each format at least 64 clips, of which all is made `anew` or a part is given."""
+        part = MASKS["all"] if anew else 1 - MASKS["all"]
+        counts = [max(64, int(self.clips * part * share)) for share in FORMATS.values()]
+        layouts = zip(counts, FORMATS, strict=True)
+        return [pool(self.vae, count, layout, self.rng, FREEDOM[anew]) for count, layout in layouts]
 
     def run(self) -> None:
         """Until the budget of wall time, all resumed parts of the run counted, is spent."""
-        pools, shares = self.pools(), list(FORMATS.values())
-        print(f"pools of {[len(each.ids) for each in pools]} clips, {self.record.parameters} parameters", flush=True)
+        pools, shares = {anew: self.pools(anew) for anew in (True, False)}, list(FORMATS.values())
+        print(f"{self.record.parameters} parameters", flush=True)
         saved_s = time.monotonic()
         wall_s, cpu_s = saved_s - self.record.wall_s, time.process_time() - self.record.cpu_s
         losses: list[float] = []
         while self.record.wall_s < self.budget_s:
-            losses.append(self.step(pools[self.rng.choice(len(pools), p=shares)]))
+            kind = str(self.rng.choice(list(MASKS), p=list(MASKS.values())))
+            losses.append(self.step(pools[kind == "all"][self.rng.choice(len(shares), p=shares)], kind))
             now_s = time.monotonic()
             self.record.wall_s, self.record.cpu_s = now_s - wall_s, time.process_time() - cpu_s
             if self.record.steps % 100 == 0:
@@ -279,10 +287,9 @@ class Trainer:
                 self.save()
         self.save()
 
-    def step(self, chosen: Pool) -> float:
+    def step(self, chosen: Pool, kind: str) -> float:
         tokens = chosen.latents[0, 0].numel() // 4
         rows = torch.from_numpy(self.rng.integers(len(chosen.ids), size=max(8, BATCH_TOKENS // tokens)))
-        kind = str(self.rng.choice(list(MASKS), p=list(MASKS.values())))
         batch = Pool(latents=chosen.latents[rows], ids=chosen.ids[rows])
         loss = loss_of(self.model, batch, kind, self.rng)
         loss.backward()  # type: ignore[no-untyped-call]

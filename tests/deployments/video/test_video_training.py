@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.demo.train_video import MASKS, Pool, Trainer, levels, loss_of, masks, pool, write
+from deployments.demo.train_video import FLOOR, MASKS, Pool, Trainer, levels, loss_of, masks, pool, write
 from deployments.video.engine import RenderSpec, VideoEngine
 
 SIDES = st.tuples(st.integers(2, 9), st.integers(2, 6), st.integers(2, 6))
@@ -56,7 +56,7 @@ def test_given_tokens_do_not_count(trainer: Trainer, kind: str) -> None:
     batch = one_batch(trainer)
     loss = loss_of(trainer.model, batch, kind, np.random.default_rng(1)).item()
     rng = np.random.default_rng(1)
-    sigma = levels(8, rng).clamp_min(0.4)
+    sigma = levels(8, rng).clamp_min(FLOOR)
     wide = masks(kind, 8, (3, 4, 4), rng).repeat_interleave(2, 2).repeat_interleave(2, 3).unsqueeze(1)
     squares = batch.latents.float().square() * wide / sigma.square().view(-1, 1, 1, 1, 1)
     assert loss == pytest.approx((squares.sum() / wide.sum() / batch.latents.shape[1]).item(), rel=1e-4)
@@ -67,13 +67,13 @@ def test_the_loss_of_a_batch_seen_again_and_again_falls(trainer: Trainer) -> Non
     trainer.budget_s, trainer.record.wall_s = 100.0, 20.0  # past the warm-up
     before = loss_of(trainer.model, batch, "all", np.random.default_rng(1)).item()
     for _ in range(9):
-        trainer.step(batch)
+        trainer.step(batch, "all")
     assert loss_of(trainer.model, batch, "all", np.random.default_rng(1)).item() < 0.8 * before
 
 
 def test_a_pipeline_in_training_is_written_resumed_and_served(trainer: Trainer, tmp_path: Path) -> None:
     for width in (64, 96):
-        trainer.step(one_batch(trainer, width))
+        trainer.step(one_batch(trainer, width), "box")
     trainer.save()
     other = Trainer(tmp_path / "state", minutes=0, fitted_to=8)
     other.resume()
