@@ -246,7 +246,7 @@ class Trainer:
     def resume(self) -> None:
         stored = torch.load(self.state / "state.pt", weights_only=True)
         self.vae.load_state_dict(stored["codec"])
-        self.vae.register_to_config(latents_std=stored["latents_std"])
+        self.vae.register_to_config(latents_std=stored["latents_std"])  # type: ignore[no-untyped-call]
         self.optimiser.restore(stored["optimiser"])
         self.record = Record(**stored["record"])
         self.rng = np.random.default_rng([SEED, self.record.steps])
