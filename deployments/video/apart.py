@@ -31,12 +31,7 @@ def run(kind: Literal["video", "sound"], data: bytes, clip: Clip, out: Path, par
         except subprocess.TimeoutExpired:
             done = None
         if done is None or done.returncode < 0:  # by a signal
-            raise refused(
-                param,
-                "takes too much time or memory to read",
-                f"{MOST_CPU_S} s and {MOST_BYTES >> 30} GiB are allowed",
-                "send a smaller one",
-            )
+            raise _too_much(param)
         if done.returncode:
             raise OSError(f"{kind}: its reader failed: {done.stderr.decode(errors='replace')[-500:]}")
         return _told(json.loads(done.stdout), made, out, param)
@@ -54,16 +49,28 @@ def _told(answer: dict[str, int | str], made: Path, out: Path, param: str) -> in
     raise AssertionError(answer)
 
 
+def _too_much(param: str) -> InvalidRequest:
+    allowed = f"{MOST_CPU_S} s and {MOST_BYTES >> 30} GiB are allowed"
+    return refused(param, "takes too much time or memory to read", allowed, "send a smaller one")
+
+
 def main(kind: str, clip: str, out: str, param: str) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU_S, MOST_CPU_S))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for bound, most in (
+        (resource.RLIMIT_DATA, MOST_BYTES),
+        (resource.RLIMIT_CPU, MOST_CPU_S),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(bound)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(bound, (most, most))
     from deployments.video import demux
 
     read = demux.video if kind == "video" else demux.sound
     answer: dict[str, int | str]
     try:
         answer = {"made": read(sys.stdin.buffer.read(), Clip(**json.loads(clip)), Path(out), param)}
+    except MemoryError:
+        answer = {"refused": _too_much(param).message}
     except InvalidRequest as error:
         answer = {"refused": error.message}
     except OSError as error:

@@ -67,6 +67,8 @@ def _opened(data: bytes, formats: str, allowed: str, param: str) -> Iterator[Any
     bounds = {"format_whitelist": formats, "max_pixels": str(MOST_FRAME_PIXELS)}
     try:
         container: Any = av.open(BytesIO(data), options=bounds)
+    except MemoryError:
+        raise
     except Exception:  # what libav raises on bad bytes is not documented
         raise refused(param, "cannot be opened", allowed, "convert it, or send it again whole") from None
     with container:
@@ -94,6 +96,8 @@ def _whole(container: Any, stream: Any, param: str) -> Iterator[Any]:
                     raise ValueError("a corrupt frame")
                 until_s = max(until_s, _end_s(frame))
                 yield frame
+    except MemoryError:
+        raise
     except Exception:
         raise refused(param, "is corrupt or cut short", "a whole file is allowed", "send it again") from None
     said_s = float((stream.duration or 0) * stream.time_base)

@@ -23,7 +23,8 @@ def fitted(picture: "Image", clip: Clip) -> "Image":
     """RGB of the clip's size: the middle of the picture in the clip's aspect ratio, scaled; on white where clear."""
     from PIL import Image, ImageOps
 
-    clear = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    mode = "RGBA" if picture.has_transparency_data else "RGB"
+    clear = picture if picture.mode == mode else picture.convert(mode)
     cut = ImageOps.fit(clear, (clip.width, clip.height), Image.Resampling.LANCZOS)
     if cut.mode == "RGB":
         return cut

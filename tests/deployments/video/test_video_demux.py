@@ -4,6 +4,7 @@ import io
 import resource
 import tempfile
 import wave
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,19 @@ def test_a_process_of_its_own_reads_refuses_and_leaves_nothing_else(tmp_path: Pa
     with pytest.raises(InvalidRequest, match="bytes; at most 10 are allowed; send a smaller file"):
         inputs.audio(tone(), CLIP, tmp_path / "other.wav", param="audio_reference", limit_bytes=10)
     assert [file.name for file in tmp_path.iterdir()] == ["source.mkv"]
+
+
+def test_a_file_that_would_unfold_to_gigabytes_is_refused_by_the_bound_on_memory(tmp_path: Path) -> None:
+    """An index that is said to be of 4 GiB once it is unpacked: libav asks for the memory first."""
+
+    def atom(kind: bytes, *content: bytes) -> bytes:
+        return (8 + sum(map(len, content))).to_bytes(4, "big") + kind + b"".join(content)
+
+    packed = atom(b"cmvd", (0xFFFF_FFF0).to_bytes(4, "big"), zlib.compress(bytes(1000)))
+    bomb = atom(b"ftyp", b"isom\0\0\2\0isom") + atom(b"moov", atom(b"cmov", atom(b"dcom", b"zlib"), packed))
+    with pytest.raises(InvalidRequest, match="takes too much time or memory to read; 300 s and 3 GiB are allowed"):
+        inputs.video(bomb, CLIP, tmp_path / "made", param="video_reference", limit_bytes=1 << 20)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_takes_no_more_is_an_os_error_and_leaves_nothing(tmp_path: Path) -> None:
