@@ -38,14 +38,14 @@ CLIP = clip()
 
 
 @given(PAYLOADS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_payload_is_read_by_the_key_that_wrote_it(payload: int) -> None:
     found = OURS.detect(chunks(OURS.embed(CLIP, payload)))
     assert (found.payload, found.present) == (payload, True)
 
 
 @given(PAYLOADS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_another_key_finds_nothing(payload: int) -> None:
     found = THEIRS.detect([OURS.embed(CLIP, payload)])
     assert (found.payload, found.present) == (None, False)
@@ -53,7 +53,7 @@ def test_another_key_finds_nothing(payload: int) -> None:
 
 
 @given(st.integers(0, 2**32), st.sampled_from(["noise", "flat", "grain", "black"]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_nothing_is_found_in_what_was_not_marked(seed: int, kind: str) -> None:
     shown = {
         "noise": np.random.default_rng(seed).integers(0, 256, (1, 192, 320, 3), np.uint8),
