@@ -65,12 +65,12 @@ def time_per_token(kind: Any = library.WanPipeline) -> Any:
     return kind(**_words(), vae=vae, scheduler=_scheduler(), transformer=transformer, expand_timesteps=True)
 
 
-def placed() -> Any:
+def placed(**changes: Any) -> Any:
     """As the checkpoint of the demonstration: the block codec, places of tokens, Euler's steps."""
     components = torch.linalg.qr(torch.randn(768, 48))[0].T
     codec = BlockCodec(48, (0.0,) * 48, (1.0,) * 48)
     codec.components.copy_(components)
-    transformer = PositionedWan(**WAN | {"in_channels": 48, "out_channels": 48})
+    transformer = PositionedWan(**WAN | {"in_channels": 48, "out_channels": 48} | changes)
     scheduler = library.FlowMatchEulerDiscreteScheduler(shift=3.0)
     return library.WanPipeline(
         **_words(), vae=codec, scheduler=scheduler, transformer=transformer, expand_timesteps=True

@@ -1,6 +1,7 @@
 """A pipeline folder of diffusers to the family that runs it, with the settings of the family file applied."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from deployments.video.adapters.vace import Vace
 from deployments.video.adapters.wan import Wan, WanImages
 from deployments.video.adapters.whole import Whole
 
+log = logging.getLogger("ray.serve")
 Family = Stepwise | Whole
 STEPWISE: dict[str, type[Wan] | type[Ltx]] = {
     "WanPipeline": Wan,
@@ -50,7 +52,10 @@ def load(folder: Path, dtype: Literal["float32", "bfloat16"], device: str, accel
     pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     accelerate(folder, pipe, acceleration)
-    return STEPWISE[kind](pipe, device, acceleration) if kind in STEPWISE else Whole(pipe, device)
+    if kind in STEPWISE:
+        return STEPWISE[kind](pipe, device, acceleration)
+    log.warning("%s: %s has no adapter: jobs run by its own call, share no step and resume from none", folder, kind)
+    return Whole(pipe, device)
 
 
 def quantized(acceleration: Acceleration) -> dict[str, Any]:
