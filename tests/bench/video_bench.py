@@ -22,8 +22,8 @@ from deployments.video.spec import RenderSpec
 ROUNDS = 9
 AIM = 1.03
 ASKED = RenderSpec(
-    job_id="video_1", prompt="a red ball rises", negative_prompt="dark", width=96, height=64, frames=17, fps=8, steps=20,
-    guidance=5.0, seed=7,
+    job_id="video_1", prompt="a red ball rises", negative_prompt="dark", width=96, height=64, frames=17, fps=8,
+    steps=20, guidance=5.0, seed=7,
 )  # fmt: skip
 
 
