@@ -17,6 +17,8 @@ OLD_S = 5  # of the six seconds after which a look counts no more
 UNEVEN = 1.5  # most over mean: the ranks wait for one that computes half as much again
 FEWEST_TOKENS = 1000  # in five minutes: chance alone makes fewer uneven
 RESTLESS = 6  # rebalances in half an hour: none lasts five minutes
+OUR_FAULTS = "replica_lost|engine_failed|start_timeout|unavailable|invalid_checkpoint|internal_error"
+FEWEST_JOBS = 3  # one bad job is no trend
 EVERY = "10s"  # how often the rules are evaluated
 DURATION = re.compile(r"\b(\d+)(s|m|h|d)\b")
 UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -233,6 +235,45 @@ ALERTS = (
         look='moray_target_replicas{tier="video"}, moray_video_preemptions_total, moray_video_step_seconds.',
         mend="No replicas: the expert groups hold the GPUs, raise the budget or video's minimum. Replicas without "
         "steps: their logs.",
+    ),
+    Alert(
+        name="VideoUnsigned",
+        severity="page",
+        expr='sum(increase(moray_video_unsigned_total{intended="no"}[15m])) > 0',
+        lasting="0s",
+        summary="Videos are finished without content credentials",
+        means="The family file wants every file signed, and some of the last quarter of an hour are not: nobody can "
+        "prove later where they came from.",
+        look="`moray video verify` on one of them; the logs of the video replicas; whether replicas of an earlier "
+        "family file still run.",
+        mend="Renew certificate and key of video.provenance where they have run out. Delete what is unsigned and make "
+        "it again. Where it is meant so, set video.provenance.sign to false.",
+    ),
+    Alert(
+        name="VideoJobsFail",
+        severity="ticket",
+        expr=f'sum(increase(moray_video_jobs_finished_total{{code=~"{OUR_FAULTS}"}}[30m]))'
+        " > 0.1 * sum(increase(moray_video_jobs_finished_total[30m]))"
+        f' and sum(increase(moray_video_jobs_finished_total{{code=~"{OUR_FAULTS}"}}[30m])) >= {FEWEST_JOBS}',
+        lasting="0s",
+        summary="{{ $value | humanize }} video jobs of the last half hour have failed, more than one in ten",
+        means="They took their replicas down three times, or the engine gave up. Their clients see the reason in the "
+        "job's error; what they asked wrongly does not count here.",
+        look="moray_video_jobs_finished_total by code, error.message of a failed job, the logs of the video replicas.",
+        mend="replica_lost: memory of the node or of the GPU, lower video.concurrent or the sizes. engine_failed: what "
+        "the message says. After a release: go back.",
+    ),
+    Alert(
+        name="VideoStoreUnreachable",
+        severity="page",
+        expr="sum(rate(moray_video_store_errors_total[1m])) > 0",
+        lasting="1m",
+        summary="The store of video jobs does not answer",
+        means="New jobs are refused with 503 and nothing begins. What runs goes on, and writes its end once the store "
+        "answers; nothing that was accepted is lost.",
+        look="The log of the gateway, which says why; the disk of the state folder, or the PostgreSQL of "
+        "video.database.",
+        mend="Make room on the disk, or start the database. Gateways find it again by themselves.",
     ),
 )
 

@@ -24,6 +24,25 @@ VIDEO = Board(
                     queries=(by("code", f"3600 * {per_s('moray_video_jobs_finished_total', 'code')}"),),
                 ),
                 Panel(
+                    title="Oldest in the queue",
+                    says="Age of the oldest queued job.",
+                    unit="s",
+                    queries=(Query(expr="max(moray_video_queue_age_seconds)", legend="oldest"),),
+                ),
+                Panel(
+                    title="Backlog",
+                    says="GPU-seconds of denoising left in unfinished jobs, by the cost model.",
+                    unit="s",
+                    queries=(Query(expr="max(moray_video_backlog_gpu_seconds)", legend="GPU-seconds"),),
+                ),
+                Panel(
+                    title="Unsigned",
+                    says="Videos finished without content credentials over the time shown, by whether that is meant.",
+                    unit="short",
+                    kind="number",
+                    queries=(by("intended", f"sum by (intended) (increase(moray_video_unsigned_total[{RANGE}]))"),),
+                ),
+                Panel(
                     title="Preemptions",
                     says="Jobs that went back to the queue over the time shown because their GPU was called back.",
                     unit="short",
@@ -46,6 +65,39 @@ VIDEO = Board(
                     says="Of one denoising step of a batch.",
                     unit="s",
                     queries=quantiles("moray_video_step_seconds"),
+                ),
+            ),
+        ),
+        Row(
+            title="Stages and faults",
+            panels=(
+                Panel(
+                    title="Time by stage",
+                    says="Mean of the attempts that left the stage; queued is the wait before the first.",
+                    unit="s",
+                    queries=(
+                        by(
+                            "stage",
+                            f"sum by (stage) (rate(moray_video_stage_seconds_sum[{RATE}]))"
+                            f" / sum by (stage) (rate(moray_video_stage_seconds_count[{RATE}]))",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Resumed, lost and hindered",
+                    says="Jobs that went on from a saved step, steps done twice, and jobs that had to wait for a disk.",
+                    unit="short",
+                    queries=(
+                        Query(expr=f"sum(increase(moray_video_resumed_total[{RATE}]))", legend="jobs resumed"),
+                        Query(expr=f"sum(increase(moray_video_lost_steps_total[{RATE}]))", legend="steps lost"),
+                        Query(expr=f"sum(increase(moray_video_hindered_total[{RATE}]))", legend="jobs hindered"),
+                    ),
+                ),
+                Panel(
+                    title="Store errors",
+                    says="Times per second that the store of jobs did not answer.",
+                    unit="ops",
+                    queries=(Query(expr=f"sum(rate(moray_video_store_errors_total[{RATE}]))", legend="errors/s"),),
                 ),
             ),
         ),

@@ -61,6 +61,11 @@ AGE = 'moray_signal_age_seconds{tier="pro"}'
 MOVED = 'moray_expert_rebalances_total{tier="ultra",replica="a"}'
 QUEUED = 'moray_video_jobs{status="queued"}'
 FINISHED = 'moray_video_jobs_finished_total{code="ok"}'
+FAILED = 'moray_video_jobs_finished_total{code="engine_failed"}'
+ASKED_WRONGLY = 'moray_video_jobs_finished_total{code="invalid_value"}'
+UNSIGNED = 'moray_video_unsigned_total{intended="no"}'
+MEANT_SO = 'moray_video_unsigned_total{intended="yes"}'
+STORE_ERRORS = "moray_video_store_errors_total"
 
 MINI, PRO, TURBO, ULTRA = ([{"tier": tier}] for tier in ("mini", "pro", "turbo", "ultra"))
 HOUR = "x360"
@@ -163,6 +168,15 @@ CASES = (
     case("VideoBacklog", "nothing ever finishes", {QUEUED: "1x240"}, "35m", [{}]),
     case("VideoBacklog", "the first job is under way", {QUEUED: "1x240"}, "12m"),
     case("VideoBacklog", "nothing waits", {QUEUED: "0x240"}, "35m"),
+    case("VideoUnsigned", "one is", {UNSIGNED: "0x30 1x60"}, "6m", [{}]),
+    case("VideoUnsigned", "the family file says so", {MEANT_SO: "0+1x90"}, "10m"),
+    case("VideoUnsigned", "long ago", {UNSIGNED: "0x30 1x180"}, "25m"),
+    case("VideoJobsFail", "one in five", {FINISHED: "0+0.4x180", FAILED: "0+0.1x180"}, "30m", [{}]),
+    case("VideoJobsFail", "one in fifty", {FINISHED: "0+0.98x180", FAILED: "0+0.02x180"}, "30m"),
+    case("VideoJobsFail", "the only one", {FAILED: "0x60 1x120"}, "30m"),
+    case("VideoJobsFail", "clients ask for what is not there", {ASKED_WRONGLY: "0+0.1x180"}, "30m"),
+    case("VideoStoreUnreachable", "for three minutes", {STORE_ERRORS: "0+10x30"}, "4m", [{}]),
+    case("VideoStoreUnreachable", "once", {STORE_ERRORS: "0x6 1x60"}, "4m"),
 )
 
 
