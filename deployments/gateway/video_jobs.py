@@ -8,10 +8,10 @@ begin. Nothing that goes wrong with a replica, or with the store, drops a job.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
@@ -160,7 +160,7 @@ class VideoJobs:
             self._jobs[job.id] = job
             self._workers.give(job.id, worker)
             task = self._mine[job.id] = asyncio.create_task(self._see_to(job, worker))
-            task.add_done_callback(lambda task, job_id=job.id, worker=worker: self._over(job_id, worker, task))
+            task.add_done_callback(functools.partial(self._over, job.id, worker))
 
     async def sweep(self) -> None:
         """Delete what has expired, files first: what fails on the way is found again."""
@@ -192,25 +192,28 @@ class VideoJobs:
         asked = Asked(spec=job.spec(), model=job.model, deadline_s=self._due_s(job), priority=job.priority)
         stream = worker.actor.render.options(num_returns="streaming").remote(asked)
         with self._metrics.stages(self._now_s() - job.created_at_s if not job.attempts else None) as entered:
+            before = 0  # steps that earlier attempts had done
             async for item in stream:
                 news: News = await item
-                if isinstance(news, Rendered):
-                    return await self._rendered(job, worker, news)
-                if isinstance(news, Begun | StageBegun):
-                    entered("rendering" if isinstance(news, Begun) else news.stage)
-                job = await self._write(self._after(job, news))
+                match news:
+                    case Begun():
+                        before = job.steps_done
+                        entered("rendering")
+                        job = job.begun()
+                    case StepDone(done=done, total=total, seconds=seconds):
+                        self._metrics.step(seconds)
+                        if before:
+                            saved = job.stepped(done - 1, total).steps_done
+                            self._metrics.went_on(saved, lost_steps=max(0, before - saved))
+                            before = 0
+                        job = job.stepped(done, total)
+                    case StageBegun(stage=stage):
+                        entered(stage)
+                        job = job.staged(stage)
+                    case Rendered():
+                        return await self._rendered(job, worker, news)
+                job = await self._write(job)
         return await self._end(job, ReplicaLost(f"{job.id}: the rendering ended without a result; try again"))
-
-    def _after(self, job: VideoJob, news: Begun | StepDone | StageBegun) -> VideoJob:
-        match news:
-            case Begun(done=done):
-                self._metrics.begun(done, lost_steps=max(0, job.steps_done - done))
-                return replace(job.begun(), steps_done=min(job.steps_done, done))
-            case StepDone(done=done, total=total, seconds=seconds):
-                self._metrics.step(seconds)
-                return job.stepped(done, total)
-            case StageBegun(stage=stage):
-                return job.staged(stage)
 
     async def _rendered(self, job: VideoJob, worker: Worker, how: Rendered) -> None:
         if how.error is not None:

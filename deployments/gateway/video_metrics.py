@@ -48,9 +48,9 @@ class VideoMetrics:
     def _stage(self, stage: str, seconds: float) -> None:
         self._meters.histogram("moray_video_stage_seconds").labels(stage=stage).observe(seconds)
 
-    def begun(self, done: int, lost_steps: int) -> None:
-        """`done`: steps that a saved state spared it."""
-        self._count("resumed", 1 if done else 0)
+    def went_on(self, saved_steps: int, lost_steps: int) -> None:
+        """An attempt after one that had done steps: what a saved state spared it, and what it did not."""
+        self._count("resumed", 1 if saved_steps else 0)
         self._count("lost_steps", lost_steps)
 
     def step(self, seconds: float) -> None:
