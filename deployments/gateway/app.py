@@ -30,6 +30,8 @@ from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Courses
 from deployments.gateway.tokens import Pushed, Streamed, TokenPath
 from deployments.gateway.tracing import Tracer
+from deployments.gateway.video_edits import VideoEdits
+from deployments.gateway.video_inputs import taking
 from deployments.gateway.videos import Videos
 from deployments.gateway.wire import model_object, models_list
 from deployments.link import Listener
@@ -69,13 +71,16 @@ class Gateway:
         self._chat = ChatCompletions(self._courses, self._keys, self._metrics, clock, Tracer(family))
         self._videos: Videos | None = None
         if family.video is not None and jobs is not None:
-            self._videos = Videos(family, jobs, files_of(family.video, folder), self._metrics.video)
+            files = files_of(family.video, folder)
+            self._videos = Videos(family, jobs, files, self._metrics.video)
+            self._edits = VideoEdits(self._videos, jobs, files)
             self._rendering = asyncio.create_task(self._videos.run())
         self._console = Console(lambda: self._family, self._desk, self._metrics, self._unfinished, clock)
         self._follow(family)
         self._talk = asyncio.create_task(self._announcer.run())
 
     def _follow(self, family: Family) -> None:
+        family = taking(family)
         for tier in family.tiers.keys() - self._handles.keys():
             self._handles[tier] = serve.get_deployment_handle(tier, app_name=tier_app(tier))
             # Its router meets the replicas: a first call would too, but where one waits for a replica Serve wants one,
@@ -119,6 +124,7 @@ class Gateway:
         self._console.add_routes(app)
         if self._videos is not None:
             self._videos.add_routes(app, self._keys)
+            self._edits.add_routes(app, self._keys)
         return app
 
     async def _models(self, request: Request) -> Response:

@@ -5,6 +5,7 @@ second, a megabyte of prompt for a millisecond. So what stands outside strings i
 """
 
 import json
+import re
 import reprlib
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
@@ -102,7 +103,7 @@ def refusal(error: ValidationError, known: Iterable[str], private: Collection[st
             return InvalidRequest(f"{where}: not given; it is required; add it", param=param, code="missing_parameter")
     code = UNSUPPORTED if fault["type"] == UNSUPPORTED else None
     mend = "leave it out" if code else "change the value"
-    given = "this value" if param in private else f"given {shown(fault['input'])}"
+    given = "this value" if param and re.split(r"[.\[]", param)[0] in private else f"given {shown(fault['input'])}"
     allowed = fault["msg"][:1].lower() + fault["msg"][1:]
     return InvalidRequest(f"{where}: {given}; {allowed}; {mend}", param=param, code=code)
 

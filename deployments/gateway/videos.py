@@ -11,20 +11,21 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
 from autoscaling.signals import JobSeen
 from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from cluster.family import Family
 from deployments.control.words import Worker
-from deployments.gateway.asgi import authorize, read_body
+from deployments.gateway.asgi import authorize
 from deployments.gateway.video_content import content
+from deployments.gateway.video_inputs import VideoInputs
 from deployments.gateway.video_jobs import VideoJobs
 from deployments.gateway.video_metrics import VideoMetrics
+from deployments.gateway.video_requests import created
 from deployments.gateway.videos_wire import Outlook, parse_listing, video_deleted, video_list, video_object
 from deployments.stores.files import Files
 from deployments.stores.keys import KeyStore
@@ -51,6 +52,7 @@ class Videos:
         self._files = files
         self._now_s = now_s
         self._jobs = VideoJobs(family.video, store, files, metrics, now_s)
+        self.inputs = VideoInputs(family, files, store)
         metrics.begin()
         self.follow(family)
 
@@ -59,7 +61,7 @@ class Videos:
         assert family.video is not None
         self._video = self._jobs.video = family.video
         self._headers = {"moray-engine": "simulated"} if self._video.engine == "simulated" else {}
-        self._max_body_bytes = family.gateway.max_body_bytes
+        self.inputs.follow(family)
 
     async def run(self) -> None:
         """Has jobs rendered, those too that were accepted before this process began. Never ends."""
@@ -82,11 +84,12 @@ class Videos:
         app.add_api_route("/v1/videos/{job_id}/content", self._content, methods=["GET", "HEAD"])
 
     async def _create(self, request: Request) -> Response:
-        owner = authorize(request.scope, self._keys).id
-        key = idempotency_key(request)
-        self.admit(owner, key)
-        asked = await self._asked(request, seed_of(owner, key))
-        return self.told(await self.accept(asked, owner, key))
+        record, key = authorize(request.scope, self._keys), idempotency_key(request)
+        self.admit(record.id, key)
+        async with self.inputs.fields(request) as fields:
+            caller = self.inputs.caller(record, seed_of(record.id, key))
+            async with self.inputs.ready(created(fields, self._video, caller), record.id) as (asked, files):
+                return self.told(await self.accept(asked, record.id, key, files))
 
     def admit(self, owner: str, key: str | None) -> None:
         """Raises Overloaded where no more jobs may wait. A request that is sent again adds none."""
@@ -98,7 +101,7 @@ class Videos:
             )
 
     async def accept(
-        self, asked: VideoRequest, owner: str, key: str | None, inputs: Mapping[str, bytes] | None = None
+        self, asked: VideoRequest, owner: str, key: str | None, inputs: Mapping[str, Path] | None = None
     ) -> VideoJob:
         """The new job, or the earlier one of this idempotency key. `inputs`: by the names that `asked.inputs` has.
 
@@ -108,10 +111,10 @@ class Videos:
         # A client that leaves meanwhile leaves no row that nobody renders.
         return await asyncio.shield(self._accept(job, inputs or {}))
 
-    async def _accept(self, job: VideoJob, inputs: Mapping[str, bytes]) -> VideoJob:
+    async def _accept(self, job: VideoJob, inputs: Mapping[str, Path]) -> VideoJob:
         try:
-            for name, data in inputs.items():  # before the row: a replica may begin at once
-                await self._files.put_bytes(f"{job.id}/{name}", data)
+            for name, file in inputs.items():  # before the row: a replica may begin at once
+                await self._files.put(f"{job.id}/{name}", file)
             made = await asyncio.to_thread(self._store.create, job)
         except BaseException:
             await self._files.delete(job.id)
@@ -127,19 +130,6 @@ class Videos:
                 code="idempotency_key_reused",
             )
         return made
-
-    async def _asked(self, request: Request, seed: int) -> VideoRequest:
-        body = await read_body(request.scope, request.receive, self._max_body_bytes)
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            return parse_json(body, self._video, seed)
-        request._body = body
-        try:
-            async with request.form(max_files=4) as form:
-                fields = [(k, "file" if isinstance(v, UploadFile) else v) for k, v in form.multi_items()]
-        except (HTTPException, ValueError) as error:
-            fault = error.detail if isinstance(error, HTTPException) else error
-            raise InvalidRequest(f"body: {fault}; multipart/form-data or JSON is allowed; mend the body") from error
-        return parse_form(fields, self._video, seed)
 
     async def _list(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id

@@ -181,12 +181,22 @@ def _tier_facts(key: str, tier: Tier) -> dict[str, Any]:
 
 
 def _video_facts(video: Video) -> dict[str, Any]:
+    """The limits of a request. `takes` is null where only a replica can tell, when a job begins."""
     return {
         "tier": "video",
         "engine": video.engine,
         "sizes": list(video.sizes),
+        "largest_size": f"{video.output.max_width}x{video.output.max_height}",
         "seconds": list(video.seconds),
         "fps": video.fps,
+        "delivered_fps": [video.fps, *video.output.fps],
+        "max_frames": max(video.seconds) * video.fps,
+        "steps": video.steps,
+        "guidance": video.guidance,
+        "styles": list(video.styles),
+        "takes": video.takes.model_dump(mode="json") if video.takes else None,
+        "audio": "muxed",
+        "max_input_bytes": video.max_input_bytes,
         "max_waiting": video.max_waiting,
         "price": video.price.model_dump(),
     }
