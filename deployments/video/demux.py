@@ -22,6 +22,7 @@ from deployments.video.spec import Frames
 MOST_SECONDS = 120
 MOST_FRAMES = 14_400  # 120 s at 120 frames a second
 MOST_FRAME_PIXELS = 4096 * 2304  # the rows that codecs add are in it
+ROUNDING_S = 0.001  # Matroska's times are whole milliseconds
 MOST_DECODED_PIXELS = 15_000_000_000  # 120 s of 1920x1080 at 60 frames a second
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 VIDEO_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "ffv1")
@@ -114,7 +115,7 @@ def _shown(frames: Iterator[Any], clip: Clip, param: str) -> Iterator[Any]:
         if held is None and frame is None:
             raise refused(param, "has no frames", VIDEO_TEXT, "check what was uploaded")
         start_s = _at_s(frame) if held is None else start_s
-        until_s = (_end_s(held) if frame is None else _at_s(frame)) - start_s - 1e-6
+        until_s = (_end_s(held) if frame is None else _at_s(frame)) - start_s - ROUNDING_S
         while held is not None and times and times[-1] < until_s:
             yield held
             times.pop()
@@ -138,7 +139,7 @@ def _at_s(frame: Any) -> float:
 
 
 def _end_s(frame: Any) -> float:
-    return _at_s(frame) + max(float((frame.duration or 0) * frame.time_base), 0.001)  # a last one may have no length
+    return _at_s(frame) + max(float((frame.duration or 0) * frame.time_base), 0.01)  # the last may have no length
 
 
 def _check(given: float, most: int, what: str, param: str) -> None:

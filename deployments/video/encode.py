@@ -1,8 +1,8 @@
 """RGB frames to files as they come, and back: an H.264 MP4 that browsers play, and a master that keeps every bit.
 
 The MP4 is yuv420p, BT.709, its index at the front (faststart), a key frame every two seconds, sound as AAC. The master
-is FFV1 in Matroska, each frame whole in itself. Both are written beside their places and renamed once both are whole,
-so a reader never meets half a file; what fails, by a full disk too, leaves nothing. Faststart reopens the file by name,
+is FFV1 in Matroska, each frame whole in itself. A file is written beside its place and renamed once it is whole, so a
+reader never meets half of one; what fails, by a full disk too, leaves nothing. Faststart reopens the file by name,
 so it cannot be written to memory. Beside what the encoders hold back, memory is bounded by one chunk of frames.
 """
 
@@ -25,20 +25,19 @@ PRESET = "veryfast"
 KEY_FRAME_EVERY_S = 2
 
 
-def write(  # noqa: PLR0913 - one call says all of a clip's files
+def write(
     frames: Iterable[Frames],
     fps: int,
     path: Path,
     *,
     title: str = "",
     audio: Path | None = None,
-    master: Path | None = None,
     out: tuple[int, int, int] | None = None,
 ) -> None:
     """`frames`: chunks of one size. `out`: width, height and frames per second delivered, where not as rendered.
 
-    Frames are scaled, and repeated or left out, never mixed; `master` has them as rendered. `audio`: a file with sound;
-    what is longer than the clip is cut off. `title` goes into the metadata. Raises InvalidRequest; OSError untouched.
+    Frames are scaled, and repeated or left out, never mixed. `audio`: a file with sound; what is longer than the clip
+    is cut off. `title` goes into the metadata. Raises InvalidRequest; OSError untouched.
     """
     pictures = _pictures(frames)
     first = next(pictures, None)
@@ -51,19 +50,15 @@ def write(  # noqa: PLR0913 - one call says all of a clip's files
         )
     with (
         beside(path) as partial,
-        beside(master) if master else nullcontext() as partial_master,
         Sound(audio) if audio else nullcontext() as sound,
         _Delivered(partial, (width, height), (fps, out_fps), title, sound) as delivered,
-        _Master(partial_master, fps) if partial_master else nullcontext() as kept,
     ):
         for picture in chain([first], pictures):
-            if kept:
-                kept.add(picture)
             delivered.add(picture)
 
 
 def write_master(frames: Iterable[Frames], fps: int, path: Path) -> int:
-    """The master alone. Returns how many frames it has. Raises OSError."""
+    """The master. Returns how many frames it has. Raises OSError."""
     with beside(path) as partial, _Master(partial, fps) as kept:
         for picture in _pictures(frames):
             kept.add(picture)

@@ -20,11 +20,11 @@ from deployments.video.inputs import Clip
 from deployments.video.spec import Frames
 
 CLIP = Clip(width=96, height=64, frames=8, fps=4)
-STEP = 12
+STEP = 10
 
 
 def greys(frames: int, height: int = 64, width: int = 96) -> Frames:
-    """Frame i is grey of 12 i."""
+    """Frame i is grey of 10 i."""
     grey = (np.arange(frames) * STEP).astype(np.uint8)[:, None, None, None]
     return np.broadcast_to(grey, (frames, height, width, 3))
 
@@ -110,6 +110,13 @@ def test_a_video_is_brought_to_the_clips_rate_and_loses_what_is_beyond_it(
 ) -> None:
     assert demux.video(made(greys(frames), fps), CLIP, tmp_path / "made", "video_reference") == len(taken)
     assert shown(tmp_path / "made") == taken
+
+
+@pytest.mark.parametrize("form", ["matroska", "mp4"])
+def test_times_rounded_to_milliseconds_neither_drop_nor_repeat_a_frame(form: str, tmp_path: Path) -> None:
+    clip = Clip(width=96, height=64, frames=24, fps=24)
+    assert demux.video(made(greys(24), 24, form=form), clip, tmp_path / "made", "video_reference") == 24
+    assert shown(tmp_path / "made") == list(range(24))
 
 
 def test_the_middle_of_a_video_is_cut_out_and_scaled(tmp_path: Path) -> None:
