@@ -138,10 +138,7 @@ class Mark:
 
 
 def payload_of(job_id: str) -> int:
-    """The first `BITS` bits of its SHA-256: to be looked for among the jobs that are known.
-
-    Of a tree of edits the first job's: another mark would change the frames that an edit leaves alone.
-    """
+    """The first `BITS` bits of its SHA-256: to be looked for among the jobs that are known."""
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big") >> (32 - BITS)
 
 
