@@ -19,6 +19,7 @@ class VideoWorkers:
     """On one event loop; raises nothing for a replica's fault. `on_room` is called when there may be room again."""
 
     def __init__(self, on_room: Callable[[], None]) -> None:
+        self.rest_s = REST_S
         self._on_room = on_room
         self._named: dict[str, Worker] = {}
         self._settled: set[str] = set()
@@ -59,7 +60,7 @@ class VideoWorkers:
 
     def rest(self, worker_id: str) -> None:
         if worker_id not in self._resting:
-            self._resting[worker_id] = asyncio.get_running_loop().call_later(REST_S, self._rested, worker_id)
+            self._resting[worker_id] = asyncio.get_running_loop().call_later(self.rest_s, self._rested, worker_id)
 
     def settle(self, worker_id: str) -> None:
         """No job more until it has halted; if that fails it is asked again when it is named again."""

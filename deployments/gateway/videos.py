@@ -1,7 +1,7 @@
 """/v1/videos: jobs in a store and in a queue for the video replicas, their files in a store of their own.
 
-A job is a row before its client gets the id, so a restart finds it and goes on with it. The store flushes to disk, so it
-is asked in threads.
+A job is a row before its client gets the id, so a restart finds it and goes on with it. The store flushes to disk,
+so it is asked in threads.
 """
 
 import asyncio
@@ -123,13 +123,27 @@ class Videos:
             self._jobs.add(job)
             return job
         await self._files.delete(job.id)
-        if made.asked != job.asked:
+        if made.asked != job.asked or not await self._have(made, inputs):
             raise Conflict(
                 f"{IDEMPOTENCY_KEY}: it was sent with another request; the same request again is allowed; "
                 "send a new key with a new request",
                 code="idempotency_key_reused",
             )
         return made
+
+    async def _have(self, job: VideoJob, inputs: Mapping[str, Path]) -> bool:
+        """Whether the job's inputs are these, as far as they are still there."""
+        for name, file in inputs.items():
+            key = f"{job.id}/{name}"
+            size = await self._files.size(key)
+            if size is None:
+                continue
+            digest = hashlib.sha256()
+            async for chunk in self._files.stream(key, 0, size):
+                digest.update(chunk)
+            if digest.digest() != hashlib.sha256(await asyncio.to_thread(file.read_bytes)).digest():
+                return False
+        return True
 
     async def _list(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
@@ -184,7 +198,7 @@ def idempotency_key(request: Request) -> str | None:
     key = request.headers.get(IDEMPOTENCY_KEY)
     if key is not None and not _SAFE_KEY.fullmatch(key):
         raise InvalidRequest(
-            f"{IDEMPOTENCY_KEY}: given {len(key)} characters; 1 to 255 of ASCII without spaces are allowed; send a UUID",
+            f"{IDEMPOTENCY_KEY}: given {len(key)} characters; 1 to 255 of ASCII, no spaces, are allowed; send a UUID",
             param=IDEMPOTENCY_KEY,
         )
     return key

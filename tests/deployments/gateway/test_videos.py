@@ -1,34 +1,35 @@
 """The videos API through the whole gateway; the workers are the test's, and do what a spec's prompt says."""
 
 import asyncio
+import base64
 import contextlib
+import io
 import json
 import pickle
 import sqlite3
-import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from PIL import Image
 from shell import VIDEO as SHAPE
 from shell import Exchange, Handle, application, family
 
-from cluster.errors import EngineFailed, InvalidRequest
+from cluster.errors import EngineFailed, InvalidRequest, Unavailable
 from cluster.family import Video
 from deployments.control.words import Worker
-from deployments.gateway.video_jobs import MAX_ATTEMPTS
-from deployments.gateway.videos_wire import parse_json
-from deployments.stores.jobs import JOBS_FILE
+from deployments.gateway.video_jobs import LEASE_S, MAX_ATTEMPTS
+from deployments.stores.files import MASTER, THUMBNAIL
+from deployments.stores.files import VIDEO as VIDEO_FILE
+from deployments.stores.jobs import JOBS_FILE, JobStore
 from deployments.stores.keys import KEYS_FILE, KeyStore
-from deployments.video.encode import write_mp4
-from deployments.video.engine import RenderSpec
-from deployments.video.jobs import queued
-from deployments.video.worker import Begun, Rendered, StepDone
+from deployments.stores.local_files import LocalFiles
+from deployments.video.messages import Asked, Begun, News, Rendered, StepDone
+from deployments.video.spec import RenderSpec
 
 VIDEO = b"moving pictures"
-FRAMES = np.zeros((4, 16, 16, 3), np.uint8)
 PATH = "/v1/videos"
 
 
@@ -38,50 +39,73 @@ def multipart(**fields: str) -> tuple[bytes, str]:
 
 
 class Renderer:
-    """Does as the prompt says: `done` at once, `lost N times`, `lent N times`, `refused`, `broken`, `hangs`, `encodes`
+    """Does as the prompt says: `done` at once, `lost N times`, `lent N times`, `hindered N times`, `refused`, `broken`,
 
-    until told. Its state is the process's: any number of workers may be made of it.
+    `silent`, `unsigned`, `hangs`, `stores` once told. Its state is the process's: many workers may be made of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, files: LocalFiles) -> None:
         self.specs: list[RenderSpec] = []
-        self.stopped = asyncio.Event()
-        self.may_encode = threading.Event()
-        self.encoded: asyncio.Future[None] | None = None
+        self.asked: list[Asked] = []
+        self.withdrawn: list[str] = []
+        self.halted = 0
+        self.may_store = asyncio.Event()
+        self.storing: asyncio.Task[None] | None = None
+        self.files = files
+        self._under_way: dict[str, asyncio.Event] = {}
 
-    async def render(self, spec: RenderSpec, path: str) -> AsyncIterator[Begun | StepDone | Rendered]:
+    async def render(self, asked: Asked) -> AsyncIterator[News]:
+        spec = asked.spec
+        self.asked.append(asked)
         self.specs.append(spec)
-        yield Begun()
-        for done in (1, 2):
-            yield StepDone(done=done, total=spec.steps, seconds=0.1)
-        async for news in self._end(spec, Path(path)):
-            yield news
+        over = self._under_way[spec.job_id] = asyncio.Event()
+        try:
+            yield Begun()
+            for done in (1, 2):
+                yield StepDone(done=done, total=spec.steps, seconds=0.1)
+            ended = await self._end(spec)
+        finally:
+            over.set()
+        if spec.prompt != "silent":
+            yield ended
 
-    async def _end(self, spec: RenderSpec, path: Path) -> AsyncIterator[Rendered]:
+    async def withdraw(self, job_id: str) -> None:
+        self.withdrawn.append(job_id)
+        self.may_store.set()
+        if self.storing is not None:
+            await self.storing
+        if job_id in self._under_way:
+            await self._under_way[job_id].wait()
+
+    async def halt(self) -> None:
+        self.halted += 1
+
+    async def _end(self, spec: RenderSpec) -> Rendered:
         match spec.prompt.split():
             case ["lost", times, "times"] if len(self.specs) <= int(times):
                 raise RuntimeError("the actor died, and\n30 lines of its traceback")
             case ["lent", times, "times"] if len(self.specs) <= int(times):
-                yield Rendered(preempted=True)
+                return Rendered(preempted=True)
+            case ["hindered", times, "times"] if len(self.specs) <= int(times):
+                return Rendered(hindered="no space left on device")
             case ["refused"]:
-                yield Rendered(error=InvalidRequest("size: too large"))
+                return Rendered(error=InvalidRequest("size: too large"))
             case ["broken"]:
-                yield Rendered(error=EngineFailed("engine: out of memory; try again"))
-            case ["silent"]:
-                return
+                return Rendered(error=EngineFailed("engine: out of memory; try again"))
             case ["hangs"]:
                 await asyncio.Event().wait()
-            case ["encodes"]:
-                self.encoded = asyncio.get_running_loop().run_in_executor(None, self._encode, path)
-                await asyncio.shield(self.encoded)
-                yield Rendered()
-            case _:
-                path.write_bytes(VIDEO)
-                yield Rendered()
+            case ["stores"]:
+                self.storing = asyncio.create_task(self._store(spec))
+                await asyncio.shield(self.storing)  # a replica stores on while nobody listens
+                return Rendered(signed=True)
+        self.may_store.set()
+        await self._store(spec)
+        return Rendered(signed=spec.prompt != "unsigned")
 
-    def _encode(self, path: Path) -> None:
-        self.may_encode.wait()
-        write_mp4(FRAMES, 8, path)
+    async def _store(self, spec: RenderSpec) -> None:
+        await self.may_store.wait()
+        for name in (VIDEO_FILE, THUMBNAIL, MASTER):
+            await self.files.put_bytes(f"{spec.job_id}/{name}", VIDEO)
 
 
 class Call:
@@ -105,12 +129,9 @@ class Actor:
     """Ray's handle of a worker."""
 
     def __init__(self, renderer: Renderer) -> None:
-        self._renderer = renderer
         self.render = Call(renderer.render)
-        self.halt = Call(self._halt)
-
-    async def _halt(self) -> None:
-        self._renderer.stopped.set()
+        self.halt = Call(renderer.halt)
+        self.withdraw = Call(renderer.withdraw)
 
 
 class Client:
@@ -144,6 +165,16 @@ class Client:
             if now["status"] in states and now["progress"] >= progress:
                 return now
 
+    async def begun(self, times: int) -> None:
+        while len(self.renderer.specs) < times:
+            await asyncio.sleep(0)
+
+    async def content(self, video: dict[str, Any], method: str = "GET", query: str = "", **headers: str) -> Exchange:
+        return await self.send(method, f"{PATH}/{video['id']}/content", body=b"", query=query, **headers)
+
+    async def page(self) -> str:
+        return (await self.send("GET", "/metrics", query="only=gateway")).body.decode()
+
     def files(self) -> list[str]:
         return sorted(str(each.relative_to(self.folder)) for each in (self.folder / "videos").rglob("*"))
 
@@ -152,15 +183,18 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def served(folder: Path, workers: int = 1, **video: Any) -> AsyncIterator[Client]:
-    """The gateway until the end of the block, when it dies as a process does."""
-    renderer = Renderer()
+async def served(folder: Path, workers: int = 1, later_s: float = 0.0, **video: Any) -> AsyncIterator[Client]:
+    """The gateway until the end of the block, when it dies as a process does. Its clock is ahead by `later_s`."""
+    renderer = Renderer(LocalFiles(folder / "videos"))
     spec = family(folder, video=True, gateway={"tokens": "streamed"})
-    spec = spec.model_copy(update={"video": Video.model_validate(SHAPE | video)})
+    spec = spec.model_copy(update={"video": Video.model_validate(SHAPE | {"concurrent": 1} | video)})
+    before = asyncio.all_tasks()
     gateway, app, key = await application(spec, {name: Handle(object()) for name in spec.tiers})
     named = tuple(Worker(worker_id=f"w{n}", node_id="here", actor=Actor(renderer)) for n in range(workers))
-    videos, before = gateway._videos, asyncio.all_tasks()
+    videos = gateway._videos
     assert videos is not None
+    videos._now_s = videos._jobs._now_s = lambda: time.time() + later_s
+    videos._jobs._workers.rest_s = 0.0
 
     async def control() -> None:
         while True:
@@ -169,9 +203,8 @@ async def served(folder: Path, workers: int = 1, **video: Any) -> AsyncIterator[
 
     ticking = asyncio.create_task(control())
     yield Client(folder, gateway, renderer, app, key)
-    renderer.may_encode.set()
     ticking.cancel()
-    videos._jobs._jobs.clear()  # or what is cancelled would be begun anew
+    gateway._rendering.cancel()
     while tasks := asyncio.all_tasks() - before:
         for task in tasks:
             task.cancel()
@@ -238,8 +271,8 @@ async def test_content_before_completion_is_refused(tmp_path: Path) -> None:
         video = await client.create("hangs")
         await client.until(video, "in_progress")
         assert code(await client.send("GET", f"{PATH}/{video['id']}/content")) == (400, "video_not_ready")
-        thumbnail = await client.send("GET", f"{PATH}/{video['id']}/content", query="variant=thumbnail")
-        assert code(thumbnail) == (400, "unsupported_parameter")
+        poster = await client.send("GET", f"{PATH}/{video['id']}/content", query="variant=poster")
+        assert code(poster) == (400, "invalid_value")
 
 
 async def test_the_list_is_walked_page_by_page(tmp_path: Path) -> None:
@@ -277,41 +310,45 @@ async def test_deleting_a_finished_video_removes_its_file(tmp_path: Path) -> Non
     async with served(tmp_path) as client:
         video = await client.create("done")
         await client.until(video, "completed")
-        assert len(client.files()) == 2
+        assert len(client.files()) == 4  # its folder too
         deleted = await client.send("DELETE", f"{PATH}/{video['id']}")
         assert deleted.json() == {"id": video["id"], "object": "video.deleted", "deleted": True}
         assert code(await client.send("GET", f"{PATH}/{video['id']}")) == (404, "video_not_found")
         assert client.files() == []
 
 
-async def test_deleting_a_running_video_stops_the_rendering(tmp_path: Path) -> None:
+async def test_deleting_a_running_video_withdraws_it_and_the_next_one_begins(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
-        video = await client.create("hangs")
+        video, next_one = await client.create("hangs"), await client.create("done")
         await client.until(video, "in_progress")
         await client.send("DELETE", f"{PATH}/{video['id']}")
-        await client.renderer.stopped.wait()
-        assert client.files() == []
+        await client.until(next_one, "completed")
+        assert client.renderer.withdrawn == [video["id"]]
+        assert all(next_one["id"] in name for name in client.files())
 
 
-async def test_a_video_deleted_during_its_final_encode_leaves_no_file(tmp_path: Path) -> None:
+async def test_a_video_deleted_while_its_files_are_stored_leaves_none(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
-        video = await client.create("encodes")
-        await client.until(video, "in_progress", progress=50)
-        while client.renderer.encoded is None:
+        video = await client.create("stores")
+        while client.renderer.storing is None:
             await asyncio.sleep(0)
         await client.send("DELETE", f"{PATH}/{video['id']}")
-        client.renderer.may_encode.set()
-        with pytest.raises(OSError, match="No such file"):
-            await client.renderer.encoded
-        assert client.files() == []
+        await client.renderer.storing
+        while client.files():
+            await asyncio.sleep(0)
+        assert client.renderer.withdrawn == [video["id"]]
 
 
-async def test_an_encode_that_nobody_disturbs_leaves_the_video(tmp_path: Path) -> None:
+async def test_a_video_deleted_by_another_gateway_is_withdrawn_at_its_next_word(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
-        client.renderer.may_encode.set()
-        video = await client.create("encodes")
-        await client.until(video, "completed")
-        assert client.files() == [f"videos/{video['id']}", f"videos/{video['id']}/video.mp4"]
+        video = await client.create("stores")
+        while client.renderer.storing is None:
+            await asyncio.sleep(0)
+        (job,) = JobStore(tmp_path / JOBS_FILE).unfinished()
+        JobStore(tmp_path / JOBS_FILE).delete(job.owner, job.id)
+        client.renderer.may_store.set()
+        while video["id"] not in client.renderer.withdrawn or client.files():
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(("prompt", "why"), [("refused", "invalid_value"), ("broken", "engine_failed")])
@@ -348,8 +385,9 @@ async def test_unfinished_videos_are_rendered_again_after_a_restart_and_finished
         await client.until(finished, "completed")
         await client.until(cut, "in_progress", progress=50)
         key = client.key
-    async with served(tmp_path) as restarted:
+    async with served(tmp_path, later_s=2 * LEASE_S) as restarted:
         client = restarted.of(key)
+        await restarted.begun(1)
         await client.until(cut, "in_progress", progress=50)
         assert [spec.job_id for spec in restarted.renderer.specs] == [cut["id"]]
         assert (await client.retrieve(finished))["status"] == "completed"
@@ -359,11 +397,12 @@ async def test_a_job_that_took_the_gateway_down_each_time_is_not_started_for_eve
     async with served(tmp_path) as client:
         video, key = await client.create("hangs"), client.key
         await client.until(video, "in_progress")
-    for _ in range(MAX_ATTEMPTS - 1):
-        async with served(tmp_path) as restarted:
+    for times in range(1, MAX_ATTEMPTS):
+        async with served(tmp_path, later_s=2 * times * LEASE_S) as restarted:
+            await restarted.begun(1)
             await restarted.of(key).until(video, "in_progress")
             assert len(restarted.renderer.specs) == 1
-    async with served(tmp_path) as restarted:
+    async with served(tmp_path, later_s=2 * MAX_ATTEMPTS * LEASE_S) as restarted:
         failed = await restarted.of(key).until(video, "failed")
         assert failed["error"]["code"] == "replica_lost"
         assert restarted.renderer.specs == []
@@ -412,18 +451,6 @@ async def test_a_job_whose_worker_is_lent_goes_on_elsewhere_and_no_attempt_count
         assert len(client.renderer.specs) == MAX_ATTEMPTS + 3
         page = (await client.send("GET", "/metrics", query="only=gateway")).body.decode()
         assert f"moray_video_preemptions_total {MAX_ATTEMPTS + 2}.0" in page
-
-
-async def test_a_job_that_is_deleted_before_its_rendering_has_begun_keeps_no_worker(tmp_path: Path) -> None:
-    async with served(tmp_path) as client:
-        await client.until(await client.create("done"), "completed")
-        jobs = client.videos._jobs
-        while not jobs._free:
-            await asyncio.sleep(0)
-        jobs.add(queued(parse_json(b'{"prompt": "hangs"}', jobs.video, 1), "video_x", "somebody", 1))
-        jobs.drop("video_x")  # in the same turn of the loop
-        await client.until(await client.create("done"), "completed")
-        assert [spec.prompt for spec in client.renderer.specs] == ["done", "done"]
 
 
 async def test_jobs_wait_in_order_for_a_free_worker(tmp_path: Path) -> None:
@@ -478,3 +505,190 @@ async def test_a_changed_family_is_served_to_new_jobs_and_the_queue(tmp_path: Pa
         client.videos.follow(before.model_copy(update={"video": Video.model_validate(slower)}))
         assert client.videos.jobs()[0].left_gpu_s == pytest.approx(2.0)
         assert (await client.create("done"))["seconds"] == "3"
+
+
+async def test_a_file_is_read_whole_or_by_a_range_of_its_bytes(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        video = await client.create("done")
+        await client.until(video, "completed")
+        whole = await client.content(video)
+        assert (whole.headers["accept-ranges"], whole.headers["content-length"]) == ("bytes", str(len(VIDEO)))
+        part = await client.content(video, range="bytes=7-9", if_range=whole.headers["etag"])
+        assert (part.status, part.body, part.headers["content-length"]) == (206, VIDEO[7:10], "3")
+        assert part.headers["content-range"] == f"bytes 7-9/{len(VIDEO)}"
+        assert (await client.content(video, range="bytes=7-9", if_range='"older"')).body == VIDEO
+        behind = await client.content(video, range="bytes=99-")
+        assert code(behind) == (416, "invalid_range")
+        assert behind.headers["content-range"] == f"bytes */{len(VIDEO)}"
+        assert (await client.content(video, range="bytes=0-1,3-4")).status == 416
+
+
+async def test_the_head_of_a_file_says_what_it_is_and_sends_nothing(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        video = await client.create("done")
+        await client.until(video, "completed")
+        head = await client.content(video, "HEAD")
+        assert (head.status, head.body) == (200, b"")
+        assert (head.headers["content-type"], head.headers["content-length"]) == ("video/mp4", str(len(VIDEO)))
+
+
+@pytest.mark.parametrize(("variant", "kind"), [("thumbnail", "image/webp"), ("master", "video/matroska")])
+async def test_a_variant_has_its_own_kind(tmp_path: Path, variant: str, kind: str) -> None:
+    async with served(tmp_path) as client:
+        video = await client.create("done")
+        await client.until(video, "completed")
+        found = await client.content(video, query=f"variant={variant}")
+        assert (found.status, found.headers["content-type"]) == (200, kind)
+
+
+async def test_a_variant_that_was_not_made_is_not_found(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        video = await client.create("done")
+        await client.until(video, "completed")
+        assert code(await client.content(video, query="variant=spritesheet")) == (404, "file_not_found")
+
+
+async def test_one_idempotency_key_makes_one_job_whatever_the_clients_do(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        body = json.dumps({"prompt": "hangs"}).encode()
+        sent = [client.send("POST", body=body, idempotency_key="one") for _ in range(3)]
+        made = {exchange.json()["id"] for exchange in await asyncio.gather(*sent)}
+        assert len(made) == 1
+        assert len((await client.send("GET")).json()["data"]) == 1
+        other_key, _ = KeyStore(tmp_path / KEYS_FILE).create("other", 0.0)
+        elsewhere = await client.of(other_key).send("POST", body=body, idempotency_key="one")
+        assert elsewhere.json()["id"] not in made
+
+
+async def test_another_request_with_the_same_idempotency_key_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    async with served(tmp_path, workers=0) as client:
+        first = await client.send("POST", body=b'{"prompt": "done"}', idempotency_key="one")
+        other = await client.send("POST", body=b'{"prompt": "other"}', idempotency_key="one")
+        assert code(other) == (409, "idempotency_key_reused")
+        assert [each["id"] for each in (await client.send("GET")).json()["data"]] == [first.json()["id"]]
+        assert code(await client.send("POST", body=b'{"prompt": "x"}', idempotency_key="")) == (400, "invalid_value")
+
+
+async def test_another_picture_makes_it_another_request(tmp_path: Path) -> None:
+    async with served(tmp_path, workers=0, takes={"inputs": ["input_reference"]}) as client:
+
+        async def send(colour: str) -> Exchange:
+            png = io.BytesIO()
+            Image.new("RGB", (64, 64), colour).save(png, "PNG")
+            url = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+            body = json.dumps({"prompt": "x", "input_reference": {"image_url": url}}).encode()
+            return await client.send("POST", body=body, idempotency_key="one")
+
+        first, again, other = await send("red"), await send("red"), await send("blue")
+        assert first.json()["id"] == again.json()["id"]
+        assert code(other) == (409, "idempotency_key_reused")
+
+
+async def test_a_request_sent_again_is_answered_though_the_queue_is_full(tmp_path: Path) -> None:
+    async with served(tmp_path, workers=0, max_waiting=1) as client:
+        made = [await client.send("POST", body=b'{"prompt": "x"}', idempotency_key="one") for _ in range(2)]
+        assert made[0].json()["id"] == made[1].json()["id"]
+
+
+async def test_who_waits_is_told_its_place_and_when_it_begins_and_ends(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        running, waiting = await client.create("hangs"), await client.create("done")
+        at_work = (await client.until(running, "in_progress", progress=50))["moray"]
+        assert (at_work["queue_position"], at_work["stage"]) == (None, "rendering")
+        told = (await client.retrieve(waiting))["moray"]
+        assert told["queue_position"] == 1
+        assert at_work["estimated_completed_at"] == pytest.approx(told["estimated_start_at"], abs=1)
+        assert told["estimated_start_at"] <= told["estimated_completed_at"]
+        newest = (await client.send("GET", query="limit=1")).json()["data"][0]
+        assert newest["moray"]["queue_position"] == 1
+
+
+async def test_a_worker_takes_as_many_jobs_as_it_may(tmp_path: Path) -> None:
+    async with served(tmp_path, concurrent=2) as client:
+        hanging = [await client.create("hangs") for _ in range(3)]
+        for video in hanging[:2]:
+            await client.until(video, "in_progress", progress=50)
+        assert (await client.retrieve(hanging[2]))["status"] == "queued"
+        assert len(client.renderer.specs) == 2
+
+
+async def test_a_job_that_is_hindered_waits_and_no_attempt_counts(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("deployments.gateway.video_jobs.FIRST_PAUSE_S", 0.0)
+    async with served(tmp_path) as client:
+        await client.until(await client.create(f"hindered {MAX_ATTEMPTS + 1} times"), "completed")
+        assert f"moray_video_hindered_total {MAX_ATTEMPTS + 1}.0" in await client.page()
+
+
+async def test_a_job_begun_again_tells_which_steps_were_lost(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        await client.until(await client.create("lent 1 times"), "completed")
+        assert "moray_video_lost_steps_total 2.0" in await client.page()  # this replica saves nothing
+
+
+async def test_a_video_that_leaves_unsigned_is_counted(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        done = await client.until(await client.create("unsigned"), "completed")
+        assert done["moray"]["signed"] is False
+        await client.until(await client.create("done"), "completed")
+        assert 'moray_video_unsigned_total{intended="no"} 1.0' in await client.page()
+
+
+async def test_what_has_expired_is_gone_with_its_files(tmp_path: Path) -> None:
+    async with served(tmp_path, expires_s=60) as client:
+        video = await client.until(await client.create("done"), "completed")
+        assert video["expires_at"] == video["completed_at"] + 60
+        await client.videos._jobs.sweep()
+        assert (await client.content(video)).status == 200
+        client.videos._jobs._now_s = lambda: time.time() + 61
+        await client.videos._jobs.sweep()
+        assert code(await client.content(video)) == (404, "video_not_found")
+        assert client.files() == []
+
+
+async def test_what_a_failed_job_wrote_is_deleted(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        video = await client.create("hangs")
+        await client.renderer.files.put_bytes(f"{video['id']}/first.png", b"an input")
+        await client.send("DELETE", f"{PATH}/{video['id']}")
+        broken = await client.create("broken")
+        await client.until(broken, "failed")
+        while client.files():
+            await asyncio.sleep(0)
+
+
+async def test_a_store_that_does_not_answer_stops_no_rendering_and_loses_no_end(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        video = await client.create("stores")
+        while client.renderer.storing is None:
+            await asyncio.sleep(0)
+        store, jobs = client.videos._jobs._store, client.videos._jobs
+        jobs._store = Silent()
+        client.renderer.may_store.set()
+        while "moray_video_store_errors_total 0.0" in await client.page():
+            await asyncio.sleep(0)
+        jobs._store = store
+        await client.until(video, "completed")
+        assert len(client.renderer.specs) == 1
+
+
+async def test_two_gateways_of_one_store_share_the_queue_and_render_each_job_once(tmp_path: Path) -> None:
+    async with served(tmp_path, workers=2) as one, served(tmp_path, workers=2) as two:
+        made = [await gateway.create("done") for gateway in (one, two) for _ in range(10)]
+        client = one.of(two.key)
+        for video in made:
+            while True:
+                found = [await each.send("GET", f"{PATH}/{video['id']}") for each in (one, client)]
+                if any(each.status == 200 and each.json()["status"] == "completed" for each in found):
+                    break
+        rendered = sorted(spec.job_id for gateway in (one, two) for spec in gateway.renderer.specs)
+        assert rendered == sorted(video["id"] for video in made)
+
+
+class Silent:
+    """A database that is away."""
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*_: Any) -> None:
+            raise Unavailable("database: it does not answer; try again")
+
+        return call
