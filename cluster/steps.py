@@ -12,8 +12,8 @@ first meets every deadline that can be met (Liu and Layland, 1973); who is late 
 nothing here: all jobs stay in memory, and a step is never cut off. Others of the lead's key join it, in the order of
 priority, deadline and time left, as long as all their tokens fit.
 
-So a job steps after at most PATIENCE of its own steps and one step of each other, and being starved takes it no more
-than 1 / (PATIENCE + 1) of the time.
+So a job waits no longer than PATIENCE of its own steps and one step for each job under way, and a job that is served
+only because it starved takes no more than 1 / (PATIENCE + 1) of the time.
 """
 
 from collections.abc import Sequence

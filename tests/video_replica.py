@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.family import Video
 from deployments.video.messages import Asked, News
-from deployments.video.spec import RenderSpec
+from deployments.video.spec import RenderSpec, StepEngine
 from deployments.video.worker import VideoWorker
 
 SHIPPED = Path(__file__).parents[1] / "deployments" / "demo" / "checkpoints" / "video"
@@ -24,10 +24,10 @@ def video(**changes: Any) -> Video:
     return Video.model_validate(given | changes)
 
 
-def replica(folder: Path, **changes: Any) -> VideoWorker:
+def replica(folder: Path, engine_of_test: StepEngine | None = None, **changes: Any) -> VideoWorker:
     """Its files are in `state/videos` of the folder, what it is making in `scratch`."""
     (folder / "scratch").mkdir(exist_ok=True)
-    return VideoWorker(video(**changes), "cpu", str(folder / "state"), str(folder / "scratch"))
+    return VideoWorker(video(**changes), "cpu", str(folder / "state"), str(folder / "scratch"), engine_of_test)
 
 
 def asked(job_id: str = "video_1", *, priority: int = 0, deadline_s: float = 600.0, **changes: Any) -> Asked:

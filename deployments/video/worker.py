@@ -30,13 +30,21 @@ class VideoWorker:
     """All methods run on the actor's event loop."""
 
     def __init__(
-        self, video: Video, accelerator: str, state_folder: str, scratch_folder: str = tempfile.gettempdir()
+        self,
+        video: Video,
+        accelerator: str,
+        state_folder: str,
+        scratch_folder: str | None = None,
+        engine: StepEngine | None = None,
     ) -> None:
-        """`accelerator`: the family's, cpu or cuda. `scratch_folder`: where files are made before they are stored."""
+        """`accelerator`: the family's, cpu or cuda. `scratch_folder`: where files are made before they are stored;
+
+        the system's for temporary files where none is named. `engine`: in place of the family's.
+        """
         self._video = video
-        self._state_folder, self._scratch = Path(state_folder), Path(scratch_folder)
+        self._state_folder, self._scratch = Path(state_folder), Path(scratch_folder or tempfile.gettempdir())
         self._files = files_of(video, self._state_folder)
-        self._stepping = Stepping(video, _engine(video, accelerator), self._tell_saved)
+        self._stepping = Stepping(video, engine or _engine(video, accelerator), self._tell_saved)
         self._finish: Finish
         self._finishing = ThreadPoolExecutor(max_workers=video.concurrent, thread_name_prefix="finish")
         self._loading: asyncio.Future[None] | None = None
