@@ -46,7 +46,8 @@ class RenderSpec:
     """`width`, `height`, `frames` and `fps` are rendered; `out_*` delivered: scaled and repeated up, never invented.
 
     guidance <= 1 turns classifier-free guidance off. `parent`: id of the job whose latents a remix, an edit or an
-    extension begins from. `strength`: of a remix, how much of the parent's noise is drawn anew, 0 to 1.
+    extension begins from; `frames` of an extension count the parent's too. `strength`: of a remix, the share of the
+    steps that are taken, from the parent's latents noised as far, 0 to 1: at 1 nothing of them is left.
     """
 
     job_id: str

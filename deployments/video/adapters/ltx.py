@@ -9,7 +9,6 @@ from cluster.video import Acceleration
 from deployments.video.adapters.decoding import decoded
 from deployments.video.adapters.job import Job, Prompt, own_scheduler
 from deployments.video.adapters.stepwise import Stepwise
-from deployments.video.adapters.takes import Takes
 from deployments.video.spec import Frames, RenderSpec
 
 if TYPE_CHECKING:
@@ -27,10 +26,6 @@ class Ltx(Stepwise):
         super().__init__(pipe, device, acceleration)
         self.unit_px, self.every_frames = pipe.vae_spatial_compression_ratio, pipe.vae_temporal_compression_ratio
         self.patch = pipe.transformer_spatial_patch_size
-
-    @property
-    def takes(self) -> Takes:
-        return Takes(model=type(self.pipe).__name__, inputs=frozenset(("first", "last", "source", "mask")))
 
     @property
     def channels(self) -> int:

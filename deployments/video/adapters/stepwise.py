@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from cluster.clip import Grid, marked
 from cluster.errors import EngineFailed, InvalidRequest
-from cluster.video import Acceleration
+from cluster.video import Acceleration, Takes, taken_by
 from deployments.video.adapters import kept, pictures
 from deployments.video.adapters.job import Job, Prompt, Way, own_scheduler, resume, to_bytes
-from deployments.video.adapters.takes import Takes
+from deployments.video.adapters.takes import check
 from deployments.video.spec import Frames, RenderSpec
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ class Stepwise(ABC):
         self.acceleration = acceleration
 
     @property
-    @abstractmethod
-    def takes(self) -> Takes: ...
+    def takes(self) -> Takes:
+        takes = taken_by(type(self.pipe).__name__, self.per_token)
+        assert takes is not None  # of a family that has an adapter
+        return takes
 
     @abstractmethod
     def prompts(self, spec: RenderSpec) -> tuple[Prompt, Prompt | None]: ...
@@ -86,7 +88,7 @@ class Stepwise(ABC):
                 f"takes multiples of {cell}x{cell}, at least one frame and one step; change the family's video sizes",
                 param="size",
             )
-        self.takes.check(spec)
+        check(spec, self.takes, type(self.pipe).__name__)
 
     def open(self, spec: RenderSpec, folder: Path, saved: bytes | None) -> Job:
         self.check(spec)

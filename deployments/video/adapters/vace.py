@@ -8,7 +8,6 @@ from cluster.clip import marked, pixels
 from cluster.errors import InvalidRequest
 from deployments.video.adapters import kept, pictures
 from deployments.video.adapters.job import Job
-from deployments.video.adapters.takes import Takes
 from deployments.video.adapters.wan import Wan
 from deployments.video.spec import Frames, RenderSpec
 
@@ -20,12 +19,6 @@ UNKNOWN = 128  # grey where the model is to fill in, as it was trained
 
 class Vace(Wan):
     """References are latent frames before the clip's own."""
-
-    @property
-    def takes(self) -> Takes:
-        return Takes(
-            model=type(self.pipe).__name__, inputs=frozenset(("first", "last", "references", "source", "mask"))
-        )
 
     def key(self, spec: RenderSpec) -> tuple[object, ...]:
         return (*self.grid(spec).shape, spec.job_id)

@@ -9,7 +9,6 @@ from deployments.video.adapters import pictures, sparse
 from deployments.video.adapters.decoding import decoded
 from deployments.video.adapters.job import Job, Prompt
 from deployments.video.adapters.stepwise import Stepwise, each_alone
-from deployments.video.adapters.takes import Takes
 from deployments.video.spec import Frames, RenderSpec
 
 if TYPE_CHECKING:
@@ -32,12 +31,6 @@ class Wan(Stepwise):
                 times = model.condition_embedder
                 for part in (model.patch_embedding, times.time_embedder, times.act_fn, times.time_proj):
                     each_alone(part)
-
-    @property
-    def takes(self) -> Takes:
-        images = frozenset(("first", "last")) if self.per_token else frozenset[str]()
-        inputs = images | {"source", "mask"}
-        return Takes(model=type(self.pipe).__name__, inputs=inputs, fast=self.per_token)
 
     @property
     def channels(self) -> int:
@@ -149,14 +142,6 @@ class WanImages(Wan):
 
     The models with a time per token take it as Wan does.
     """
-
-    @property
-    def takes(self) -> Takes:
-        needs = frozenset(("first",))
-        images = needs | {"last"}
-        if self.per_token:
-            return Takes(model=type(self.pipe).__name__, inputs=images | {"source", "mask"}, fast=True)
-        return Takes(model=type(self.pipe).__name__, inputs=images, needs=needs, tasks=frozenset(("create",)))
 
     @property
     def channels(self) -> int:

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import EngineFailed, InvalidRequest
+from cluster.video import Input, Takes
 from deployments.video.adapters import kept, pictures
 from deployments.video.adapters.job import Job, own_scheduler
-from deployments.video.adapters.takes import Takes
+from deployments.video.adapters.takes import FIELDS, check
 from deployments.video.spec import Frames, RenderSpec
 
-IMAGES = {"first": "image", "last": "last_image"}  # fields of Inputs, arguments of diffusers' calls
+# Names of the API, arguments of diffusers' calls.
+IMAGES: dict[Input, str] = {"input_reference": "image", "last_frame_reference": "last_image"}
 
 
 class _Closed(BaseException):
@@ -83,10 +85,9 @@ class Whole:
         self.pipe = pipe
         self.device = device
         self._arguments = inspect.signature(pipe.__call__).parameters
-        images = frozenset(name for name, argument in IMAGES.items() if argument in self._arguments)
-        image = self._arguments.get("image")
-        needs = frozenset(("first",)) if image and "ImageToVideo" in type(pipe).__name__ else frozenset[str]()
-        self.takes = Takes(model=type(pipe).__name__, inputs=images, needs=needs & images, tasks=frozenset(("create",)))
+        images = tuple(name for name, argument in IMAGES.items() if argument in self._arguments)
+        needs = images[:1] if "ImageToVideo" in type(pipe).__name__ else ()
+        self.takes = Takes(inputs=images, needs=needs, tasks=("create",))
 
     def key(self, spec: RenderSpec) -> tuple[object, ...]:
         return (spec.job_id,)
@@ -97,7 +98,7 @@ class Whole:
 
     def open(self, spec: RenderSpec, folder: Path, saved: bytes | None) -> Job:
         """Raises ValueError with a state: there is no going on."""
-        self.takes.check(spec)
+        check(spec, self.takes, type(self.pipe).__name__)
         if saved is not None:
             raise ValueError(f"{type(self.pipe).__name__} runs by its own call and goes on from no state")
         pipe = copy.copy(self.pipe)  # the parts are shared, the scheduler and what a call notes are not
@@ -124,7 +125,7 @@ class Whole:
             "generator": torch.Generator().manual_seed(spec.seed),
         }  # fmt: skip
         for name, argument in IMAGES.items():
-            if file := getattr(spec.inputs, name):
+            if file := getattr(spec.inputs, FIELDS[name]):
                 asked[argument] = pictures.image(folder / file, spec, name)
         tokenizer = getattr(self.pipe, "tokenizer", None)
         longest = self._arguments.get("max_sequence_length")

@@ -64,6 +64,18 @@ def test_latents_outside_an_edit_are_those_that_were_kept_and_inside_they_are_ne
     assert job.way == WAYS[family]
 
 
+@pytest.mark.parametrize("family", ["wan", *PER_TOKEN])
+def test_an_edit_and_a_new_clip_share_a_forward_and_no_bit(tiny: Tiny, family: str, tmp_path: Path) -> None:
+    engine = tiny(family)
+    parent(engine, tmp_path)
+    asked = [edit(CORNER), spec(job_id="video_2", seed=5)]
+    alone = [done(engine, each, tmp_path).latents for each in asked]
+    jobs = [opened(engine, each, tmp_path) for each in asked]
+    assert engine.key(asked[0]) == engine.key(asked[1])
+    finished(engine, jobs)
+    assert all(torch.equal(job.latents, latents) for job, latents in zip(jobs, alone, strict=True))
+
+
 def test_an_edit_of_an_edit_begins_from_the_edit(tiny: Tiny, tmp_path: Path) -> None:
     engine = tiny("placed")
     parent(engine, tmp_path)

@@ -166,7 +166,11 @@ def test_what_is_kept_says_how_the_clip_came_about(tiny: Tiny, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("family", "given", "told"),
     [
-        ("wan", Inputs(first="first.png"), r"input_reference given; WanPipeline takes a prompt, mask, video_reference"),
+        (
+            "wan",
+            Inputs(first="first.png"),
+            r"input_reference given; WanPipeline takes a prompt, video_reference, mask; leave it out",
+        ),
         ("placed", Inputs(references=("one.png",)), "image_references given"),
         ("from_images", Inputs(), "no input_reference"),
         ("placed", Inputs(first="absent.png"), "absent.png"),
