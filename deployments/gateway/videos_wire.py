@@ -55,8 +55,11 @@ def _unpacked(value: object) -> object:
 
 
 def _listed(value: object) -> object:
-    unpacked = _unpacked(value)
-    return unpacked if isinstance(unpacked, list | None) else [unpacked]
+    """One is a list of one; of a form an item may be JSON, the whole list too."""
+    if value is None:
+        return None
+    unpacked = [_unpacked(item) for item in (value if isinstance(value, list) else [value])]
+    return [each for item in unpacked for each in (item if isinstance(item, list) else [item])]
 
 
 def _pointing(**keys: Literal["url", "id"]) -> PlainValidator:
@@ -84,6 +87,10 @@ Image = Annotated[Any, _pointing(image_url="url", file_id="id")]
 Sound = Annotated[Any, _pointing(audio_url="url")]
 Footage = Annotated[Any, _pointing(video_url="url")]
 Clip = Annotated[Any, _pointing(id="id", video_url="url")]
+
+
+_T = TypeVar("_T")
+Several = Annotated[Annotated[list[_T], Field(max_length=MOST_REFERENCES)] | None, BeforeValidator(_listed)]
 
 
 class _Closed(BaseModel):
@@ -130,10 +137,8 @@ class VideoBody(Body):
     strength: Annotated[Real, Field(gt=0, le=1)] | None = None
     input_reference: Image = None
     last_frame_reference: Image = None
-    image_references: Annotated[list[Image] | None, BeforeValidator(_listed), Field(max_length=MOST_REFERENCES)] = None
-    characters: Annotated[
-        list[CharacterReference] | None, BeforeValidator(_listed), Field(max_length=MOST_REFERENCES)
-    ] = None
+    image_references: Several[Image] = None
+    characters: Several[CharacterReference] = None
     video_reference: Footage = None
     mask: Image = None
 
@@ -155,7 +160,7 @@ class EditBody(_OfClip):
     region: Annotated[Rectangle | None, BeforeValidator(_unpacked)] = None
     mask: Image = None
     edit_mode: Literal["exact", "fast"] | None = None
-    image_references: Annotated[list[Image] | None, BeforeValidator(_listed), Field(max_length=MOST_REFERENCES)] = None
+    image_references: Several[Image] = None
 
 
 class ExtendBody(_OfClip):

@@ -266,6 +266,7 @@ def test_a_video_model_tells_what_may_be_asked_of_it_and_its_price() -> None:
     told = model_object(load("laptop"), "sora-2", 0)
     assert (told["tier"], told["engine"], told["max_waiting"]) == ("video", "diffusers", 32)
     assert (told["sizes"], told["seconds"], told["fps"]) == (["64x64", "96x64", "64x96"], [1, 2, 4], 8)
+    assert (told["largest_size"], told["max_frames"], told["audio"]) == ("4096x2160", 32, "muxed")
     assert told["price"] == {"usd_per_second": 0.1}
 
 
