@@ -8,11 +8,12 @@ import diffusers
 import torch
 from transformers import T5Config, T5EncoderModel
 
-from deployments.demo.video import TEXT_WIDTH, text_encoder, tokenizer
+from deployments.demo.video_words import text_encoder, tokenizer
 from deployments.video.codec import BlockCodec
 from deployments.video.positioned import PositionedWan
 
 library: Any = diffusers  # its constructors have no types
+TEXT_WIDTH = 32
 WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16, "out_channels": 16,
     "text_dim": TEXT_WIDTH, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "cross_attn_norm": True,
@@ -30,7 +31,7 @@ def written(family: str, folder: Path) -> Path:
 
 def _words() -> dict[str, Any]:
     words = tokenizer()
-    return {"tokenizer": words, "text_encoder": text_encoder(len(words))}
+    return {"tokenizer": words, "text_encoder": text_encoder(len(words), TEXT_WIDTH)}
 
 
 def _scheduler() -> Any:
@@ -46,6 +47,18 @@ def wan() -> Any:
     return library.WanPipeline(
         **_words(), vae=_vae(), scheduler=_scheduler(), transformer=library.WanTransformer3DModel(**WAN)
     )
+
+
+def euler() -> Any:
+    pipe = wan()
+    pipe.scheduler = library.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return pipe
+
+
+def scaled_latents() -> Any:
+    pipe = wan()
+    pipe.vae.register_to_config(latents_mean=[0.25] * 16, latents_std=[1.7] * 16)
+    return pipe
 
 
 def two_stages() -> Any:
@@ -140,7 +153,8 @@ def other() -> Any:
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
-    "wan": wan, "two_stages": two_stages, "time_per_token": time_per_token, "placed": placed,
+    "wan": wan, "euler": euler, "scaled_latents": scaled_latents, "two_stages": two_stages,
+    "time_per_token": time_per_token, "placed": placed,
     "from_images": from_images, "vace": vace, "ltx": ltx, "other": other,
     "images_per_token": lambda: time_per_token(library.WanImageToVideoPipeline),
 }  # fmt: skip

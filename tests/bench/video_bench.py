@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, WanTransformer3DModel
+from tiny_pipelines import wan
 
-from deployments.demo.video import pipeline
 from deployments.video.engine import VideoEngine
 from deployments.video.spec import RenderSpec
 
@@ -47,7 +47,7 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 
 def _engine(folder: Path) -> VideoEngine:
-    pipe = pipeline()
+    pipe = wan()
     config = dict(pipe.transformer.config) | {"attention_head_dim": 48, "num_attention_heads": 4, "ffn_dim": 576}
     taken = {name: value for name, value in config.items() if not name.startswith("_")} | {"num_layers": 5}
     pipe.register_modules(transformer=WanTransformer3DModel(**taken))  # type: ignore[no-untyped-call]

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 
 from cluster.errors import CheckpointError, EngineFailed, InvalidRequest
-from deployments.demo.video import FOLDER, pipeline, transformer
 from deployments.video.engine import Cancelled, Frames, RenderSpec, VideoEngine
 from deployments.video.saved import SavedState
+
+Tiny = Callable[[str], VideoEngine]
 
 
 def spec(**changes: Any) -> RenderSpec:
@@ -37,43 +38,16 @@ def rendered(engine: VideoEngine, asked: RenderSpec) -> Frames:
     return engine.render(asked, lambda done, total: None, lambda: False)
 
 
-@pytest.fixture(scope="module")
-def engine() -> VideoEngine:
-    return engine_of(FOLDER)
+@pytest.fixture
+def engine(tiny: Tiny) -> VideoEngine:
+    return tiny("wan")
 
 
-def euler(pipe: Any) -> None:
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)  # type: ignore[no-untyped-call]
-
-
-def two_stages(pipe: Any) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        pipe.register_modules(transformer_2=transformer())
-    pipe.register_to_config(boundary_ratio=0.875)
-
-
-def time_per_token(pipe: Any) -> None:
-    pipe.register_to_config(expand_timesteps=True)
-
-
-def scaled_latents(pipe: Any) -> None:
-    pipe.vae.register_to_config(latents_mean=[0.25] * 16, latents_std=[1.7] * 16)
-
-
-def as_it_ships(pipe: Any) -> None:
-    """The demo's own configuration."""
-
-
-@pytest.mark.parametrize("change", [as_it_ships, euler, two_stages, time_per_token, scaled_latents])
+@pytest.mark.parametrize("family", ["wan", "euler", "two_stages", "placed", "scaled_latents"])
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
-def test_the_frames_are_those_of_the_stock_pipeline(
-    change: Callable[[Any], None], guidance: float, tmp_path: Path
-) -> None:
-    pipe = pipeline()
-    change(pipe)
-    pipe.save_pretrained(tmp_path)
-    stock_pipe = WanPipeline.from_pretrained(tmp_path)  # type: ignore[no-untyped-call]
+def test_the_frames_are_those_of_the_stock_pipeline(tiny: Tiny, family: str, guidance: float) -> None:
+    engine = tiny(family)
+    stock_pipe = WanPipeline.from_pretrained(engine.checkpoint)  # type: ignore[no-untyped-call]
     asked = spec(guidance=guidance)
     stock = stock_pipe(
         asked.prompt,
@@ -86,9 +60,9 @@ def test_the_frames_are_those_of_the_stock_pipeline(
         max_sequence_length=stock_pipe.tokenizer.model_max_length,
         generator=torch.Generator().manual_seed(asked.seed),
     ).frames[0]
-    ours = rendered(engine_of(tmp_path), asked)
+    ours = rendered(engine, asked)
     np.testing.assert_allclose(ours, (stock[:8] * 255).round(), atol=1)  # a rounding
-    assert np.ptp(ours) > 100  # a picture, not a plain field
+    assert np.ptp(ours) > 50  # a picture, not a plain field
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5, 8, 16])
@@ -144,14 +118,11 @@ def preempted(engine: VideoEngine, asked: RenderSpec, saved: SavedState, after: 
     return seen
 
 
-@pytest.mark.parametrize("change", [as_it_ships, euler, two_stages])
+@pytest.mark.parametrize("family", ["wan", "euler", "two_stages"])
 def test_a_job_preempted_after_any_step_goes_on_elsewhere_to_the_same_frames(
-    change: Callable[[Any], None], tmp_path: Path
+    tiny: Tiny, family: str, tmp_path: Path
 ) -> None:
-    pipe = pipeline()
-    change(pipe)
-    pipe.save_pretrained(tmp_path / "checkpoint")
-    one, other = engine_of(tmp_path / "checkpoint"), engine_of(tmp_path / "checkpoint")
+    one, other = tiny(family), engine_of(tiny(family).checkpoint)
     asked = spec(steps=5)
     undisturbed = rendered(one, asked)
     for after in range(1, 6):
@@ -201,7 +172,7 @@ def test_a_state_that_cannot_be_used_is_discarded_and_the_job_begins_anew(
 
 
 def test_bfloat16_renders_too(engine: VideoEngine) -> None:
-    half = rendered(engine_of(FOLDER, "bfloat16"), spec()).astype(int)
+    half = rendered(engine_of(engine.checkpoint, "bfloat16"), spec()).astype(int)
     assert np.abs(half - rendered(engine, spec())).mean() < 10
 
 
@@ -210,16 +181,16 @@ def test_a_size_off_the_latent_grid_is_refused(engine: VideoEngine) -> None:
         rendered(engine, spec(width=50))
 
 
-def test_latents_that_are_not_finite_fail_the_job() -> None:
-    broken = engine_of(FOLDER)
+def test_latents_that_are_not_finite_fail_the_job(engine: VideoEngine) -> None:
+    broken = engine_of(engine.checkpoint)
     broken.family.pipe.transformer.proj_out.weight.data[0, 0] = float("nan")
     with pytest.raises(EngineFailed, match="not finite"):
         rendered(broken, spec())
 
 
-def test_an_engine_that_is_not_loaded_says_so() -> None:
+def test_an_engine_that_is_not_loaded_says_so(tmp_path: Path) -> None:
     with pytest.raises(EngineFailed, match="not loaded"):
-        rendered(VideoEngine(FOLDER, "float32", "cpu"), spec())
+        rendered(VideoEngine(tmp_path, "float32", "cpu"), spec())
 
 
 def drop_index(folder: Path) -> None:
@@ -253,9 +224,11 @@ def drop_weight(folder: Path) -> None:
         (shutil.rmtree, "No such file"),
     ],
 )
-def test_a_broken_checkpoint_is_refused(damage: Callable[[Path], None], told: str, tmp_path: Path) -> None:
+def test_a_broken_checkpoint_is_refused(
+    engine: VideoEngine, damage: Callable[[Path], None], told: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "checkpoint"
-    shutil.copytree(FOLDER, folder)
+    shutil.copytree(engine.checkpoint, folder)
     damage(folder)
     with pytest.raises(CheckpointError, match=told):
         engine_of(folder)
