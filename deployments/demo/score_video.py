@@ -1,4 +1,4 @@
-"""Does a clip show what its prompt asked for? python -m deployments.demo.score_video CHECKPOINT [--sheet FILE.png] ...
+"""Does a clip show what its prompt asked for? python -m deployments.demo.score_video [CHECKPOINT] [--write] ...
 
 By plain measurements on the pixels, without a model: background and colour are the nearest of those that are drawn,
 motion is read from the path and the size of the shape, shape is the template of the same area that overlaps it best.
@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from deployments.demo import clips
 from deployments.demo.clips import Kind
 from deployments.video.engine import Frames, RenderSpec, VideoEngine
 
+FOLDER = Path(__file__).parent / "checkpoints" / "video"  # what ships
+Layout = tuple[int, int, int]  # width, height, frames
 NOTHING = "nothing"
 CONTRAST = 40.0  # RGB distance from the background below which there is nothing to see
 LEAST_AREA = 12  # pixels of a shape
@@ -97,19 +100,22 @@ def _shape(mask: NDArray[np.bool_]) -> str:
     return best if overlap[best] >= ALIKE else NOTHING
 
 
-def rendered(engine: VideoEngine, kind: Kind, asked: argparse.Namespace, seed: int) -> Frames:
-    width, height = (int(side) for side in asked.size.split("x"))
-    spec = RenderSpec(
+def asked(kind: Kind, layout: Layout, steps: int, guidance: float, seed: int) -> RenderSpec:
+    width, height, frames = layout
+    return RenderSpec(
         job_id=f"score_{seed}",
         prompt=kind.prompt,
         width=width,
         height=height,
-        frames=asked.frames,
+        frames=frames,
         fps=8,
-        steps=asked.steps,
-        guidance=asked.guidance,
+        steps=steps,
+        guidance=guidance,
         seed=seed,
     )
+
+
+def rendered(engine: VideoEngine, spec: RenderSpec) -> Frames:
     return engine.render(spec, lambda done, total: None, lambda: False)
 
 
@@ -132,29 +138,47 @@ def write_sheet(videos: list[Frames], path: Path) -> None:
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--size", default="64x64")
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--prompts", type=int, default=clips.HELD_OUT)
-    parser.add_argument("--trained", action="store_true", help="prompts of trained combinations instead")
-    parser.add_argument("--sheet", type=Path, help="PNG of the first 16 clips, one per row")
-    parser.add_argument("--verbose", action="store_true", help="print what was seen where it is not what was asked")
-    given = parser.parse_args()
-    engine = VideoEngine(given.checkpoint, "float32", "cpu")
-    engine.load()
+def scored(engine: VideoEngine, layout: Layout, given: argparse.Namespace) -> dict[str, Any]:
+    """Prompts in the order of `clips.kinds`; the seed of a clip is its prompt's place."""
     kinds = list(clips.kinds()[0 if given.trained else 1][: given.prompts])
-    videos = [rendered(engine, kind, given, seed) for seed, kind in enumerate(kinds)]
+    specs = [asked(kind, layout, given.steps, given.guidance, seed) for seed, kind in enumerate(kinds)]
+    videos = [rendered(engine, spec) for spec in specs]
     if given.sheet:
         write_sheet(videos[:16], given.sheet)
     if given.verbose:
         for kind, video in zip(kinds, videos, strict=True):
             wrong = {name: found for name, found in asdict(look(video)).items() if found != getattr(kind, name)}
             print(kind.prompt, wrong or "")
-    print(json.dumps(scores(kinds, videos)))
+    conditions = {"layout": layout, "steps": given.steps, "guidance": given.guidance, "prompts": len(kinds)}
+    return conditions | {name: round(share, 3) for name, share in scores(kinds, videos).items()}
+
+
+def _layout(text: str) -> Layout:
+    width, height, frames = (int(number) for number in text.split("x"))
+    return width, height, frames
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=FOLDER)
+    parser.add_argument("--layout", type=_layout, nargs="+", default=[(64, 64, 8)], metavar="WIDTHxHEIGHTxFRAMES")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--prompts", type=int, default=clips.HELD_OUT)
+    parser.add_argument("--trained", action="store_true", help="prompts of trained combinations instead")
+    parser.add_argument("--sheet", type=Path, help="PNG of the first 16 clips of the last layout, one per row")
+    parser.add_argument("--verbose", action="store_true", help="print what was seen where it is not what was asked")
+    parser.add_argument("--write", action="store_true", help="scores.json beside the weights")
+    given = parser.parse_args()
+    engine = VideoEngine(given.checkpoint, "float32", "cpu")
+    engine.load()
+    found = []
+    for layout in given.layout:
+        found.append(scored(engine, layout, given))
+        print(json.dumps(found[-1]), flush=True)
+    if given.write:
+        text = ",\n ".join(json.dumps(each) for each in found)
+        (given.checkpoint / "scores.json").write_text(f"[{text}]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
