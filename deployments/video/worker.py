@@ -139,6 +139,7 @@ class VideoWorker:
         simulated, job_id = self._video.engine == "simulated", job.spec.job_id
         if await self._files.size(f"{job_id}/{VIDEO}") is not None:  # a worker stored it and died before it said so
             await self._files.get(f"{job_id}/{VIDEO}", job.folder / VIDEO)
+            await job.saves.remove()
             return Rendered(signed=await asyncio.to_thread(finish.signed, job.folder / VIDEO), simulated=simulated)
         await finish.fetch(self._files, job.spec, job.folder, sign=self._finish.signs)
         await job.saves.read()

@@ -1,47 +1,95 @@
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from deployments.video.saved import SavedState
+from cluster.errors import Unavailable
+from deployments.stores.local_files import LocalFiles
+from deployments.video.saved import SAVES_SHARE, Saves
 
 
-def test_what_was_written_is_read_until_it_is_removed(tmp_path: Path) -> None:
-    saved = SavedState(tmp_path / "video.mp4")
-    assert saved.read() is None
-    saved.write(b"one")
-    saved.write(b"two")
-    assert SavedState(tmp_path / "video.mp4").read() == b"two"
-    assert [file.name for file in tmp_path.iterdir()] == ["state"]
-    saved.remove()
-    saved.remove()
-    assert saved.read() is None
+class Slow(LocalFiles):
+    """Writes when it may, or refuses."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.may, self.refuses, self.writes = asyncio.Event(), False, 0
+
+    async def put_bytes(self, key: str, data: bytes) -> None:
+        self.writes += 1
+        await self.may.wait()
+        if self.refuses:
+            raise Unavailable("files: no room")
+        await super().put_bytes(key, data)
 
 
-def test_it_is_due_some_time_after_the_last_write_or_the_beginning(tmp_path: Path) -> None:
-    now = [0.0]
-    told: list[float] = []
-    saved = SavedState(tmp_path / "video.mp4", every_s=10, clock=lambda: now[0], on_saved=lambda: told.append(now[0]))
-    assert not saved.due
-    now[0] = 10.0
-    assert saved.due
-    saved.write(b"")
-    assert not saved.due
-    assert told == [10.0]
+@pytest.fixture
+def files(tmp_path: Path) -> Slow:
+    return Slow(tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_logged_and_not_tried_at_every_step(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_what_was_put_last_is_read_until_it_is_removed(files: Slow) -> None:
+    saves = Saves(files, "video_1")
+    assert await saves.read() is None
+    files.may.set()
+    saves.put(b"one", 0.0)
+    saves.put(b"two", 0.0)
+    await saves.written()
+    assert await Saves(files, "video_1").read() == b"two"
+    await saves.remove()
+    await saves.remove()
+    assert await saves.read() is None
+
+
+async def test_an_empty_state_is_none(files: Slow) -> None:
+    saves = Saves(files, "video_1")
+    saves.put(b"", 0.0)
+    await saves.written()
+    assert (saves.newest, files.writes) == (None, 0)
+
+
+async def test_saving_takes_no_more_than_its_share_of_the_steps(files: Slow) -> None:
+    files.may.set()
+    saves = Saves(files, "video_1")
+    assert saves.due(0.001)  # what it costs is not known before the first
+    saves.put(b"state", 0.01)
+    await saves.written()
+    steps = 1
+    while not saves.due(0.06):
+        steps += 1
+    assert steps == 4  # 0.01 s are 5 % of 0.2 s
+    assert pytest.approx(0.05) == SAVES_SHARE
+
+
+async def test_steps_longer_than_twenty_saves_are_saved_each(files: Slow) -> None:
+    files.may.set()
+    saves = Saves(files, "video_1")
+    for _ in range(5):
+        assert saves.due(1.0)
+        saves.put(b"state", 0.04)
+        await saves.written()
+
+
+async def test_none_is_due_while_one_is_being_written(files: Slow) -> None:
+    saves = Saves(files, "video_1")
+    saves.put(b"one", 0.0)
+    assert not saves.due(1.0)
+    files.may.set()
+    await saves.written()
+    assert saves.due(1.0)
+
+
+async def test_a_store_without_room_is_logged_and_tried_again_at_the_next_state(
+    files: Slow, caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = [20.0]
-    saved = SavedState(tmp_path / "deleted" / "video.mp4", every_s=10, clock=lambda: now[0])
-    now[0] = 30.0
-    saved.write(b"state")
-    assert "not saved" in caplog.text
-    assert not saved.due
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_state_that_cannot_be_read_is_none(tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir()
-    with pytest.raises(OSError, match="directory"):  # nor can it be removed: somebody else's folder
-        SavedState(tmp_path / "video.mp4").read()
+    files.refuses = True
+    files.may.set()
+    saves = Saves(files, "video_1")
+    saves.put(b"one", 0.0)
+    await saves.written()
+    assert "its state is not saved: files: no room" in caplog.text
+    files.refuses = False
+    assert saves.due(1.0)
+    saves.put(b"two", 0.0)
+    await saves.written()
+    assert await Saves(files, "video_1").read() == b"two"

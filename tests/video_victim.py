@@ -1,0 +1,77 @@
+"""A replica in a process of its own that renders one job and stands still where it is told to: `FOLDER STAGE`.
+
+It prints its name once it stands there.
+"""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from video_replica import FREE, asked, replica, video
+
+from deployments.stores.files import VIDEO
+from deployments.stores.local_files import LocalFiles
+from deployments.video.finish import Finish
+from deployments.video.messages import Asked
+from deployments.video.simulated import Simulated, SimulatedVideoEngine
+from deployments.video.spec import Frames, Rendering, RenderSpec, Stage
+
+FOLDER, STAGE = Path(sys.argv[1]), sys.argv[2]
+COST = FREE | {"base_s": 0.05}
+no_writes = threading.Event()
+no_writes.set()
+
+
+def reached(stage: str) -> None:
+    if stage == STAGE:
+        print(stage, flush=True)
+        threading.Event().wait()
+
+
+class Engine(SimulatedVideoEngine):
+    def open(self, spec: RenderSpec, folder: Path, saved: bytes | None) -> Simulated:
+        reached("queued")
+        return super().open(spec, folder, saved)
+
+    def step(self, renderings: Sequence[Rendering]) -> None:
+        """It takes longer than a write, however slow the disk is."""
+        reached(f"step {renderings[0].done + 1}")
+        super().step(renderings)
+        assert no_writes.wait(20)
+
+
+class Finishing(Finish):
+    def make(self, asked: Asked, chunks: Iterator[Frames], folder: Path, at: Callable[[Stage], None]) -> None:  # type: ignore[override]
+        def held(stage: Stage) -> None:
+            at(stage)
+            reached(stage)
+
+        super().make(asked, chunks, folder, held)
+
+
+class Store(LocalFiles):
+    async def put_bytes(self, key: str, data: bytes) -> None:
+        no_writes.clear()
+        await super().put_bytes(key, data)
+        no_writes.set()
+
+    async def put(self, key: str, file: Path) -> None:
+        if key.endswith(VIDEO):
+            reached("storing")
+        await super().put(key, file)
+        if key.endswith(VIDEO):
+            reached("stored")
+
+
+async def main() -> None:
+    worker = replica(FOLDER, Engine(video(cost=COST)))
+    await worker.load()
+    worker._files = Store(FOLDER / "state" / "videos")
+    worker._finish = Finishing(video(), FOLDER / "state")
+    async for _ in worker.render(asked()):
+        pass
+
+
+asyncio.run(main())
