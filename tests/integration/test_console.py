@@ -3,55 +3,25 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from integration.browser import SOON_MS, chromium, fits_a_phone_and_is_readable, needs_chromium, opened
 from integration.conftest import Stage
 from integration.families import spread
 from integration.server import Server
 from integration.talk import Stream
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}: install the Debian package chromium"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 NODES = 4
-SOON_MS = 20_000
-PHONE = {"width": 360, "height": 740}
 CROWD, TOKENS, JOBS = 16, 1500, 6
 SSE = {"content-type": "text/event-stream"}
-# Of every text that is seen: its contrast to the ground it stands on, as WCAG 2 counts it, worst first.
-CONTRASTS = """() => {
-  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
-    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const [r, g, b, a = 1] = numbers(getComputedStyle(at).backgroundColor);
-      if (a === 1) return [r, g, b];
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  for (const element of document.querySelectorAll("body *")) {
-    const said = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!said || !element.checkVisibility() || element.closest("option, noscript, button:disabled")) continue;
-    const [one, two] = [light(numbers(getComputedStyle(element).color)), light(ground(element))];
-    found.push([(Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05), element.textContent.trim().slice(0, 40)]);
-  }
-  return found.sort((a, b) => a[0] - b[0]);
-}"""
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +37,8 @@ def faults() -> list[str]:
 
 @pytest.fixture(scope="module")
 def page(browser: Browser, server: Server, faults: list[str]) -> Iterator[Page]:
-    page = browser.new_page()
-    page.set_default_timeout(SOON_MS)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
-    page.goto(f"{server.url}/console")
-    yield page
-    page.close()
+    with opened(browser, f"{server.url}/console", faults) as page:
+        yield page
 
 
 def test_the_page_shows_who_runs_where_without_a_complaint(page: Page, faults: list[str]) -> None:
@@ -146,11 +111,7 @@ def test_lent_gpus_groups_that_wait_and_a_silent_control_loop_are_marked(browser
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_fits_a_phone_and_is_readable_in_both_themes(page: Page, theme: str) -> None:
-    page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
-    page.set_viewport_size({"width": PHONE["width"], "height": PHONE["height"]})
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    worst, text = page.evaluate(CONTRASTS)[0]
-    assert worst >= 4.5, text
+    fits_a_phone_and_is_readable(page, theme)
 
 
 def test_every_control_has_a_name_and_is_reached_by_keyboard(page: Page) -> None:

@@ -1,7 +1,8 @@
-"""GET /console: the page, its parts, its data once and as a stream.
+"""GET /console and /console/studio: the pages, their parts, the console's data once and as a stream.
 
 Open to all who reach the gateway, as /metrics and /health are: it shows no prompt, no answer and no key, and a chat on
-it needs a key as any other chat does. The page takes nothing from elsewhere and runs no script but its own files.
+it, or a video in the studio, needs a key as any other does. A page takes nothing from elsewhere and runs no script but
+its own files; a video that it plays is one that its script has fetched with the key.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ TYPES = {
 }
 GUARDS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -81,7 +82,7 @@ class Console:
 
     def add_routes(self, app: FastAPI) -> None:
         for part in files(__package__).joinpath("static").iterdir():
-            path = "/console" if part.name == "index.html" else f"/console/{part.name}"
+            path = "/console" if part.name == "index.html" else f"/console/{part.name.removesuffix('.html')}"
             app.router.routes.append(Route(path, _Part(part.name, part.read_bytes()), methods=["GET"]))
         app.router.routes.append(Route("/console/state", self._state_once, methods=["GET"]))
         app.router.routes.append(Route("/console/events", Events(self), methods=["GET"]))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from shell import Exchange, Handle, Replica, application, family
@@ -17,7 +18,8 @@ from deployments.gateway.app import Gateway
 from deployments.gateway.console import routes
 
 STATIC = Path(routes.__file__).with_name("static")
-PARTS = sorted(part.name for part in STATIC.iterdir() if part.name != "index.html")
+PARTS = sorted(part.name for part in STATIC.iterdir() if part.suffix != ".html")
+PAGES = {"/console": "app.js", "/console/studio": "studio.js"}
 Ask = Callable[..., Awaitable[Exchange]]
 
 
@@ -43,7 +45,7 @@ def snapshots(exchange: Exchange) -> list[dict[str, Any]]:
     return [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: ")]
 
 
-@pytest.mark.parametrize("path", ["/console", "/console/state", *(f"/console/{name}" for name in PARTS)])
+@pytest.mark.parametrize("path", [*PAGES, "/console/state", *(f"/console/{name}" for name in PARTS)])
 async def test_every_route_is_open_guarded_and_takes_nothing_from_elsewhere(ask: Ask, path: str) -> None:
     answer = await ask(path)
     assert answer.status == 200
@@ -55,12 +57,13 @@ async def test_every_route_is_open_guarded_and_takes_nothing_from_elsewhere(ask:
     assert int(answer.headers["content-length"]) == len(answer.body)
 
 
-async def test_the_page_has_no_inline_code_and_names_only_parts_that_are_there(ask: Ask) -> None:
-    page = (await ask("/console")).body.decode()
+@pytest.mark.parametrize("path", PAGES)
+async def test_a_page_has_no_inline_code_and_names_only_parts_that_are_there(ask: Ask, path: str) -> None:
+    page = (await ask(path)).body.decode()
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)|https?://", page)
-    named = re.findall(r'(?:src|href)="console/([^"]+)"', page)
-    assert set(named) <= set(PARTS)
-    assert "app.js" in named
+    named = [urljoin(path, link) for link in re.findall(r'(?:src|href)="([^"#]+)"', page)]
+    assert set(named) <= {*PAGES, *(f"/console/{name}" for name in PARTS)}
+    assert f"/console/{PAGES[path]}" in named
 
 
 @pytest.mark.parametrize("name", [name for name in PARTS if name.endswith(".js")])

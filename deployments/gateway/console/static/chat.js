@@ -1,5 +1,6 @@
 // A chat of one question, streamed. The key is in its field and nowhere else.
 
+import { refusal } from "./api.js";
 import { element, settle } from "./dom.js";
 
 const place = (id) => document.getElementById(`chat-${id}`);
@@ -19,15 +20,6 @@ async function* chunks(response) {
     const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) if (line.startsWith("data: ") && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
-  }
-}
-
-async function refusal(response) {
-  const text = await response.text();
-  try {
-    return JSON.parse(text).error.message;
-  } catch {
-    return `${response.status} ${response.statusText}`;
   }
 }
 
