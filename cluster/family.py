@@ -183,10 +183,10 @@ class Family(Closed):
                 raise ValueError(f"a tier is called {key!r}, as another part of every family is; give it another name")
         if self.video and self.video.beside and self.video.beside not in self.tiers:
             raise ValueError(f"video.beside is {self.video.beside!r}; tiers are {', '.join(self.tiers)}")
-        if self.video and self.gateway.replicas > 1:
+        if self.video and self.gateway.replicas > 1 and not (self.video.database and self.video.files):
             raise ValueError(
-                f"gateway.replicas is {self.gateway.replicas}; 1 is allowed while video is served, since each gateway "
-                "would resume all jobs after a restart; set it to 1 or leave video out"
+                f"gateway.replicas is {self.gateway.replicas}; 1 is allowed while the jobs and files of videos are in "
+                "the state folder of one machine; set it to 1, or name video.database and video.files"
             )
         return self
 

@@ -3,7 +3,7 @@
 The queue is the store's. A gateway claims a job once a replica has room for it, holds it under a lease and writes only
 while it holds it; the jobs of a gateway that dies are claimed by the next when their leases end. A job whose replica is
 lent goes back to the queue with what is done of it; so does one whose replica is lost, but only as often as a job may
-begin. Nothing that goes wrong with a replica, or with the store, drops a job.
+begin without getting on. Nothing that goes wrong with a replica, or with the store, drops a job.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
@@ -27,7 +28,7 @@ from deployments.video.jobs import Jobs, VideoJob
 from deployments.video.messages import Asked, Begun, News, Rendered, StageBegun, StepDone
 
 log = logging.getLogger("ray.serve")
-MAX_ATTEMPTS = 3  # a job that takes its replica down each time must not do so for ever
+MAX_ATTEMPTS = 3  # a job that takes its replica down at the same step must not do so for ever
 LEASE_S = 10.0  # a gateway that says nothing for so long holds no job any more
 TURN_S = 1.0  # between looks at the queue
 SWEEP_S = 60.0  # between looks for what has expired
@@ -192,21 +193,21 @@ class VideoJobs:
         asked = Asked(spec=job.spec(), model=job.model, deadline_s=self._due_s(job), priority=job.priority)
         stream = worker.actor.render.options(num_returns="streaming").remote(asked)
         with self._metrics.stages(self._now_s() - job.created_at_s if not job.attempts else None) as entered:
-            before = 0  # steps that earlier attempts had done
+            before, unheard = job.steps_done, bool(job.steps_done)  # of earlier attempts
             async for item in stream:
                 news: News = await item
                 match news:
                     case Begun():
-                        before = job.steps_done
                         entered("rendering")
                         job = job.begun()
                     case StepDone(done=done, total=total, seconds=seconds):
                         self._metrics.step(seconds)
-                        if before:
-                            saved = job.stepped(done - 1, total).steps_done
+                        if unheard:
+                            saved, unheard = job.stepped(done - 1, total).steps_done, False
                             self._metrics.went_on(saved, lost_steps=max(0, before - saved))
-                            before = 0
                         job = job.stepped(done, total)
+                        if job.steps_done > before:  # no job takes its replica down that gets on
+                            job = replace(job, attempts=1)
                     case StageBegun(stage=stage):
                         entered(stage)
                         job = job.staged(stage)

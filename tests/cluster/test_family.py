@@ -140,7 +140,11 @@ def test_checkpoints_are_meant_relative_to_the_file(tmp_path: Path) -> None:
         ("video.names", ["gpt-5.2-pro"], "'gpt-5.2-pro' is claimed by both tiers.pro and video; keep one"),
         ("video.engine", "magic", "mine.yaml: video.engine: 'magic'; Input should be 'diffusers'"),
         ("video.price", None, "mine.yaml: video.price: Field required"),
-        ("gateway.replicas", 2, "gateway.replicas is 2; 1 is allowed while video is served, since each gateway would"),
+        (
+            "gateway.replicas",
+            2,
+            "gateway.replicas is 2; 1 is allowed while the jobs and files of videos are in the state folder",
+        ),
         ("video.beside", "nano", "mine.yaml: (top): video.beside is 'nano'; tiers are ultra, pro, turbo, mini"),
         (
             "tiers.video",
@@ -221,6 +225,12 @@ def test_a_node_that_contains_itself_is_refused() -> None:
 def test_several_gateways_may_serve_a_family_without_video() -> None:
     raw = yaml.safe_load(changed("video", None))
     raw["gateway"]["replicas"] = 2
+    assert parse(yaml.safe_dump(raw), "mine.yaml").gateway.replicas == 2
+
+
+def test_several_gateways_may_serve_video_from_a_database_and_files_that_they_share() -> None:
+    raw = yaml.safe_load(changed("gateway.replicas", 2))
+    raw["video"] |= {"database": "postgresql://moray@db/moray", "files": "s3://bucket/videos"}
     assert parse(yaml.safe_dump(raw), "mine.yaml").gateway.replicas == 2
 
 

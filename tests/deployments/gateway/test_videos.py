@@ -8,12 +8,13 @@ import json
 import pickle
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from postgres import postgres
 from shell import VIDEO as SHAPE
 from shell import Exchange, Handle, application, family
 
@@ -39,9 +40,10 @@ def multipart(**fields: str) -> tuple[bytes, str]:
 
 
 class Renderer:
-    """Does as the prompt says: `done` at once, `lost N times`, `lent N times`, `hindered N times`, `refused`, `broken`,
+    """Does as the prompt says: `done` at once, `lost N times`, `lent N times`, `hindered N times`, `gains N times` a
 
-    `silent`, `unsigned`, `hangs`, `stores` once told. Its state is the process's: many workers may be made of it.
+    step and is lost, `refused`, `broken`, `silent`, `unsigned`, `hangs`, `stores` once told. Its state is the
+    process's: many workers may be made of it.
     """
 
     def __init__(self, files: LocalFiles) -> None:
@@ -61,7 +63,7 @@ class Renderer:
         over = self._under_way[spec.job_id] = asyncio.Event()
         try:
             yield Begun()
-            for done in (1, 2):
+            for done in (len(self.specs),) if spec.prompt.startswith("gains") else (1, 2):
                 yield StepDone(done=done, total=spec.steps, seconds=0.1)
             ended = await self._end(spec)
         finally:
@@ -82,7 +84,7 @@ class Renderer:
 
     async def _end(self, spec: RenderSpec) -> Rendered:
         match spec.prompt.split():
-            case ["lost", times, "times"] if len(self.specs) <= int(times):
+            case ["lost" | "gains", times, "times"] if len(self.specs) <= int(times):
                 raise RuntimeError("the actor died, and\n30 lines of its traceback")
             case ["lent", times, "times"] if len(self.specs) <= int(times):
                 return Rendered(preempted=True)
@@ -372,6 +374,14 @@ async def test_a_job_that_loses_its_replica_each_time_fails_with_a_reason(tmp_pa
         assert f"lost {MAX_ATTEMPTS} times" in failed["error"]["message"]
         assert "traceback" not in failed["error"]["message"]
         assert len(client.renderer.specs) == MAX_ATTEMPTS
+
+
+async def test_a_job_that_gains_a_step_each_time_may_lose_its_replica_more_often(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        video = await client.create(f"gains {2 * MAX_ATTEMPTS} times", num_inference_steps=50)
+        await client.until(video, "completed")
+        assert "moray_video_lost_steps_total 0.0" in await client.page()
+        assert f"moray_video_resumed_total {2 * MAX_ATTEMPTS}.0" in await client.page()
 
 
 async def test_a_rendering_that_ends_without_a_word_is_a_failure(tmp_path: Path) -> None:
@@ -671,8 +681,17 @@ async def test_a_store_that_does_not_answer_stops_no_rendering_and_loses_no_end(
         assert len(client.renderer.specs) == 1
 
 
-async def test_two_gateways_of_one_store_share_the_queue_and_render_each_job_once(tmp_path: Path) -> None:
-    async with served(tmp_path, workers=2) as one, served(tmp_path, workers=2) as two:
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with postgres() as server:
+        yield server.url()
+
+
+async def test_several_gateways_share_a_queue_in_postgresql_and_render_each_job_once(
+    tmp_path: Path, database: str
+) -> None:
+    shared = {"database": database, "files": f"file://{tmp_path}/videos"}
+    async with served(tmp_path, workers=2, **shared) as one, served(tmp_path, workers=2, **shared) as two:
         made = [await gateway.create("done") for gateway in (one, two) for _ in range(10)]
         client = one.of(two.key)
         for video in made:
@@ -682,6 +701,19 @@ async def test_two_gateways_of_one_store_share_the_queue_and_render_each_job_onc
                     break
         rendered = sorted(spec.job_id for gateway in (one, two) for spec in gateway.renderer.specs)
         assert rendered == sorted(video["id"] for video in made)
+
+
+async def test_a_gateway_goes_on_with_what_one_that_died_had_claimed_in_postgresql(
+    tmp_path: Path, database: str
+) -> None:
+    shared = {"database": database, "files": f"file://{tmp_path}/videos"}
+    async with served(tmp_path, later_s=2 * LEASE_S, workers=0, **shared) as waiting:
+        async with served(tmp_path, **shared) as dying:
+            video = await dying.create("hangs")
+            await dying.until(video, "in_progress", progress=50)
+        waiting.videos.take((Worker(worker_id="w", node_id="here", actor=Actor(waiting.renderer)),))
+        await waiting.begun(1)
+        assert [spec.job_id for spec in waiting.renderer.specs] == [video["id"]]
 
 
 class Silent:
