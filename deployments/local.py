@@ -144,6 +144,7 @@ def environment(folder: Path, logs: Literal["text", "json"] = "text") -> dict[st
     ports = {name: str(drawn.pop()) for name in names}
     http, grpc = drawn[:REPLICA_PORTS], drawn[REPLICA_PORTS:]
     own = {
+        "TMPDIR": str(folder),  # what a killed process leaves goes with the rest
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
