@@ -690,7 +690,7 @@ def database() -> Iterator[str]:
 async def test_several_gateways_share_a_queue_in_postgresql_and_render_each_job_once(
     tmp_path: Path, database: str
 ) -> None:
-    shared = {"database": database, "files": f"file://{tmp_path}/videos"}
+    shared: dict[str, Any] = {"database": database, "files": f"file://{tmp_path}/videos"}
     async with served(tmp_path, workers=2, **shared) as one, served(tmp_path, workers=2, **shared) as two:
         made = [await gateway.create("done") for gateway in (one, two) for _ in range(10)]
         client = one.of(two.key)
@@ -706,7 +706,7 @@ async def test_several_gateways_share_a_queue_in_postgresql_and_render_each_job_
 async def test_a_gateway_goes_on_with_what_one_that_died_had_claimed_in_postgresql(
     tmp_path: Path, database: str
 ) -> None:
-    shared = {"database": database, "files": f"file://{tmp_path}/videos"}
+    shared: dict[str, Any] = {"database": database, "files": f"file://{tmp_path}/videos"}
     async with served(tmp_path, later_s=2 * LEASE_S, workers=0, **shared) as waiting:
         async with served(tmp_path, **shared) as dying:
             video = await dying.create("hangs")
