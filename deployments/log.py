@@ -5,7 +5,7 @@ import logging
 import re
 from typing import Any
 
-_BARE = re.compile(r"[^\s\"=]+")
+_BARE = re.compile(r"[!#-<>-~]+")  # printable ASCII, but for the quote and =
 
 
 def event(log: logging.Logger, level: int, what: str, /, **fields: Any) -> None:
@@ -16,6 +16,6 @@ def event(log: logging.Logger, level: int, what: str, /, **fields: Any) -> None:
 
 
 def _value(value: Any) -> str:
-    """A word as it is, anything else as JSON: nothing a client sends can look like another field, or another line."""
+    """A word as it is, anything else as JSON in ASCII: no client can write a field, a line or a control code."""
     text = str(value)
     return text if isinstance(value, int | float) or _BARE.fullmatch(text) else json.dumps(value)

@@ -80,7 +80,9 @@ class Envelope:
 def _told(error: Exception, request_id: str) -> MorayError:
     """What the client may know: an error of ours as it is, but for those that speak of the operator's files."""
     if isinstance(error, MorayError) and not isinstance(error, ConfigurationError):
-        event(log, logging.INFO, "refused", request_id=request_id, code=error.code, why=error.message)
+        # What is wrong with a request quotes it, and prompts have no place in logs: its client alone is told.
+        why = {} if isinstance(error, InvalidRequest) else {"why": error.message}
+        event(log, logging.INFO, "refused", request_id=request_id, code=error.code, **why)
         return error
     log.error("request_id=%s", request_id, exc_info=error)
     return MorayError("gateway: internal error; give the request id to the operator")

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 from shell import Exchange
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cluster.errors import BodyTooLarge, MorayError, Overloaded, Unauthorized
+from cluster.errors import BodyTooLarge, InvalidRequest, MorayError, Overloaded, Unauthorized
+from deployments.gateway import asgi
 from deployments.gateway.asgi import REQUEST_ID, Envelope, authorize, read_body, respond
 from deployments.stores.keys import KeyStore
 
@@ -49,6 +51,25 @@ async def test_an_internal_exception_leaks_nothing() -> None:
     assert "hunter2" not in answer.body.decode()
     assert "RuntimeError" not in answer.body.decode()
     assert answer.json()["error"]["code"] == "internal_error"
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [
+        (InvalidRequest("messages: given 'my prompt'; a list is allowed; change the value"), False),
+        (Overloaded("engine: full; try again later", retry_after_s=2.5), True),
+    ],
+)
+async def test_the_log_has_the_code_of_a_refusal_and_its_reason_where_that_cannot_quote_the_request(
+    error: MorayError, logged: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi.log, "propagate", True)
+    with caplog.at_level(logging.INFO, asgi.log.name):
+        answer = await reply(refusing(error))
+    assert answer.json()["error"]["message"] == error.message
+    assert f"code={error.code}" in caplog.text
+    assert any(record.__dict__.get("why") == error.message for record in caplog.records) == logged
+    assert "my prompt" not in caplog.text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("secret"), MorayError("known")])
