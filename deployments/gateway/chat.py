@@ -65,7 +65,7 @@ class ChatCompletions:
             chat = replace(chat, domain=domain, priority=plan.priority if plan else 0, traced=account.span is not None)
             account.chat = chat
             asked = self._asked(scope, chat, record.id, plan, account)
-            await self._serve(chat, asked, account, send, bool(header(scope, b"moray-ledger")))
+            await self._serve(chat, asked, account, send, header(scope, b"moray-ledger") == b"yes")
         except MorayError as error:
             account.code = error.code
             if error.status < 500:
