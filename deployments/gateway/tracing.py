@@ -23,6 +23,7 @@ from deployments.gateway.account import Account
 from deployments.gateway.asgi import header
 
 EXPORT_MS = 1000.0
+PATIENCE_S = 2.0  # with a collector that hangs, and so with what is not sent yet when the gateway stops
 ENGINE = ("wait", "prefill", "decode")
 
 
@@ -35,7 +36,7 @@ class Tracer:
             names = {"service.name": "moray", "service.version": version("moray"), "moray.family": family.name}
             sampler = ParentBasedTraceIdRatio(family.tracing.sample_ratio)
             self._provider = TracerProvider(resource=Resource.create(names), sampler=sampler)
-            exporter = OTLPSpanExporter(endpoint=family.tracing.otlp_url)
+            exporter = OTLPSpanExporter(endpoint=family.tracing.otlp_url, timeout=PATIENCE_S)
             self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=EXPORT_MS))
         self._parents = TraceContextTextMapPropagator()
 
