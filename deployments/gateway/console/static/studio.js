@@ -53,6 +53,7 @@ async function open(event) {
     if (model === null) throw new Error("model: this family serves no video; add a video part to the family file");
     offered(model);
     jobs = new Map();
+    say("none", "");
     choose(null);
     await follow();
   } catch (error) {
@@ -74,6 +75,7 @@ async function follow() {
     if (turn !== turns) return; // a later look is under way
     jobs = new Map(page.data.map((job) => [job.id, job]));
     link("lives", "Open");
+    say("none", jobs.size ? "" : "There is none yet: make one.");
     await show();
   } catch (error) {
     if (turn !== turns) return;
@@ -101,7 +103,6 @@ function choose(id) {
 async function show() {
   const job = jobs.get(chosen);
   versions(jobs, chosen, show);
-  say("none", jobs.size ? "" : "There is none yet: make one.");
   tasks();
   place("actions").hidden = job === undefined;
   place("doing").hidden = job === undefined || !unfinished(job);
