@@ -84,12 +84,14 @@ def _round(engine: VideoEngine, stock: Any, seed: int) -> tuple[tuple[float, flo
     asked = replace(ASKED, seed=seed)
 
     def ours() -> None:
-        engine.render(asked, lambda done, total: None, lambda: False)
+        engine.render(asked)
 
     def theirs() -> None:
         stock(
             asked.prompt, asked.negative_prompt, height=asked.height, width=asked.width, num_frames=asked.frames,
-            num_inference_steps=asked.steps, guidance_scale=asked.guidance, max_sequence_length=32, output_type="np",
+            num_inference_steps=asked.steps, guidance_scale=asked.guidance,
+            max_sequence_length=stock.tokenizer.model_max_length,
+            output_type="np",
             generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
 

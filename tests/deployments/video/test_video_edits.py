@@ -96,7 +96,7 @@ def test_pixels_outside_an_edit_are_those_of_the_master(tiny: Tiny, family: str,
     grid = family_.grid(asked)
     may_change = pixels(grid, marked(grid, asked.fps, mark.span, mark.region))
     assert np.array_equal(after[~may_change], before[~may_change])
-    assert (after[may_change] != before[may_change]).mean() > 0.5
+    assert (after[may_change] != before[may_change]).mean() > 0.2
 
 
 def test_a_mask_bounds_an_edit_and_has_the_size_of_the_frames(tiny: Tiny, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def stock(engine: VideoEngine, family: str, folder: Path) -> Any:
         words["frame_rate"] = asked.fps
     return pipe(
         prompt=asked.prompt, negative_prompt=asked.negative_prompt, height=64, width=64, num_frames=9,
-        num_inference_steps=asked.steps, guidance_scale=asked.guidance, max_sequence_length=32,
+        num_inference_steps=asked.steps, guidance_scale=asked.guidance,
+        max_sequence_length=pipe.tokenizer.model_max_length,
         generator=torch.Generator().manual_seed(asked.seed), output_type="np", **words,
     ).frames[0]  # fmt: skip
 

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from video_work import done, frames, latents, opened, spec
 
 from cluster.errors import EngineFailed, InvalidRequest
-from deployments.video.engine import Cancelled, VideoEngine
+from deployments.video.engine import VideoEngine
 from deployments.video.spec import Frames, Inputs
 
 Tiny = Callable[[str], VideoEngine]
@@ -28,7 +28,9 @@ def stock(engine: VideoEngine) -> Frames:
     asked = spec()
     shown = pipe(
         asked.prompt, asked.negative_prompt, height=64, width=64, num_frames=9, num_inference_steps=4,
-        guidance_scale=5.0, max_sequence_length=32, output_type="np", generator=torch.Generator().manual_seed(7),
+        guidance_scale=5.0,
+        max_sequence_length=pipe.tokenizer.model_max_length,
+        output_type="np", generator=torch.Generator().manual_seed(7),
     ).frames[0]  # fmt: skip
     whole: Frames = (shown * 255).round().astype(np.uint8)
     return whole
@@ -65,13 +67,6 @@ def test_a_call_that_nobody_waits_for_ends(tiny: Tiny, tmp_path: Path) -> None:
     gc.collect()
     thread.join(10)
     assert calls() == 0
-
-
-def test_a_cancelled_render_stops_at_the_next_step(tiny: Tiny) -> None:
-    seen: list[int] = []
-    with pytest.raises(Cancelled):
-        tiny("other").render(spec(steps=50), lambda step, total: seen.append(step), lambda: len(seen) == 2)
-    assert seen == [1, 2]
 
 
 def test_it_goes_on_from_no_state(tiny: Tiny, tmp_path: Path) -> None:
