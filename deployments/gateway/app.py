@@ -28,6 +28,8 @@ from deployments.gateway.console.routes import Console
 from deployments.gateway.desk import Desk
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Courses
+from deployments.gateway.storyboard_cut import Cuts
+from deployments.gateway.storyboards import Storyboards
 from deployments.gateway.tokens import Pushed, Streamed, TokenPath
 from deployments.gateway.tracing import Tracer
 from deployments.gateway.video_edits import VideoEdits
@@ -39,6 +41,7 @@ from deployments.ranks import node_address
 from deployments.stores.files import files_of
 from deployments.stores.jobs import jobs_of
 from deployments.stores.keys import KEYS_FILE, KeyStore
+from deployments.stores.storyboards import STORYBOARDS_FILE, StoryboardStore
 from monitoring.scrape import TARGETS_PATH, discovered
 
 
@@ -74,9 +77,13 @@ class Gateway:
             files = files_of(family.video, folder)
             self._videos = Videos(family, jobs, files, self._metrics.video)
             self._edits = VideoEdits(self._videos, jobs, files)
+            boards = StoryboardStore(folder / STORYBOARDS_FILE)
+            self._storyboards = Storyboards(self._videos, boards, jobs, Cuts(files, folder), self._chat)
             self._rendering = asyncio.create_task(self._videos.run())
         self._console = Console(lambda: self._family, self._desk, self._metrics, self._unfinished, clock)
         self._follow(family)
+        if self._videos is not None:
+            self._joining = asyncio.create_task(self._storyboards.run())
         self._talk = asyncio.create_task(self._announcer.run())
 
     def _follow(self, family: Family) -> None:
@@ -90,6 +97,7 @@ class Gateway:
         self._desk.follow(family)
         if self._videos is not None:
             self._videos.follow(family)
+            self._storyboards.follow(family)
         self._family = self._courses.family = family
 
     def _hello(self) -> Hello:
@@ -123,8 +131,9 @@ class Gateway:
         app.add_api_route(TARGETS_PATH, self._targets, methods=["GET"])
         self._console.add_routes(app)
         if self._videos is not None:
+            self._edits.add_routes(app, self._keys)  # first: its paths look like ids of videos
             self._videos.add_routes(app, self._keys)
-            self._edits.add_routes(app, self._keys)
+            self._storyboards.add_routes(app, self._keys)
         return app
 
     async def _models(self, request: Request) -> Response:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from cluster.errors import InvalidRequest, NotFound
+from cluster.errors import InvalidRequest, NotFound, Unavailable
 from deployments.gateway.asgi import authorize
 from deployments.gateway.video_inputs import VideoInputs
 from deployments.gateway.video_requests import Asked, Caller, edited, extended, remixed
@@ -124,7 +124,11 @@ class VideoEdits:
             key = f"characters/{character_id}"
             await self._inputs.character(body.video, key)
         made = Character(id=character_id, owner=owner, name=body.name, file=key, created_at_s=int(self._now_s()))
-        await asyncio.to_thread(self._store.put_character, made)
+        try:
+            await asyncio.to_thread(self._store.put_character, made)
+        except Unavailable:
+            await self._files.delete(key)
+            raise
         return _json(character_object(made))
 
     async def _characters(self, request: Request) -> Response:

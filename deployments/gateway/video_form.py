@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager
 from typing import Any, Never
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import UploadFile as UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
-from cluster.errors import BodyTooLarge, InvalidRequest
+from cluster.errors import BodyTooLarge, InvalidRequest, Unavailable
 from deployments.gateway.asgi import read_body
 from deployments.gateway.body import bound_structure, distinct
 
@@ -28,7 +29,7 @@ _FORM = "multipart/form-data"
 
 @asynccontextmanager
 async def fields(request: Request, *, max_body_bytes: int, max_input_bytes: int) -> AsyncIterator[dict[str, Any]]:
-    """Files are UploadFile, for the length of the block. Raises InvalidRequest, BodyTooLarge."""
+    """Files are UploadFile, for the length of the block. Raises InvalidRequest, BodyTooLarge, Unavailable."""
     if not request.headers.get("content-type", "").lower().startswith(_FORM):
         yield json_fields(await read_body(request.scope, request.receive, max_body_bytes))
         return
@@ -41,10 +42,19 @@ async def fields(request: Request, *, max_body_bytes: int, max_input_bytes: int)
         raise _no_form(error.message) from None
     except (ValueError, KeyError) as error:
         raise _no_form(type(error).__name__) from None
+    except ClientDisconnect:
+        raise InvalidRequest("body: the connection ended before the body did; send the whole of it") from None
+    except OSError as error:
+        raise no_room(error) from error
     try:
         yield nested(form.multi_items())
     finally:
         await form.close()
+
+
+def no_room(error: OSError) -> Unavailable:
+    """What was sent cannot be put down here."""
+    return Unavailable(f"videos: {error.strerror or type(error).__name__}, of what was sent; try again later")
 
 
 def json_fields(body: bytes) -> dict[str, Any]:
@@ -122,6 +132,3 @@ class _Form(MultiPartParser):
 
 def _no_form(fault: str) -> InvalidRequest:
     return InvalidRequest(f"body: {fault}; {_FORM} or JSON is allowed; mend the body")
-
-
-__all__ = ["UploadFile", "fields", "json_fields", "nested"]

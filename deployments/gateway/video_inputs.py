@@ -21,7 +21,7 @@ from cluster.delivery import sides
 from cluster.errors import NotFound
 from cluster.family import Family
 from cluster.video import taken_by
-from deployments.gateway.video_form import UploadFile, fields
+from deployments.gateway.video_form import UploadFile, fields, no_room
 from deployments.gateway.video_requests import Asked, Caller, References, longer
 from deployments.gateway.videos_wire import Given, Pointer
 from deployments.gateway.wishes import plan_of
@@ -184,7 +184,10 @@ class VideoInputs:
 
     async def _read(self, work: Callable[[], Any]) -> Any:
         async with self._reading:
-            return await asyncio.to_thread(work)
+            try:
+                return await asyncio.to_thread(work)
+            except OSError as error:
+                raise no_room(error) from error
 
 
 def _names(found: Inputs) -> list[str]:

@@ -105,8 +105,13 @@ def test_any_wish_is_refused_or_delivered_from_what_is_listed_without_a_change_o
 
 
 def test_what_a_pipeline_takes_is_known_by_its_class() -> None:
-    assert taken_by("WanPipeline", False) == Takes(inputs=("video_reference", "mask"))
+    ends, clip = ("input_reference", "last_frame_reference"), ("video_reference", "mask")
+    assert taken_by("WanPipeline", False) == Takes(inputs=clip)
+    assert taken_by("WanPipeline", True) == taken_by("WanImageToVideoPipeline", True)
+    assert taken_by("WanPipeline", True) == Takes(inputs=(*ends, *clip), fast=True)
     assert taken_by("WanImageToVideoPipeline", False) == Takes(
-        inputs=("input_reference", "last_frame_reference"), needs=("input_reference",), tasks=("create",)
+        inputs=ends, needs=("input_reference",), tasks=("create",)
     )
+    assert taken_by("WanVACEPipeline", False) == Takes(inputs=(*ends, "image_references", *clip))
+    assert taken_by("LTXPipeline", False) == taken_by("LTXImageToVideoPipeline", False) == Takes(inputs=(*ends, *clip))
     assert taken_by("MochiPipeline", False) is None

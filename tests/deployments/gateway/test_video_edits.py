@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import io
 import json
 import math
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import numpy as np
@@ -23,9 +25,10 @@ from shell import Handle, application, family
 from cluster.clip import Region, Span
 from cluster.family import Family, Video
 from cluster.video import Takes, taken_by
-from deployments.gateway.video_inputs import taking
+from deployments.gateway.video_inputs import VideoInputs, taking
+from deployments.gateway.video_requests import Caller
 from deployments.stores.files import KEPT, Files
-from deployments.stores.keys import KEYS_FILE, KeyStore
+from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
 from deployments.video.encode import write_mp4
 from deployments.video.jobs import Jobs, VideoJob
 from deployments.video.spec import Edit
@@ -145,8 +148,8 @@ async def test_references_as_urls_and_files_of_every_kind_are_taken_together(tmp
 async def post(here: Served, path: str, files: dict[str, bytes], **fields: str) -> Any:
     headers = {"authorization": f"Bearer {here.client.api_key}"}
     sent = {name: (name, data) for name, data in files.items()}
-    answer = await here.client._client.post(f"http://moray/v1{path}", files=sent, data=fields, headers=headers)
-    return answer.json()
+    body: dict[str, Any] = {"files": sent, "data": fields} if files else {"json": fields}
+    return (await here.client._client.post(f"http://moray/v1{path}", headers=headers, **body)).json()
 
 
 async def test_a_video_and_its_sound_are_read_and_the_job_is_as_long_as_the_video(tmp_path: Path) -> None:
@@ -288,6 +291,40 @@ async def test_a_character_appears_by_its_id(tmp_path: Path) -> None:
         assert refusal(caught) == (404, "character_not_found", None)
 
 
+async def test_characters_are_listed_and_deleted_and_other_keys_see_none(tmp_path: Path) -> None:
+    async with served(tmp_path) as here:
+        made = await post(here, "/videos/characters", {"video": png()}, name="Ada")
+        other, _ = KeyStore(tmp_path / KEYS_FILE).create("other", 0.0)
+        path, http = "http://moray/v1/videos/characters", here.client._client
+        mine, theirs = ({"authorization": f"Bearer {key}"} for key in (here.client.api_key, other))
+        assert (await http.get(path, headers=mine)).json()["data"] == [made]
+        assert (await http.get(path, headers=theirs)).json()["data"] == []
+        assert (await http.delete(f"{path}/{made['id']}", headers=theirs)).status_code == 404
+        assert (await http.delete(f"{path}/{made['id']}", headers=mine)).json()["deleted"] is True
+        assert (await http.get(path, headers=mine)).json()["data"] == []
+        assert await here.files.size(f"characters/{made['id']}") is None
+
+
+async def test_a_clip_is_extended_by_its_id_up_to_the_longest(tmp_path: Path) -> None:
+    async with served(tmp_path, seconds=[1, 2, 4]) as here:
+        clip = await here.completed()
+        by_id: Any = {"prompt": "on", "video": omit, "extra_body": {"video": {"id": clip.id}}}
+        longer = await here.client.videos.extend(**by_id, seconds="2")  # type: ignore[arg-type]
+        assert (longer.seconds, here.job(longer).parent_id, here.job(longer).frames) == ("4", clip.id, 32)
+        with pytest.raises(APIStatusError) as caught:
+            await here.client.videos.extend(**by_id, seconds="3")  # type: ignore[arg-type]
+        assert refusal(caught) == (400, "invalid_value", "seconds")
+
+
+@pytest.mark.parametrize("path", ["edits", "extensions", "characters"])
+async def test_what_is_made_of_a_video_needs_one(tmp_path: Path, path: str) -> None:
+    named: dict[str, str] = {"name": "Ada"} if path == "characters" else {"prompt": "x"}
+    more: dict[str, str] = {"seconds": "1"} if path == "extensions" else {}
+    async with served(tmp_path) as here:
+        told = (await post(here, f"/videos/{path}", {}, **named, **more))["error"]
+        assert (told["code"], told["param"]) == ("missing_parameter", "video")
+
+
 async def test_a_model_publishes_its_limits(tmp_path: Path) -> None:
     async with served(tmp_path) as here:
         told = (await here.client.models.retrieve("sora-2")).model_extra or {}
@@ -295,6 +332,31 @@ async def test_a_model_publishes_its_limits(tmp_path: Path) -> None:
         assert (told["fps"], told["delivered_fps"], told["max_frames"]) == (8, [8, 24], 16)
         assert (told["styles"], told["audio"]) == (["noir"], "muxed")
         assert told["takes"] == EVERYTHING.model_dump(mode="json")
+
+
+async def test_a_disk_without_room_refuses_the_request_and_no_job_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path) as here:
+
+        def write(path: Path, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", write)
+        with pytest.raises(APIStatusError) as caught:
+            await here.client.videos.create(prompt="a ball", input_reference=("a.png", png(), "image/png"))
+        assert refusal(caught) == (503, "unavailable", None)
+        assert "No space left on device" in caught.value.message
+        assert (await here.client.videos.list()).data == []
+
+
+def test_a_key_has_its_plans_priority_and_may_ask_for_less(tmp_path: Path) -> None:
+    raw = family(tmp_path, video=True).model_dump(mode="json", exclude_unset=True)
+    plans = {"small": {"tiers": ["mini"], "priority": 1}, "large": {"tiers": ["mini"], "priority": 3}}
+    inputs = VideoInputs(Family.model_validate(raw | {"plans": plans}), Mock(), Mock())  # neither is asked
+    keys = {plan: KeyRecord(id="k", name="k", plan=plan, created_s=0, revoked_s=None) for plan in ("small", None)}
+    assert inputs.caller(keys["small"], 5) == Caller(seed=5, priority=1, highest=1)
+    assert inputs.caller(keys[None], 5) == Caller(seed=5, priority=0, highest=3)
 
 
 def checkpoint(folder: Path, text: str) -> Family:
