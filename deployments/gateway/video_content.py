@@ -18,6 +18,15 @@ class _Variant(NamedTuple):
     media_type: str
 
 
+class Part(NamedTuple):
+    """A file to be sent: `name` is that of the download, `version` another where the file is another."""
+
+    key: str
+    media_type: str
+    name: str
+    version: str
+
+
 VARIANTS = {
     "video": _Variant(VIDEO, "video/mp4"),
     "thumbnail": _Variant(THUMBNAIL, "image/webp"),
@@ -39,32 +48,41 @@ async def content(job: VideoJob, files: Files, request: Request, headers: dict[s
         )
     variant = VARIANTS[name]
     key = f"{job.id}/{variant.file}"
-    size = await files.size(key)
-    if size is None:
+    if await files.size(key) is None:
         raise NotFound(
             f"videos: {job.id} has no {name}; other variants may be there; ask for one", code="file_not_found"
         )
-    etag = f'"{job.id}-{name}-{job.completed_at_s}-{size}"'
+    version = f"{job.id}-{name}-{job.completed_at_s}"
+    part = Part(key=key, media_type=variant.media_type, name=job.id, version=version)
+    return await sent(part, files, request, headers)
+
+
+async def sent(found: Part, files: Files, request: Request, headers: dict[str, str]) -> Response:
+    """The file, or what of it is asked; raises as `content` does."""
+    size = await files.size(found.key)
+    if size is None:
+        raise NotFound(f"{found.name}: its file is gone; make it again", code="file_not_found")
+    etag = f'"{found.version}-{size}"'
     told = headers | {
         "accept-ranges": "bytes",
-        "content-disposition": f'attachment; filename="{job.id}.{variant.file.rpartition(".")[2]}"',
+        "content-disposition": f'attachment; filename="{found.name}.{found.key.rpartition(".")[2]}"',
         "etag": etag,
     }
     try:
         part = asked_bytes(request.headers.get("range"), request.headers.get("if-range"), etag, size)
     except RangeNotSatisfiable as error:
-        found = headers | {"content-range": f"bytes */{size}"}
-        return Response(error_body(error), error.status, media_type="application/json", headers=found)
+        whole = headers | {"content-range": f"bytes */{size}"}
+        return Response(error_body(error), error.status, media_type="application/json", headers=whole)
     start, end = part or (0, size)
     told["content-length"] = str(end - start)
     if part:
         told["content-range"] = f"bytes {start}-{end - 1}/{size}"
     status = 206 if part else 200
     if request.method == "HEAD":
-        return Response(status_code=status, media_type=variant.media_type, headers=told)
-    chunks = files.stream(key, start, end)
+        return Response(status_code=status, media_type=found.media_type, headers=told)
+    chunks = files.stream(found.key, start, end)
     first = await anext(chunks, b"")  # so that a file which cannot be read is an error, not half an answer
-    return StreamingResponse(_with(first, chunks), status, media_type=variant.media_type, headers=told)
+    return StreamingResponse(_with(first, chunks), status, media_type=found.media_type, headers=told)
 
 
 async def _with(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -16,12 +16,12 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
-from autoscaling.signals import JobSeen
 from cluster.errors import MorayError, ReplicaLost, Unavailable
 from cluster.family import Video
-from cluster.queueing import JobAhead, Outlook, left_s, outlooks, urgency
+from cluster.queueing import Outlook
 from deployments.control.words import Worker
 from deployments.gateway.video_metrics import VideoMetrics
+from deployments.gateway.video_queue import VideoQueue
 from deployments.gateway.video_workers import HALT_S, VideoWorkers, told
 from deployments.stores.files import Files
 from deployments.video.jobs import Jobs, VideoJob
@@ -45,32 +45,27 @@ class VideoJobs:
     def __init__(
         self, video: Video, store: Jobs, files: Files, metrics: VideoMetrics, now_s: Callable[[], float] = time.time
     ) -> None:
-        self.video = video  # as it is served now
+        self.queue = VideoQueue(video)
         self._store = store
         self._files = files
         self._metrics = metrics
         self._now_s = now_s
         self._gateway = token_hex(6)
-        self._jobs: dict[str, VideoJob] = {}  # unfinished: what this gateway holds as it is, others as last seen
-        self._mine: dict[str, asyncio.Task[None]] = {}
+        self._mine: dict[str, asyncio.Task[None]] = {}  # by job that this gateway holds
         self._hindered: dict[str, float] = {}  # by job, how long its next pause is
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._workers = VideoWorkers(self._wake.set)
         self._look_s = self._sweep_s = 0.0  # when next, on the loop's clock
 
-    def __len__(self) -> int:
-        """Jobs that are not finished, of all gateways."""
-        return len(self._jobs)
-
     def add(self, job: VideoJob) -> None:
         """The store has it already."""
-        self._jobs[job.id] = job
+        self.queue.put(job)
         self._wake.set()
 
     def drop(self, job: VideoJob) -> None:
         """It was deleted: its replica stops at its next step, and what it has written since is deleted, too."""
-        self._jobs.pop(job.id, None)
+        self.queue.pop(job.id)
         if (task := self._mine.get(job.id)) is not None:
             task.cancel()
 
@@ -78,41 +73,9 @@ class VideoJobs:
         """The replicas that there are; jobs on others go on until they say how they end."""
         self._workers.take(workers)
 
-    def waits(self, owner: str, key: str | None) -> bool:
-        """Whether an unfinished job has this idempotency key."""
-        return key is not None and any((job.owner, job.idempotency_key) == (owner, key) for job in self._jobs.values())
-
-    def seen(self) -> tuple[JobSeen, ...]:
-        """The most urgent first."""
-        line = sorted(self._jobs.values(), key=lambda job: urgency(job.priority, self._due_s(job)))
-        return tuple(
-            JobSeen(
-                left_gpu_s=self._left_s(job) * self.video.gpus,
-                deadline_s=self._due_s(job),
-                value_usd=job.seconds * self.video.price.usd_per_second,
-            )
-            for job in line
-        )
-
     def outlooks(self) -> dict[str, Outlook]:
-        """By unfinished job. What runs for another gateway counts as waiting."""
-        ahead = (
-            JobAhead(
-                job_id=job.id,
-                left_s=self._left_s(job),
-                due_s=self._due_s(job),
-                priority=job.priority,
-                replica=self._workers.of(job.id),
-            )
-            for job in self._jobs.values()
-        )
-        return outlooks(ahead, self._workers.names(), self.video.concurrent, self.video.cold_start.p50_s)
-
-    def _left_s(self, job: VideoJob) -> float:
-        return left_s(self.video, job.size, job.spec().frames, job.steps - job.steps_done)
-
-    def _due_s(self, job: VideoJob) -> float:
-        return job.created_at_s + self.video.slo.deadline_s
+        """By unfinished job."""
+        return self.queue.outlooks(self._workers)
 
     async def run(self) -> None:
         """Claims jobs while there is room for them. Never ends, whatever fails."""
@@ -140,25 +103,21 @@ class VideoJobs:
 
     async def _look(self) -> None:
         await asyncio.to_thread(self._store.renew, self._gateway, tuple(self._mine), self._now_s(), LEASE_S)
-        before = self._jobs.keys() - set()
+        before = self.queue.ids()
         rows = {job.id: job for job in await asyncio.to_thread(self._store.unfinished)}
-        ended, added = before - self._jobs.keys(), self._jobs.keys() - before  # meanwhile
-        known = {job_id: self._jobs[job_id] for job_id in self._jobs if job_id in self._mine or job_id in added}
-        self._jobs = {job_id: job for job_id, job in (rows | known).items() if job_id not in ended}
-        waiting = [job.created_at_s for job in self._jobs.values() if job.status == "queued"]
-        self._metrics.queue(
-            age_s=self._now_s() - min(waiting) if waiting else 0.0,
-            backlog_gpu_s=sum(self._left_s(job) for job in self._jobs.values()) * self.video.gpus,
-        )
+        self.queue.seen(rows, before, own=self._mine)
+        oldest_s = self.queue.oldest_s()
+        age_s = 0.0 if oldest_s is None else self._now_s() - oldest_s
+        self._metrics.queue(age_s, self.queue.backlog_gpu_s())
 
     async def _claim(self) -> None:
-        while (worker := self._workers.with_room(self.video.concurrent)) is not None:
+        while (worker := self._workers.with_room(self.queue.video.concurrent)) is not None:
             job = await asyncio.to_thread(self._store.claim, self._gateway, self._now_s(), LEASE_S)
             if job is None:
                 return
             if job.id in self._mine:  # its lease ran out while the store did not answer, and nobody took it
                 continue
-            self._jobs[job.id] = job
+            self.queue.put(job)
             self._workers.give(job.id, worker)
             task = self._mine[job.id] = asyncio.create_task(self._see_to(job, worker))
             task.add_done_callback(functools.partial(self._over, job.id, worker))
@@ -178,7 +137,7 @@ class VideoJobs:
         except Exception as failure:  # whatever Ray raises: an accepted job is not dropped for it
             log.warning("video %s: %s", job.id, told(failure))
             self._workers.settle(worker.worker_id)
-            await self._back(self._jobs.get(job.id, job).requeued())
+            await self._back(self.queue.now(job).requeued())
 
     def _over(self, job_id: str, worker: Worker, task: asyncio.Task[None]) -> None:
         """Also of one that was cancelled before it began, of which its own code would tell nothing."""
@@ -190,7 +149,7 @@ class VideoJobs:
 
     async def _attempt(self, job: VideoJob, worker: Worker) -> None:
         """One rendering, its steps written to the store."""
-        asked = Asked(spec=job.spec(), model=job.model, deadline_s=self._due_s(job), priority=job.priority)
+        asked = Asked(spec=job.spec(), model=job.model, deadline_s=self.queue.due_s(job), priority=job.priority)
         stream = worker.actor.render.options(num_returns="streaming").remote(asked)
         with self._metrics.stages(self._now_s() - job.created_at_s if not job.attempts else None) as entered:
             before, unheard = job.steps_done, bool(job.steps_done)  # of earlier attempts
@@ -232,8 +191,8 @@ class VideoJobs:
         await self._end(job, ReplicaLost(f"{job.id}: its replica was lost {job.attempts} times; try again"))
 
     async def _end(self, job: VideoJob, error: MorayError | None, *, signed: bool = False) -> None:
-        now_s = int(self._now_s())
-        ended = job.failed(error) if error else job.completed(now_s, signed=signed, expires_s=self.video.expires_s)
+        video, now_s = self.queue.video, int(self._now_s())
+        ended = job.failed(error) if error else job.completed(now_s, signed=signed, expires_s=video.expires_s)
         pause_s = FIRST_PAUSE_S
         while True:
             try:
@@ -244,16 +203,16 @@ class VideoJobs:
                 self._unavailable(failure)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        self._jobs.pop(job.id, None)
+        self.queue.pop(job.id)
         self._hindered.pop(job.id, None)
-        self._metrics.ended(ended.error_code or "ok", signed=signed, intended=not self.video.provenance.sign)
+        self._metrics.ended(ended.error_code or "ok", signed=signed, intended=not video.provenance.sign)
         if error:
             self._spawn(self._clean(job.id))
 
     async def _write(self, job: VideoJob) -> VideoJob:
         """Raises _LostError. A store that does not answer holds up no rendering: the next step is written anyway."""
-        if job.id in self._jobs:
-            self._jobs[job.id] = job
+        if job.id in self.queue:
+            self.queue.put(job)
         try:
             if not await asyncio.to_thread(self._store.update, job):
                 raise _LostError
@@ -283,7 +242,7 @@ class VideoJobs:
 
     async def _lost(self, job: VideoJob, worker: Worker) -> None:
         """Deleted elsewhere, or claimed by another gateway: that one may have asked the same replica for it."""
-        self._jobs.pop(job.id, None)
+        self.queue.pop(job.id)
         try:
             deleted = await asyncio.to_thread(self._store.get, job.owner, job.id) is None
         except Unavailable as failure:

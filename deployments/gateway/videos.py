@@ -59,7 +59,7 @@ class Videos:
     def follow(self, family: Family) -> None:
         """Serve a changed family; jobs stay as they were asked for."""
         assert family.video is not None
-        self._video = self._jobs.video = family.video
+        self._video = self._jobs.queue.video = family.video
         self._headers = {"moray-engine": "simulated"} if self._video.engine == "simulated" else {}
         self.inputs.follow(family)
 
@@ -73,7 +73,7 @@ class Videos:
 
     def jobs(self) -> tuple[JobSeen, ...]:
         """Those that are not finished, the most urgent first."""
-        return self._jobs.seen()
+        return self._jobs.queue.for_scaling()
 
     def add_routes(self, app: FastAPI, keys: KeyStore) -> None:
         self._keys = keys
@@ -93,9 +93,10 @@ class Videos:
 
     def admit(self, owner: str, key: str | None) -> None:
         """Raises Overloaded where no more jobs may wait. A request that is sent again adds none."""
-        if len(self._jobs) >= self._video.max_waiting and not self._jobs.waits(owner, key):
+        queue = self._jobs.queue
+        if len(queue) >= self._video.max_waiting and not queue.waits(owner, key):
             raise Overloaded(
-                f"videos: {len(self._jobs)} jobs are unfinished; at most {self._video.max_waiting} may be; try again "
+                f"videos: {len(queue)} jobs are unfinished; at most {self._video.max_waiting} may be; try again "
                 "when one has ended",
                 retry_after_s=RETRY_AFTER_S,
             )
@@ -152,7 +153,7 @@ class Videos:
             self._store.page, owner, after=asked.after, limit=asked.limit, order=asked.order
         )
         children = await asyncio.to_thread(self._store.children, owner, [job.id for job in jobs])
-        return _json(video_list(jobs, more, outlooks=self._outlooks(), children=children))
+        return _json(video_list(jobs, more, outlooks=self.outlooks(), children=children))
 
     async def _retrieve(self, job_id: str, request: Request) -> Response:
         job = await self.job(job_id, request)
@@ -179,9 +180,10 @@ class Videos:
         return job
 
     def told(self, job: VideoJob, children: Sequence[str] = ()) -> Response:
-        return _json(video_object(job, outlook=self._outlooks().get(job.id), children=children), self._headers)
+        return _json(video_object(job, outlook=self.outlooks().get(job.id), children=children), self._headers)
 
-    def _outlooks(self) -> dict[str, Outlook]:
+    def outlooks(self) -> dict[str, Outlook]:
+        """By unfinished job."""
         now_s = self._now_s()
         return {
             job_id: Outlook(
