@@ -116,7 +116,7 @@ def asked(kind: Kind, layout: Layout, steps: int, guidance: float, seed: int) ->
 
 
 def rendered(engine: VideoEngine, spec: RenderSpec) -> Frames:
-    return engine.render(spec, lambda done, total: None, lambda: False)
+    return engine.render(spec)
 
 
 def scores(kinds: list[Kind], videos: list[Frames]) -> dict[str, float]:

@@ -8,7 +8,7 @@ torch and diffusers are imported by `load`.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +16,6 @@ import numpy as np
 
 from cluster.errors import EngineFailed, MorayError
 from cluster.video import Acceleration, Video
-from deployments.video.saved import SavedState
 from deployments.video.spec import Frames as Frames
 from deployments.video.spec import Rendering
 from deployments.video.spec import RenderSpec as RenderSpec
@@ -24,12 +23,6 @@ from deployments.video.spec import RenderSpec as RenderSpec
 if TYPE_CHECKING:
     from deployments.video.adapters.job import Job
     from deployments.video.adapters.load import Family
-
-OnStep = Callable[[int, int], None]
-
-
-class Cancelled(Exception):
-    """The caller stopped the job; raised at a step boundary, after its state was saved."""
 
 
 class VideoEngine:
@@ -112,37 +105,13 @@ class VideoEngine:
                 return
             yield chunk
 
-    def render(
-        self, spec: RenderSpec, on_step: OnStep, cancelled: Callable[[], bool], saved: SavedState | None = None
-    ) -> Frames:
-        """One job from its beginning, or its saved state, to all of its frames [F, H, W, 3].
-
-        `on_step(done, total)` is called on this thread after every step. It saves from time to time and when it is
-        cancelled. Raises Cancelled, InvalidRequest, EngineFailed.
-        """
+    def render(self, spec: RenderSpec) -> Frames:
+        """One job alone, of no inputs, to all of its frames [F, H, W, 3]. Raises InvalidRequest, EngineFailed."""
         with tempfile.TemporaryDirectory() as folder:
-            job = self._begun(spec, Path(folder), saved)
-            if cancelled():
-                raise Cancelled(spec.job_id)
+            job = self.open(spec, Path(folder), None)
             while job.done < job.total:
                 self.step([job])
-                on_step(job.done, job.total)
-                stopping = cancelled()
-                if saved is not None and (stopping or saved.due):
-                    saved.write(self.save(job))
-                if stopping:
-                    raise Cancelled(spec.job_id)
             return np.concatenate(list(self.decode(job)))
-
-    def _begun(self, spec: RenderSpec, folder: Path, saved: SavedState | None) -> "Job":
-        raw = saved.read() if saved is not None else None
-        try:
-            return self.open(spec, folder, raw)
-        except ValueError as why:
-            if saved is None:
-                raise
-            saved.discard(why)
-            return self.open(spec, folder, None)
 
 
 def engine_for(video: Video, device: str) -> VideoEngine:

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 
 from cluster.errors import CheckpointError, EngineFailed, InvalidRequest
-from deployments.video.engine import Cancelled, Frames, RenderSpec, VideoEngine
-from deployments.video.saved import SavedState
+from deployments.video.engine import Frames, RenderSpec, VideoEngine
 
 Tiny = Callable[[str], VideoEngine]
 
@@ -35,7 +33,7 @@ def engine_of(folder: Path, dtype: Any = "float32") -> VideoEngine:
 
 
 def rendered(engine: VideoEngine, asked: RenderSpec) -> Frames:
-    return engine.render(asked, lambda done, total: None, lambda: False)
+    return engine.render(asked)
 
 
 @pytest.fixture
@@ -83,92 +81,50 @@ def test_the_prompt_reaches_the_picture(engine: VideoEngine) -> None:
     assert not np.array_equal(rendered(engine, spec()), rendered(engine, spec(prompt="blue sea at night")))
 
 
-def test_progress_counts_every_step_once(engine: VideoEngine) -> None:
-    seen: list[tuple[int, int]] = []
-    engine.render(spec(steps=4), lambda done, total: seen.append((done, total)), lambda: False)
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
-def test_a_cancelled_job_stops_at_the_next_step(engine: VideoEngine) -> None:
-    withdrawn, seen = Event(), list[int]()
-
-    def on_step(done: int, total: int) -> None:
-        seen.append(done)
-        if done == 2:
-            withdrawn.set()
-
-    with pytest.raises(Cancelled):
-        engine.render(spec(steps=50), on_step, withdrawn.is_set)
-    assert seen == [1, 2]
-    assert rendered(engine, spec(steps=1)).shape[0] == 8  # the engine goes on
-
-
-def test_a_job_cancelled_before_its_first_step_does_no_step(engine: VideoEngine) -> None:
-    seen: list[int] = []
-    with pytest.raises(Cancelled):
-        engine.render(spec(), lambda done, total: seen.append(done), lambda: True)
-    assert seen == []
-
-
-def preempted(engine: VideoEngine, asked: RenderSpec, saved: SavedState, after: int) -> list[int]:
-    """The steps done before it stopped."""
-    seen: list[int] = []
-    with pytest.raises(Cancelled):
-        engine.render(asked, lambda done, total: seen.append(done), lambda: after in seen, saved)
-    return seen
+def test_progress_counts_every_step_once(engine: VideoEngine, tmp_path: Path) -> None:
+    job = engine.open(spec(steps=4), tmp_path, None)
+    assert (job.done, job.total) == (0, 4)
+    for done in (1, 2, 3, 4):
+        engine.step([job])
+        assert job.done == done
 
 
 @pytest.mark.parametrize("family", ["wan", "euler", "two_stages"])
-def test_a_job_preempted_after_any_step_goes_on_elsewhere_to_the_same_frames(
+def test_a_job_saved_after_any_step_goes_on_elsewhere_to_the_same_frames(
     tiny: Tiny, family: str, tmp_path: Path
 ) -> None:
     one, other = tiny(family), engine_of(tiny(family).checkpoint)
     asked = spec(steps=5)
     undisturbed = rendered(one, asked)
-    for after in range(1, 6):
-        video = tmp_path / str(after) / "video.mp4"
-        video.parent.mkdir()
-        assert preempted(one, asked, SavedState(video), after) == list(range(1, after + 1))
-        went_on: list[int] = []
-        frames = other.render(asked, lambda done, total: went_on.append(done), lambda: False, SavedState(video))  # noqa: B023
-        assert went_on == list(range(after + 1, 6))
-        assert np.array_equal(frames, undisturbed)
+    job = one.open(asked, tmp_path, None)
+    for done in range(1, 6):
+        one.step([job])
+        assert np.array_equal(resumed(other, asked, one.save(job), tmp_path, done), undisturbed)
 
 
-def test_a_job_preempted_at_every_step_ends_with_the_same_frames(engine: VideoEngine, tmp_path: Path) -> None:
-    saved = SavedState(tmp_path / "video.mp4")
-    for after in range(1, 4):
-        assert preempted(engine, spec(), saved, after) == [after]
-    assert np.array_equal(
-        engine.render(spec(), lambda done, total: None, lambda: False, saved), rendered(engine, spec())
-    )
+def resumed(engine: VideoEngine, asked: RenderSpec, saved: bytes, folder: Path, done: int) -> Frames:
+    job = engine.open(asked, folder, saved)
+    assert job.done == done
+    while job.done < job.total:
+        engine.step([job])
+    return np.concatenate(list(engine.decode(job)))
 
 
-def test_a_replica_that_dies_loses_only_what_was_not_saved_in_time(engine: VideoEngine, tmp_path: Path) -> None:
-    def dies(done: int, total: int) -> None:
-        if done == 3:
-            raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError):
-        engine.render(spec(), dies, lambda: False, SavedState(tmp_path / "video.mp4", every_s=0.0))
-    seen: list[int] = []
-    engine.render(spec(), lambda done, total: seen.append(done), lambda: False, SavedState(tmp_path / "video.mp4"))
-    assert seen == [3]
+def test_a_job_saved_and_opened_at_every_step_ends_with_the_same_frames(engine: VideoEngine, tmp_path: Path) -> None:
+    saved = None
+    for _ in range(3):
+        job = engine.open(spec(), tmp_path, saved)
+        engine.step([job])
+        saved = engine.save(job)
+    assert saved is not None
+    assert np.array_equal(resumed(engine, spec(), saved, tmp_path, 3), rendered(engine, spec()))
 
 
 @pytest.mark.parametrize("damage", [b"", b"no state at all", None])
-def test_a_state_that_cannot_be_used_is_discarded_and_the_job_begins_anew(
-    engine: VideoEngine, damage: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    saved, seen = SavedState(tmp_path / "video.mp4"), list[int]()
-    preempted(engine, spec(seed=8), saved, 2)  # of another job
-    if damage is not None:
-        saved.path.write_bytes(damage)
-    frames = engine.render(spec(), lambda done, total: seen.append(done), lambda: False, saved)
-    assert seen == [1, 2, 3]
-    assert np.array_equal(frames, rendered(engine, spec()))
-    assert "begins anew" in caplog.text
-    assert not saved.path.exists()
+def test_a_state_that_cannot_be_used_is_refused(engine: VideoEngine, damage: bytes | None, tmp_path: Path) -> None:
+    other = engine.save(engine.open(spec(seed=8), tmp_path, None))
+    with pytest.raises(ValueError, match=r"."):
+        engine.open(spec(), tmp_path, other if damage is None else damage)
 
 
 def test_bfloat16_renders_too(engine: VideoEngine) -> None:

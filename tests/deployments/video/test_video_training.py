@@ -85,4 +85,4 @@ def test_a_pipeline_in_training_is_written_resumed_and_served(trainer: Trainer, 
     asked = RenderSpec(
         job_id="video_1", prompt="a red ball rises", width=64, height=64, frames=8, fps=8, steps=2, guidance=2.0, seed=1
     )
-    assert engine.render(asked, lambda done, total: None, lambda: False).shape == (8, 64, 64, 3)
+    assert engine.render(asked).shape == (8, 64, 64, 3)

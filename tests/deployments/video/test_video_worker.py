@@ -149,7 +149,8 @@ async def test_a_vacated_worker_stops_at_the_next_step_and_another_goes_on(
     await asyncio.sleep(0)
     assert not vacated.done()
     engine.go(1)
-    assert (await rest)[1:] == [StepDone(done=1, total=STEPS, seconds=pytest.approx(0, abs=SOON_S)), LENT]
+    news = await rest
+    assert (steps(news), news[-1]) == ([1], LENT)
     await vacated
     assert files(tmp_path) == ["state"]
     assert await told(worker.render(asked())) == [LENT]  # it takes no more
@@ -225,7 +226,7 @@ async def test_others_step_while_one_is_encoded(worker: VideoWorker, engine: Eng
     one = asyncio.ensure_future(told(worker.render(asked())))
     await asyncio.to_thread(finishing.reached.wait, SOON_S)
     stream = worker.render(asked("video_2"))
-    while await anext(stream) != StepDone(done=STEPS, total=STEPS, seconds=pytest.approx(0, abs=SOON_S)):
+    while steps([await anext(stream)]) != [STEPS]:
         assert not one.done()
     finishing.may.set()
     assert (await one)[-1] == (await told(stream))[-1] == DONE
