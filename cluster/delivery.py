@@ -4,11 +4,12 @@ Rendered is what the family lists. Delivered may be more: a larger size of exact
 even sides, and a listed rate. Each refusal says what was given, what is allowed, and names the field. Pure.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cluster.errors import InvalidRequest
 from cluster.video import Video
+
+_MOST_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +55,6 @@ def sides(size: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-_MOST_DIGITS = 6
-
-
 def _asked_size(wish: Wish) -> str | None:
     if wish.width is None and wish.height is None:
         return wish.size
@@ -87,7 +85,9 @@ def _size(video: Video, given: str | None) -> tuple[str, str | None]:
     if not fitting or width % 2 or height % 2 or width > out.max_width or height > out.max_height:
         listed = ", ".join(video.sizes)
         scaled = f"with even sides up to {out.max_width}x{out.max_height}"
-        raise _refused("size", given, f"{listed}, and larger ones of exactly these proportions {scaled}, are", "choose")
+        raise _refused(
+            "size", given, f"{listed}, and larger ones of exactly these proportions {scaled}, are", "choose one"
+        )
     return max(fitting)[1], given
 
 
@@ -114,12 +114,8 @@ def _listed(name: str, given: int | None, allowed: tuple[int, ...]) -> int:
     if given is None:
         return allowed[0]
     if given not in allowed:
-        raise _refused(name, given, f"{_several(allowed)} are", "choose one")
+        raise _refused(name, given, f"{', '.join(map(str, allowed))} are", "choose one")
     return given
-
-
-def _several(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _refused(name: str, given: object, allowed: str, mend: str) -> InvalidRequest:

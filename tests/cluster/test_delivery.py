@@ -57,7 +57,7 @@ def test_frames_say_how_long_a_clip_is_and_a_second_begun_counts() -> None:
     ("wish", "param", "told"),
     [
         ({"size": "1000x1000"}, "size", "given 1000x1000; 1280x720, 720x1280, 640x360, 1024x540, and larger ones"),
-        ({"size": "5120x2880"}, "size", "with even sides up to 4096x2160, are allowed; choose"),
+        ({"size": "5120x2880"}, "size", "with even sides up to 4096x2160, are allowed; choose one"),
         ({"size": "320x180"}, "size", "larger ones of exactly these proportions"),
         ({"size": "1296x729"}, "size", "even sides"),
         ({"size": "big"}, "size", "given big; WIDTHxHEIGHT, such as 1280x720, is allowed"),
