@@ -35,6 +35,14 @@ class Stage:
         words = () if nodes is None else ("--nodes", str(nodes))
         return Server(written(folder, family(folder, port)), port, folder, *words)
 
+    def restart(self) -> Server:
+        """What is served now, stopped and begun anew with the state that it left."""
+        before = self._server
+        assert before is not None
+        before.stop()
+        self._server = Server(before.family, before.port, before.scratch).ready()
+        return self._server
+
     def clear(self) -> None:
         server, self._server = self._server, None
         if server is not None:
