@@ -1,7 +1,9 @@
 """A collector: takes spans as OTLP over HTTP, in the protocol's own messages."""
 
+import contextlib
 import gzip
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,14 +19,19 @@ class Collector:
         collector = self
         self.spans: list[Any] = []
         self.resources: list[dict[str, str]] = []
+        self._asked, self._answers = threading.Event(), threading.Event()
+        self._answers.set()
 
         class Receiver(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                collector._asked.set()
+                collector._answers.wait()
                 body = self.rfile.read(int(self.headers["content-length"]))
                 data = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
                 collector.take(ExportTraceServiceRequest.FromString(data))
-                self.send_response(200 if self.path == PATH else 404)
-                self.end_headers()
+                with contextlib.suppress(ConnectionError):  # who was kept waiting may have gone
+                    self.send_response(200 if self.path == PATH else 404)
+                    self.end_headers()
 
             def log_message(self, *_: Any) -> None:
                 """Not on the terminal."""
@@ -32,6 +39,16 @@ class Collector:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
         self.url = f"http://127.0.0.1:{self._server.server_port}{PATH}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @contextlib.contextmanager
+    def hung(self) -> Iterator[threading.Event]:
+        """It takes connections meanwhile, and answers none. Yields what is set once somebody waits."""
+        self._asked.clear()
+        self._answers.clear()
+        try:
+            yield self._asked
+        finally:
+            self._answers.set()
 
     def take(self, request: Any) -> None:
         for group in request.resource_spans:

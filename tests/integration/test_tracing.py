@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ SOON_S = 10.0
 LEDGER = {"moray-ledger": "yes"}
 CALLER = "b7ad6b7169203331"
 TOKENS = 20
+PROMPT = "what-nobody-may-read"
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +66,14 @@ def traced(server: Server, collector: Collector, trace: str, model: str) -> list
     return collector.trace(trace)
 
 
-def lines(server: Server) -> list[dict[str, Any]]:
-    """Of all logs of Serve's components and ours."""
+def logged(server: Server) -> list[str]:
+    """The lines of all logs of Serve's components and ours."""
     files = server.scratch.glob("moray-*/ray/session_2*/logs/serve/*.log")
-    texts = [text for file in files for text in file.read_text(encoding="utf-8").splitlines()]
-    return [json.loads(text) for text in texts if text.startswith("{")]
+    return [text for file in files for text in file.read_text(encoding="utf-8").splitlines()]
+
+
+def lines(server: Server) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in logged(server) if text.startswith("{")]
 
 
 def test_a_whole_answer_carries_its_ledger_where_it_is_asked_for(server: Server) -> None:
@@ -140,7 +145,7 @@ def test_nobody_is_traced_whose_caller_or_ratio_says_no(server: Server, collecto
     asked(server, "turbo", parent("4" * 32, sampled=False))
     asked(server, "turbo", {"traceparent": "garbage"})
     traced(server, collector, "5" * 32, "turbo")
-    assert {span.trace_id.hex()[0] for span in collector.spans} <= set("1235")
+    assert {span.trace_id.hex() for span in collector.spans} <= {digit * 32 for digit in "12356"}
 
 
 def test_a_request_is_found_in_the_logs_of_gateway_and_replica(server: Server) -> None:
@@ -169,7 +174,24 @@ def test_time_on_a_replica_that_was_lost_is_told(server: Server) -> None:
     eventually(lambda: serves(server, "turbo"), RESTART_S)
 
 
-def test_a_collector_that_is_away_costs_no_request(server: Server, collector: Collector) -> None:
-    collector.close()
-    asked(server, "turbo", parent("6" * 32))
-    assert whole(server, "mini", tokens=3)
+@pytest.mark.parametrize("body", [{"messages": PROMPT}, {"messages": [{"role": PROMPT}]}, {"messages": ASK, PROMPT: 1}])
+def test_no_log_has_a_prompt_or_the_secret_of_a_key(server: Server, body: dict[str, Any]) -> None:
+    said = {"model": "mini", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 1}
+    ids = {status: f"id-{secrets.token_hex(8)}" for status in (200, 400)}
+    for each, (status, request_id) in zip((said, said | body), ids.items(), strict=True):
+        answer = server.http().post("/v1/chat/completions", json=each, headers={"x-request-id": request_id})
+        assert (answer.status_code, PROMPT in answer.text) == (status, status == 400)
+    eventually(lambda: set(ids.values()) <= {line.get("request_id") for line in lines(server)}, SOON_S, "lines of both")
+    assert [text for text in logged(server) if PROMPT in text or server.key in text] == []
+
+
+def test_a_collector_that_hangs_costs_no_request_and_gets_the_spans_when_it_answers(
+    server: Server, collector: Collector
+) -> None:
+    trace = "6" * 32
+    with collector.hung() as waiting:
+        asked(server, "turbo", parent(trace))
+        assert waiting.wait(SOON_S)
+        assert whole(server, "mini", tokens=3)
+        assert collector.trace(trace) == []
+    eventually(lambda: collector.trace(trace), SOON_S, "spans")
