@@ -1,0 +1,83 @@
+"""The cut of a storyboard: its shots' files joined, signed with the shots as ingredients, put and sent."""
+
+import asyncio
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fastapi import Request, Response
+
+from cluster.errors import MorayError, Unavailable
+from cluster.family import Video
+from deployments.gateway.storyboards_wire import digest
+from deployments.gateway.video_content import Part, sent
+from deployments.stores.files import VIDEO, Files
+from deployments.stores.storyboards import Storyboard
+from deployments.video import cut
+from deployments.video.credentials import Claim, Signer
+
+log = logging.getLogger("ray.serve")
+
+
+class Cuts:
+    """`state_folder` has the signer's certificate where the family file names none."""
+
+    def __init__(self, files: Files, state_folder: Path) -> None:
+        self._files, self._state_folder = files, state_folder
+
+    async def joined(self, board: Storyboard, video: Video, now_s: int) -> Storyboard | None:
+        """With its cut, whose file is there, or why it has none. None where the file store does not answer now."""
+        clips = [each for each in board.videos if each is not None]
+        try:
+            with tempfile.TemporaryDirectory(prefix="moray-cut-") as made:
+                folder = Path(made)
+                files = [folder / f"{each}.mp4" for each in clips]
+                for each, file in zip(clips, files, strict=True):
+                    await self._files.get(f"{each}/{VIDEO}", file)
+                await asyncio.to_thread(self._cut, board, video, files, folder / VIDEO)
+                await self._files.put(_key(board.id, clips), folder / VIDEO)
+        except Unavailable:
+            return None
+        except (MorayError, OSError, ValueError) as error:
+            log.warning("%s: not joined", board.id, exc_info=error)
+            why = error.message if isinstance(error, MorayError) else "cut: the shots cannot be joined; fetch each"
+            return replace(board, cut_error=why, settled=True, joining_until_s=0.0)
+        signed = video.provenance.sign
+        return replace(board, joined=tuple(clips), joined_at_s=now_s, signed=signed, settled=True, joining_until_s=0.0)
+
+    def _cut(self, board: Storyboard, video: Video, clips: Sequence[Path], out: Path) -> None:
+        """Blocking."""
+        cut.join(clips, out)
+        if not video.provenance.sign:
+            return
+        claim = Claim(
+            title=board.id,
+            model=video.names[0],
+            job_id=board.id,
+            seed=json.loads(board.takes[0].asked)["seed"],
+            action="joined",
+            ingredients=tuple((clip.stem, clip) for clip in clips),
+        )
+        Signer(video.provenance, self._state_folder).sign(out, claim)
+
+    async def content(self, board: Storyboard, request: Request) -> Response:
+        """Of one that is joined."""
+        version = f"{board.id}-{board.joined_at_s}-{board.revision}"
+        part = Part(key=_key(board.id, board.joined), media_type="video/mp4", name=board.id, version=version)
+        return await sent(part, self._files, request, {})
+
+    async def forget(self, board: Storyboard) -> None:
+        if board.joined:
+            await self._files.delete(_key(board.id, board.joined))
+
+    async def delete(self, board: Storyboard) -> None:
+        """Whatever was ever joined of it."""
+        await self._files.delete(board.id)
+
+
+def _key(board_id: str, videos: Sequence[str]) -> str:
+    """Another for another cut, so that nobody reads half of one and half of the next."""
+    return f"{board_id}/{digest({'videos': list(videos)})[:16]}.mp4"

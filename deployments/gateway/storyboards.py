@@ -1,0 +1,303 @@
+"""/v1/storyboards: shots rendered side by side as ordinary video jobs, and joined once all of them are there.
+
+A storyboard is a row before its client gets the id; what it still lacks, jobs or its cut, is made up for by whichever
+gateway looks next, also after a restart. A shot that fails, or a cut that does, takes nothing from the others: each
+is a video of its own, stays one when the storyboard is deleted, and can be rendered again alone.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp
+
+from cluster.errors import Conflict, InvalidRequest, MorayError, NotFound, Overloaded, RequestError, Unavailable
+from cluster.family import Family
+from cluster.storyboard import Model, Shot, warnings
+from deployments.gateway.asgi import authorize
+from deployments.gateway.script import writer, written
+from deployments.gateway.storyboard_cut import Cuts
+from deployments.gateway.storyboards_wire import (
+    RetakeBody,
+    StoryboardBody,
+    cast_of,
+    check_names,
+    digest,
+    parsed,
+    shot_of,
+    status_of,
+    storyboard_object,
+    video_fields,
+)
+from deployments.gateway.video_requests import Caller, created
+from deployments.gateway.videos import IDEMPOTENCY_KEY, RETRY_AFTER_S, Videos, idempotency_key
+from deployments.gateway.videos_wire import parse_listing
+from deployments.stores.keys import KeyRecord, KeyStore
+from deployments.stores.storyboards import Storyboard, StoryboardStore, Take
+from deployments.video.jobs import Jobs, VideoJob
+
+log = logging.getLogger("ray.serve")
+TURN_S = 1.0  # between looks at what is unsettled
+JOIN_S = 60.0  # whoever joins has so long before another may
+
+
+class Storyboards:
+    """`chat`: the endpoint that scripts are sent to. `now_s`: Unix seconds."""
+
+    def __init__(
+        self,
+        videos: Videos,
+        boards: StoryboardStore,
+        jobs: Jobs,
+        cuts: Cuts,
+        chat: ASGIApp,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._videos, self._boards, self._jobs, self._cuts, self._chat = videos, boards, jobs, cuts, chat
+        self._now_s = now_s
+
+    def follow(self, family: Family) -> None:
+        """Serve a changed family; shots stay as they were asked for."""
+        assert family.video is not None
+        self._family, self._video = family, family.video
+        takes = family.video.takes
+        references = takes is not None and "image_references" in takes.inputs
+        self._model = Model(seconds=family.video.seconds, references=references)
+
+    def add_routes(self, app: FastAPI, keys: KeyStore) -> None:
+        self._keys = keys
+        app.add_api_route("/v1/storyboards", self._create, methods=["POST"])
+        app.add_api_route("/v1/storyboards", self._list, methods=["GET"])
+        app.add_api_route("/v1/storyboards/{board_id}", self._retrieve, methods=["GET"])
+        app.add_api_route("/v1/storyboards/{board_id}", self._delete, methods=["DELETE"])
+        app.add_api_route("/v1/storyboards/{board_id}/content", self._content, methods=["GET", "HEAD"])
+        app.add_api_route("/v1/storyboards/{board_id}/shots/{index}", self._retake, methods=["POST"])
+
+    async def run(self) -> None:
+        """Sees to what is unsettled. Never ends."""
+        while True:
+            try:
+                for board in await asyncio.to_thread(self._boards.unsettled):
+                    await self._see_to(board)
+            except Exception:  # none of it may end the loop; the next turn tries again
+                log.exception("storyboards: not seen to; tried again")
+            await asyncio.sleep(TURN_S)
+
+    async def _create(self, request: Request) -> Response:
+        record, key = authorize(request.scope, self._keys), idempotency_key(request)
+        async with self._videos.inputs.fields(request) as fields:
+            asked = digest(fields)
+            body = parsed(StoryboardBody, fields)
+        made = await asyncio.to_thread(self._boards.asked, record.id, key)
+        if made is None:
+            board = await self._drawn(body, asked, record, key, request)
+            made = await asyncio.to_thread(self._boards.create, board)
+        if made.request != asked:
+            raise Conflict(
+                f"{IDEMPOTENCY_KEY}: it was sent with another request; the same request again is allowed; "
+                "send a new key with a new request",
+                code="idempotency_key_reused",
+            )
+        return await self._told(await self._begun(made))
+
+    async def _drawn(
+        self, body: StoryboardBody, asked: str, record: KeyRecord, key: str | None, request: Request
+    ) -> Storyboard:
+        """Every fault of the caller's is told here. Raises InvalidRequest, NotFound, Overloaded."""
+        cast = cast_of(body)
+        for one in cast:
+            if one.reference and await asyncio.to_thread(self._jobs.character, record.id, one.reference) is None:
+                raise NotFound(
+                    "characters: a reference is unknown; ids of your characters are allowed; list them",
+                    param="characters",
+                    code="character_not_found",
+                )
+        if (body.shots is None) == (body.script is None):
+            raise InvalidRequest("shots: one of shots and script is allowed; give one of the two", param="shots")
+        given = body.shots
+        if given is None:
+            model = writer(self._family, record, body.script_model)
+            assert body.script is not None
+            given = (await written(body.script, model, cast, self._model, self._chat, request.scope)).shots
+        shots = tuple(shot_of(one, cast, index) for index, one in enumerate(given))
+        self._admit(len(shots))
+        shared = body.model_dump(include={"model", "size", "style", "negative_prompt", "num_inference_steps"})
+        drawn = secrets.randbits(61) if body.seed is None else body.seed
+        caller = self._videos.inputs.caller(record, drawn)
+        takes, size = [], ("", "")
+        for index, shot in enumerate(shots):
+            fields = video_fields(shot, cast, self._model, {**shared, "seed": drawn + index})
+            size = self._check(fields, caller, f"shots[{index}]")
+            takes.append(Take(shot=shot, asked=json.dumps(fields)))
+        return Storyboard(
+            id=f"storyboard_{secrets.token_hex(12)}",
+            owner=record.id,
+            created_at_s=int(self._now_s()),
+            request=asked,
+            title=body.title,
+            cast=cast,
+            takes=tuple(takes),
+            warnings=warnings(shots, cast, self._model, rendered=size[0], delivered=size[1]),
+            priority=caller.priority,
+            idempotency_key=key,
+        )
+
+    def _admit(self, shots: int) -> None:
+        waiting, most = len(self._videos.jobs()), self._video.max_waiting
+        if shots > most:
+            raise InvalidRequest(f"shots: {shots} given; up to {most} are allowed; make two storyboards", param="shots")
+        if waiting + shots > most:
+            raise Overloaded(
+                f"storyboards: {shots} shots beside {waiting} unfinished videos; at most {most} may be; try again when "
+                "some have ended",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+    def _check(self, fields: Mapping[str, Any], caller: Caller, where: str) -> tuple[str, str]:
+        """The sizes that are rendered and delivered. Raises RequestError that names the shot."""
+        try:
+            asked = created(fields, self._video, caller).request
+        except RequestError as error:
+            error.message, error.param = f"{where}: {error.message}", error.param and f"{where}.{error.param}"
+            raise
+        return asked.size, asked.delivered_size
+
+    async def _begun(self, board: Storyboard) -> Storyboard:
+        """With a video for every take that had none. What is accepted once stays so, whoever asks again."""
+        takes = [await self._accepted(board, index, take) for index, take in enumerate(board.takes)]
+        if tuple(takes) == board.takes:
+            return board
+        now = await asyncio.to_thread(self._boards.update, replace(board, takes=tuple(takes)))
+        return now or await asyncio.to_thread(self._boards.get, board.owner, board.id) or board
+
+    async def _accepted(self, board: Storyboard, index: int, take: Take) -> Take:
+        if take.video_id is not None or take.refused is not None:
+            return take
+        fields = json.loads(take.asked)
+        caller = Caller(seed=fields["seed"], priority=board.priority, highest=board.priority)
+        key = f"{board.id}/{index}/{len(take.earlier)}"
+        try:
+            async with self._videos.inputs.ready(created(fields, self._video, caller), board.owner) as (asked, files):
+                return replace(take, video_id=(await self._videos.accept(asked, board.owner, key, files)).id)
+        except Unavailable:
+            return take  # at the next turn
+        except MorayError as error:
+            return replace(take, refused=error.message)
+
+    async def _see_to(self, board: Storyboard) -> None:
+        board = await self._begun(board)
+        jobs = await self._jobs_of(board)
+        status = status_of(board, jobs)
+        if status in ("incomplete", "completed", "failed"):
+            await asyncio.to_thread(self._boards.update, replace(board, settled=True))
+        elif status == "joining" and board.joining_until_s <= self._now_s():
+            held = replace(board, joining_until_s=self._now_s() + JOIN_S)
+            mine = await asyncio.to_thread(self._boards.update, held)
+            if mine is not None:
+                await self._join(mine)
+
+    async def _join(self, board: Storyboard) -> None:
+        """The shots stay whatever comes of it."""
+        ended = await self._cuts.joined(board, self._video, int(self._now_s()))
+        if ended is None or await asyncio.to_thread(self._boards.update, ended) is not None:
+            return
+        now = await asyncio.to_thread(self._boards.get, board.owner, board.id)
+        if now is None or now.videos != board.videos:  # it was deleted, or a retake came between
+            await self._cuts.forget(ended)
+
+    async def _retake(self, board_id: str, index: int, request: Request) -> Response:
+        """One shot again: another seed, or other words. Its earlier videos stay."""
+        record = authorize(request.scope, self._keys)
+        board = await self._board(board_id, record)
+        if not 0 <= index < len(board.takes):
+            raise NotFound(
+                f"shots: given {index}; 0 to {len(board.takes) - 1} are allowed; mend it", code="shot_not_found"
+            )
+        async with self._videos.inputs.fields(request) as fields:
+            body = parsed(RetakeBody, fields)
+        self._videos.admit(record.id, None)
+        retaken = self._retaken(board, index, body, record)
+        now = await asyncio.to_thread(self._boards.update, retaken)
+        if now is None:
+            raise Conflict("storyboards: it was changed meanwhile; ask again", code="storyboard_changed")
+        await self._cuts.forget(board)
+        return await self._told(await self._begun(now))
+
+    def _retaken(self, board: Storyboard, index: int, body: RetakeBody, record: KeyRecord) -> Storyboard:
+        take = board.takes[index]
+        given = body.model_dump(exclude={"seed"}, exclude_none=True)
+        given |= {"characters": tuple(body.characters)} if body.characters is not None else {}
+        shot = Shot(**{**asdict(take.shot), **given})
+        check_names(shot, board.cast, index)
+        kept = json.loads(take.asked)
+        shared = {name: kept.get(name) for name in ("model", "size", "style", "negative_prompt", "num_inference_steps")}
+        seed = secrets.randbits(61) if body.seed is None else body.seed
+        fields = video_fields(shot, board.cast, self._model, {**shared, "seed": seed})
+        rendered, delivered = self._check(fields, self._videos.inputs.caller(record, seed), f"shots[{index}]")
+        earlier = take.earlier if take.video_id is None else (*take.earlier, take.video_id)
+        new = Take(shot=shot, asked=json.dumps(fields), earlier=earlier)
+        takes = (*board.takes[:index], new, *board.takes[index + 1 :])
+        doubts = warnings(
+            [each.shot for each in takes], board.cast, self._model, rendered=rendered, delivered=delivered
+        )
+        return replace(
+            board, takes=takes, warnings=doubts, settled=False, cut_error=None, joined=(), joining_until_s=0.0
+        )
+
+    async def _list(self, request: Request) -> Response:
+        owner = authorize(request.scope, self._keys).id
+        asked = parse_listing(dict(request.query_params))
+        page = await asyncio.to_thread(
+            self._boards.page, owner, after=asked.after, limit=asked.limit, order=asked.order
+        )
+        boards, more = page
+        told = [storyboard_object(board, await self._jobs_of(board), {}) for board in boards]
+        ends = {"first_id": boards[0].id if boards else None, "last_id": boards[-1].id if boards else None}
+        return _json({"object": "list", "data": told, **ends, "has_more": more})
+
+    async def _retrieve(self, board_id: str, request: Request) -> Response:
+        return await self._told(await self._board(board_id, authorize(request.scope, self._keys)))
+
+    async def _delete(self, board_id: str, request: Request) -> Response:
+        """The storyboard and its cut; the shots' videos stay."""
+        board = await self._board(board_id, authorize(request.scope, self._keys))
+        await asyncio.to_thread(self._boards.delete, board.owner, board.id)
+        await self._cuts.delete(board)
+        return _json({"id": board.id, "object": "storyboard.deleted", "deleted": True})
+
+    async def _content(self, board_id: str, request: Request) -> Response:
+        board = await self._board(board_id, authorize(request.scope, self._keys))
+        status = status_of(board, await self._jobs_of(board))
+        if status != "completed":
+            raise InvalidRequest(
+                f"storyboards: {board.id} is {status}; a completed one has a cut; poll it, render again the shots that "
+                "failed, or fetch each shot's own video",
+                code="storyboard_not_ready",
+            )
+        return await self._cuts.content(board, request)
+
+    async def _board(self, board_id: str, record: KeyRecord) -> Storyboard:
+        board = await asyncio.to_thread(self._boards.get, record.id, board_id)
+        if board is None:
+            raise NotFound(
+                f"storyboards: {board_id[:64]!r} is unknown; list your storyboards", code="storyboard_not_found"
+            )
+        return board
+
+    async def _jobs_of(self, board: Storyboard) -> dict[str, VideoJob]:
+        videos = [video for video in board.videos if video is not None]
+        found = await asyncio.to_thread(lambda: [self._jobs.get(board.owner, video) for video in videos])
+        return {job.id: job for job in found if job is not None}
+
+    async def _told(self, board: Storyboard) -> Response:
+        return _json(storyboard_object(board, await self._jobs_of(board), self._videos.outlooks()))
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value), media_type="application/json")

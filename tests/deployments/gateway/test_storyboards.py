@@ -1,0 +1,269 @@
+"""Storyboards through the whole gateway in this process; shots end as a replica would have left them."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shell import Exchange, Handle, application, family
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cluster.errors import EngineFailed
+from cluster.family import Family
+from deployments.gateway import storyboards
+from deployments.stores.files import VIDEO
+from deployments.stores.keys import KEYS_FILE, KeyStore
+from deployments.video import credentials, encode
+
+PATH = "/v1/storyboards"
+SHOTS = [{"prompt": "Anna waits", "seconds": 1}, {"prompt": "a road", "seconds": 2, "dialogue": "Hello"}]
+ANNA = {"name": "Anna", "phrase": "a woman in a red coat"}
+
+
+class Served:
+    def __init__(self, gateway: Any, app: ASGIApp, key: str, folder: Path) -> None:
+        self.gateway, self._app, self._key, self.folder = gateway, app, key, folder
+        self.jobs, self.files = gateway._videos._store, gateway._videos._files
+        self.owner = KeyStore(folder / KEYS_FILE).list()[0].id
+
+    async def ask(self, method: str, path: str = "", body: Any = None, **headers: str) -> Exchange:
+        sent = {"authorization": f"Bearer {self._key}"} | {
+            name.replace("_", "-"): text for name, text in headers.items()
+        }
+        parts = () if body is None else (json.dumps(body).encode(),)
+        return await Exchange(self._app, PATH + path, *parts, method=method, headers=sent).finished()
+
+    async def made(self, **body: Any) -> Any:
+        answer = await self.ask("POST", body={"shots": SHOTS, "characters": [ANNA]} | body)
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+    async def ended(self, video: Any, *, fault: bool = False) -> bytes:
+        """The clip's decoded frames."""
+        job = replace(self.jobs.get(self.owner, video["id"]), claimed_by=None)
+        if fault:
+            assert self.jobs.update(job.failed(EngineFailed("engine: out of memory; try again")))
+            return b""
+        clip = self.folder / f"{job.id}.mp4"
+        drawn = np.random.default_rng(job.seed).integers(0, 256, (job.seconds * 8, 4, 4, 3), np.uint8)
+        encode.write_mp4(drawn.repeat(16, 1).repeat(16, 2), 8, clip)
+        await self.files.put(f"{job.id}/{VIDEO}", clip)
+        assert self.jobs.update(job.completed(2000))
+        return b"".join(chunk.tobytes() for chunk in encode.read(clip))
+
+    async def once(self, board: Any, status: str) -> Any:
+        async with asyncio.timeout(30):
+            while (told := (await self.ask("GET", f"/{board['id']}")).json())["status"] != status:
+                await asyncio.sleep(0.01)
+        return told
+
+
+@contextlib.asynccontextmanager
+async def served(folder: Path) -> AsyncIterator[Served]:
+    spec: Family = family(folder, video=True)
+    gateway, app, key = await application(spec, {name: Handle(object()) for name in spec.tiers})
+    try:
+        yield Served(gateway, app, key, folder)
+    finally:
+        for task in (gateway._rendering, gateway._joining):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storyboards, "TURN_S", 0.02)
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Served]:
+    async with served(tmp_path) as here:
+        yield here
+
+
+async def test_each_shot_is_a_video_job_of_its_own_with_who_is_in_it(here: Served) -> None:
+    board = await here.made(seed=7, size="64x64")
+    assert board["status"] == "in_progress"
+    videos = [shot["video"] for shot in board["shots"]]
+    assert [video["prompt"] for video in videos] == ["Anna waits. Anna: a woman in a red coat", "a road"]
+    assert [(video["seconds"], video["moray"]["seed"]) for video in videos] == [("1", 7), ("2", 8)]
+    assert [(one["shot"], one["kind"]) for one in board["warnings"]] == [(1, "dialogue")]
+
+
+async def test_the_cut_is_every_frame_of_every_shot_signed_with_them_as_parts(here: Served) -> None:
+    board = await here.made()
+    frames = [await here.ended(shot["video"]) for shot in board["shots"]]
+    told = await here.once(board, "completed")
+    assert told["signed"]
+    answer = await here.ask("GET", f"/{board['id']}/content")
+    (here.folder / "cut.mp4").write_bytes(answer.body)
+    assert b"".join(chunk.tobytes() for chunk in encode.read(here.folder / "cut.mp4")) == b"".join(frames)
+    verdict = credentials.verify(here.folder / "cut.mp4", None)
+    assert verdict.state == "Valid"
+    parts = [part.title for part in verdict.manifests[0].ingredients]
+    assert parts == [shot["video"]["id"] for shot in board["shots"]]
+    part = await here.ask("GET", f"/{board['id']}/content", range="bytes=4-7")
+    assert (part.status, part.body) == (206, b"ftyp")
+
+
+async def test_a_shot_that_fails_takes_no_other_and_is_rendered_again_alone(here: Served) -> None:
+    board = await here.made()
+    kept, lost = (shot["video"] for shot in board["shots"])
+    await here.ended(kept)
+    await here.ended(lost, fault=True)
+    told = await here.once(board, "incomplete")
+    assert [shot["status"] for shot in told["shots"]] == ["completed", "failed"]
+    refused = await here.ask("GET", f"/{board['id']}/content")
+    assert refused.json()["error"]["code"] == "storyboard_not_ready"
+    again = (await here.ask("POST", f"/{board['id']}/shots/1", {"prompt": "a path"})).json()
+    assert again["shots"][0]["video"]["id"] == kept["id"]
+    assert again["shots"][1]["video"]["prompt"] == "a path"
+    assert again["shots"][1]["earlier_videos"] == [lost["id"]]
+    await here.ended(again["shots"][1]["video"])
+    await here.once(board, "completed")
+
+
+async def test_another_take_of_a_finished_storyboard_makes_another_cut(here: Served) -> None:
+    board = await here.made()
+    for shot in board["shots"]:
+        await here.ended(shot["video"])
+    await here.once(board, "completed")
+    first = (await here.ask("GET", f"/{board['id']}/content")).headers["etag"]
+    again = (await here.ask("POST", f"/{board['id']}/shots/0", {})).json()
+    assert again["shots"][0]["video"]["moray"]["seed"] != board["shots"][0]["video"]["moray"]["seed"]
+    await here.ended(again["shots"][0]["video"])
+    await here.once(board, "completed")
+    assert (await here.ask("GET", f"/{board['id']}/content")).headers["etag"] != first
+
+
+async def test_shots_that_cannot_be_joined_are_there_one_by_one(here: Served) -> None:
+    board = await here.made()
+    for shot in board["shots"]:
+        await here.ended(shot["video"])
+        await here.files.put_bytes(f"{shot['video']['id']}/{VIDEO}", b"no video")
+    told = await here.once(board, "failed")
+    assert told["error"]["code"] == "cut_failed"
+    assert [shot["status"] for shot in told["shots"]] == ["completed", "completed"]
+
+
+async def test_a_gateway_that_begins_goes_on_with_what_another_left(tmp_path: Path) -> None:
+    async with served(tmp_path) as first:
+        board = await first.made()
+    async with served(tmp_path) as second:
+        second._key, second.owner = first._key, first.owner
+        for shot in board["shots"]:
+            await second.ended(shot["video"])
+        await second.once(board, "completed")
+
+
+async def test_a_request_that_is_sent_again_makes_nothing_twice(here: Served) -> None:
+    body = {"shots": SHOTS}
+    first, again = [(await here.ask("POST", body=body, idempotency_key="k")).json() for _ in range(2)]
+    assert again["id"] == first["id"]
+    assert [shot["video"]["id"] for shot in again["shots"]] == [shot["video"]["id"] for shot in first["shots"]]
+    other = await here.ask("POST", body={"shots": SHOTS[:1]}, idempotency_key="k")
+    assert (other.status, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
+
+
+async def test_storyboards_are_listed_and_deleted_and_their_videos_stay(here: Served) -> None:
+    one, two = await here.made(), await here.made()
+    told = (await here.ask("GET")).json()
+    assert [board["id"] for board in told["data"]] == [two["id"], one["id"]]
+    gone = (await here.ask("DELETE", f"/{one['id']}")).json()
+    assert gone == {"id": one["id"], "object": "storyboard.deleted", "deleted": True}
+    assert (await here.ask("GET", f"/{one['id']}")).status == 404
+    assert here.jobs.get(here.owner, one["shots"][0]["video"]["id"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "shots"),
+        ({"shots": SHOTS, "script": "a film"}, "shots"),
+        ({"script": "a film"}, "script"),
+        ({"shots": []}, "shots"),
+        ({"shots": SHOTS, "size": "63x63"}, "shots[0].size"),
+        ({"shots": SHOTS, "style": "none such"}, "shots[0].style"),
+        ({"shots": [*SHOTS, {"prompt": "x", "seconds": 1, "characters": ["Zoe"]}]}, "shots[2].characters"),
+        ({"shots": SHOTS, "characters": [ANNA, ANNA]}, "characters"),
+        ({"shots": SHOTS, "characters": [ANNA | {"reference": "char_x"}]}, "characters"),
+        ({"shots": [{"prompt": "secret", "seconds": -1}]}, "shots[0].seconds"),
+    ],
+)
+async def test_what_cannot_be_made_is_refused_by_the_name_of_its_field_and_nothing_is_begun(
+    here: Served, body: Any, param: str
+) -> None:
+    answer = await here.ask("POST", body=body)
+    assert answer.status in (400, 404)
+    assert answer.json()["error"]["param"] == param
+    assert here.jobs.unfinished() == ()
+
+
+async def test_more_shots_than_may_wait_are_refused_before_any_is_begun(here: Served) -> None:
+    answers = [await here.ask("POST", body={"shots": [SHOTS[0]] * 20}) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 429]
+    assert len(here.jobs.unfinished()) == 20
+
+
+async def test_no_prompt_is_in_the_log_or_in_a_refusal(here: Served, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    await here.made(shots=[{"prompt": "a-whisper", "seconds": 1}], title="a-whisper")
+    refused = await here.ask(
+        "POST", body={"shots": [{"prompt": {"a-whisper": 1}, "seconds": 1}], "title": ["a-whisper"]}
+    )
+    assert b"a-whisper" not in refused.body
+    assert "a-whisper" not in caplog.text
+
+
+class Writer:
+    """A language tier's endpoint, without the tier: it answers as one would that is held to the schema."""
+
+    def __init__(self, content: str, finish_reason: str = "stop") -> None:
+        self._answer = {"choices": [{"message": {"content": content}, "finish_reason": finish_reason}]}
+        self.asked: Any = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked = json.loads((await receive())["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(self._answer).encode()})
+
+
+def writing(here: Served, monkeypatch: pytest.MonkeyPatch, writer: Writer) -> None:
+    """As if tier mini could hold an answer to a schema."""
+    boards = here.gateway._storyboards
+    mini = boards._family.tiers["mini"].model_copy(update={"engine": "vllm"})
+    monkeypatch.setattr(boards, "_family", boards._family.model_copy(update={"tiers": {"mini": mini}}))
+    monkeypatch.setattr(boards, "_chat", writer)
+
+
+async def test_a_script_is_turned_into_shots_by_a_tier_that_holds_to_the_schema(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shots = [{"prompt": "Anna runs", "seconds": 2, "camera": "static", "dialogue": "", "characters": ["Anna"]}]
+    writer = Writer(json.dumps({"shots": shots}))
+    writing(here, monkeypatch, writer)
+    board = (await here.ask("POST", body={"script": "Anna is late.", "characters": [ANNA]})).json()
+    assert board["shots"][0]["video"]["prompt"] == "Anna runs. camera: static. Anna: a woman in a red coat"
+    assert writer.asked["model"] == "mini"
+    assert writer.asked["response_format"]["json_schema"]["schema"]["required"] == ["shots"]
+    assert writer.asked["messages"][1] == {"role": "user", "content": "Anna is late."}
+
+
+@pytest.mark.parametrize(
+    ("content", "finish_reason", "why"), [('{"shots": [', "length", "cut at its length"), ("[]", "stop", "no list")]
+)
+async def test_an_answer_that_is_no_list_of_shots_makes_nothing(
+    here: Served, monkeypatch: pytest.MonkeyPatch, content: str, finish_reason: str, why: str
+) -> None:
+    writing(here, monkeypatch, Writer(content, finish_reason))
+    answer = await here.ask("POST", body={"script": "a film"})
+    assert answer.status == 500
+    assert why in answer.json()["error"]["message"]
+    assert here.jobs.unfinished() == ()
