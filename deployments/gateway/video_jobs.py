@@ -28,7 +28,8 @@ from deployments.video.jobs import Jobs, VideoJob
 from deployments.video.messages import Asked, Begun, News, Rendered, StageBegun, StepDone
 
 log = logging.getLogger("ray.serve")
-MAX_ATTEMPTS = 3  # a job that takes its replica down at the same step must not do so for ever
+MAX_ATTEMPTS = 4  # a job that takes its replica down at the same step must not do so for ever
+SUSPECT = 2  # attempts that gained nothing: the next are alone on a replica, or another job's fault might count
 LEASE_S = 10.0  # a gateway that says nothing for so long holds no job any more
 TURN_S = 1.0  # between looks at the queue
 SWEEP_S = 60.0  # between looks for what has expired
@@ -118,8 +119,10 @@ class VideoJobs:
             if job.id in self._mine:  # its lease ran out while the store did not answer, and nobody took it
                 continue
             self.queue.put(job)
-            self._workers.give(job.id, worker)
-            task = self._mine[job.id] = asyncio.create_task(self._see_to(job, worker))
+            suspect = job.attempts >= SUSPECT
+            alone = self._workers.give(job.id, worker, alone=suspect)
+            seeing = self._see_to(job, worker, counts=alone or not suspect)
+            task = self._mine[job.id] = asyncio.create_task(seeing)
             task.add_done_callback(functools.partial(self._over, job.id, worker))
 
     async def sweep(self) -> None:
@@ -128,8 +131,8 @@ class VideoJobs:
             await self._files.delete(job.id)
             await asyncio.to_thread(self._store.delete, job.owner, job.id)
 
-    async def _see_to(self, job: VideoJob, worker: Worker) -> None:
-        """One attempt, however it ends."""
+    async def _see_to(self, job: VideoJob, worker: Worker, *, counts: bool) -> None:
+        """One attempt, however it ends. `counts`: if its replica is lost."""
         try:
             await (self._attempt(job, worker) if job.attempts < MAX_ATTEMPTS else self._give_up(job))
         except _LostError:
@@ -137,7 +140,8 @@ class VideoJobs:
         except Exception as failure:  # whatever Ray raises: an accepted job is not dropped for it
             log.warning("video %s: %s", job.id, told(failure))
             self._workers.settle(worker.worker_id)
-            await self._back(self.queue.now(job).requeued())
+            lost = self.queue.now(job)
+            await self._back(lost.requeued() if counts else lost.preempted())
 
     def _over(self, job_id: str, worker: Worker, task: asyncio.Task[None]) -> None:
         """Also of one that was cancelled before it began, of which its own code would tell nothing."""

@@ -26,6 +26,7 @@ class VideoWorkers:
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._resting: dict[str, asyncio.TimerHandle] = {}
         self._jobs: dict[str, Worker] = {}  # by job
+        self._alone: set[str] = set()  # replicas that take no other job
 
     def take(self, workers: tuple[Worker, ...]) -> None:
         """The replicas that there are; jobs on others go on until they say how they end."""
@@ -44,18 +45,24 @@ class VideoWorkers:
 
     def with_room(self, concurrent: int) -> Worker | None:
         """The one with the fewest jobs of this gateway, where any has fewer than `concurrent`."""
-        counts = {worker_id: 0 for worker_id in sorted(self._settled - self._resting.keys())}
+        counts = {worker_id: 0 for worker_id in sorted(self._settled - self._resting.keys() - self._alone)}
         for worker in self._jobs.values():
             if worker.worker_id in counts:
                 counts[worker.worker_id] += 1
         fewest = min(counts, key=lambda worker_id: counts[worker_id], default=None)
         return self._named[fewest] if fewest is not None and counts[fewest] < concurrent else None
 
-    def give(self, job_id: str, worker: Worker) -> None:
+    def give(self, job_id: str, worker: Worker, *, alone: bool = False) -> bool:
+        """Whether it has the replica to itself. `alone`: no other job of this gateway comes to it meanwhile."""
+        shared = any(each.worker_id == worker.worker_id for each in self._jobs.values())
         self._jobs[job_id] = worker
+        if alone:
+            self._alone.add(worker.worker_id)
+        return alone and not shared
 
     def over(self, job_id: str) -> None:
-        self._jobs.pop(job_id, None)
+        if (worker := self._jobs.pop(job_id, None)) is not None:
+            self._alone.discard(worker.worker_id)
         self._on_room()
 
     def rest(self, worker_id: str) -> None:
