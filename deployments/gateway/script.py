@@ -53,7 +53,7 @@ async def written(
         "max_tokens": MOST_TOKENS,
         "response_format": {
             "type": "json_schema",
-            "json_schema": {"name": "shots", "schema": _schema(), "strict": True},
+            "json_schema": {"name": "shots", "schema": _schema(cast), "strict": True},
         },
     }
     answer = await _answer(chat, scope, json.dumps(asked).encode())
@@ -77,14 +77,20 @@ def _task(cast: Sequence[Character], video: Model) -> str:
     )
 
 
-def _schema() -> dict[str, Any]:
+def _schema(cast: Sequence[Character]) -> dict[str, Any]:
+    """Nobody can be in a shot who is not in the cast."""
     text = {"type": "string"}
+    who = (
+        {"type": "array", "items": text | {"enum": [one.name for one in cast]}}
+        if cast
+        else {"type": "array", "maxItems": 0}
+    )
     fields = {
         "prompt": text,
         "seconds": {"type": "number"},
         "camera": text,
         "dialogue": text,
-        "characters": {"type": "array", "items": text},
+        "characters": who,
     }
     shot = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
     shots = {"shots": {"type": "array", "items": shot}}

@@ -45,6 +45,7 @@ from deployments.video.jobs import Jobs, VideoJob
 log = logging.getLogger("ray.serve")
 TURN_S = 1.0  # between looks at what is unsettled
 JOIN_S = 60.0  # whoever joins has so long before another may
+MOST_TRIES = 5  # to write over what was read
 
 
 class Storyboards:
@@ -92,8 +93,8 @@ class Storyboards:
     async def _create(self, request: Request) -> Response:
         record, key = authorize(request.scope, self._keys), idempotency_key(request)
         async with self._videos.inputs.fields(request) as fields:
-            asked = digest(fields)
             body = parsed(StoryboardBody, fields)
+        asked = digest(body.model_dump(mode="json"))
         made = await asyncio.to_thread(self._boards.asked, record.id, key)
         if made is None:
             board = await self._drawn(body, asked, record, key, request)
@@ -214,22 +215,22 @@ class Storyboards:
     async def _retake(self, board_id: str, index: int, request: Request) -> Response:
         """One shot again: another seed, or other words. Its earlier videos stay."""
         record = authorize(request.scope, self._keys)
-        board = await self._board(board_id, record)
+        async with self._videos.inputs.fields(request) as fields:
+            body = parsed(RetakeBody, fields)
+        self._videos.admit(record.id, None)
+        for _ in range(MOST_TRIES):
+            board = await self._board(board_id, record)
+            now = await asyncio.to_thread(self._boards.update, self._retaken(board, index, body, record))
+            if now is not None:
+                await self._cuts.forget(board)
+                return await self._told(await self._begun(now))
+        raise Conflict("storyboards: others change it at the same time; ask again", code="storyboard_changed")
+
+    def _retaken(self, board: Storyboard, index: int, body: RetakeBody, record: KeyRecord) -> Storyboard:
         if not 0 <= index < len(board.takes):
             raise NotFound(
                 f"shots: given {index}; 0 to {len(board.takes) - 1} are allowed; mend it", code="shot_not_found"
             )
-        async with self._videos.inputs.fields(request) as fields:
-            body = parsed(RetakeBody, fields)
-        self._videos.admit(record.id, None)
-        retaken = self._retaken(board, index, body, record)
-        now = await asyncio.to_thread(self._boards.update, retaken)
-        if now is None:
-            raise Conflict("storyboards: it was changed meanwhile; ask again", code="storyboard_changed")
-        await self._cuts.forget(board)
-        return await self._told(await self._begun(now))
-
-    def _retaken(self, board: Storyboard, index: int, body: RetakeBody, record: KeyRecord) -> Storyboard:
         take = board.takes[index]
         given = body.model_dump(exclude={"seed"}, exclude_none=True)
         given |= {"characters": tuple(body.characters)} if body.characters is not None else {}

@@ -124,15 +124,15 @@ def video_fields(shot: Shot, cast: Sequence[Character], model: Model, shared: Ma
 
 
 def status_of(board: Storyboard, jobs: Mapping[str, VideoJob]) -> Status:
-    """incomplete: some shots failed, the others are there; failed: only the cut did."""
+    """incomplete: some shots failed, the others are there; failed: only the cut did. A cut outlives its shots."""
+    if board.joined == board.videos:
+        return "completed"
     shots = [_status(take, jobs) for take in board.takes]
     if any(status in ("queued", "in_progress") for status in shots):
         return "in_progress"
     if any(status != "completed" for status in shots):
         return "incomplete"
-    if board.cut_error is not None:
-        return "failed"
-    return "completed" if board.joined == board.videos else "joining"
+    return "joining" if board.cut_error is None else "failed"
 
 
 def storyboard_object(

@@ -141,6 +141,19 @@ async def test_another_take_of_a_finished_storyboard_makes_another_cut(here: Ser
     await here.ended(again["shots"][0]["video"])
     await here.once(board, "completed")
     assert (await here.ask("GET", f"/{board['id']}/content")).headers["etag"] != first
+    assert (await here.ask("POST", f"/{board['id']}/shots/2", {})).json()["error"]["code"] == "shot_not_found"
+
+
+async def test_a_cut_outlives_the_videos_that_it_was_made_of(here: Served) -> None:
+    board = await here.made()
+    for shot in board["shots"]:
+        await here.ended(shot["video"])
+    await here.once(board, "completed")
+    for shot in board["shots"]:
+        assert here.jobs.delete(here.owner, shot["video"]["id"])
+    told = await here.once(board, "completed")
+    assert [shot["status"] for shot in told["shots"]] == ["deleted", "deleted"]
+    assert (await here.ask("GET", f"/{board['id']}/content")).status == 200
 
 
 async def test_shots_that_cannot_be_joined_are_there_one_by_one(here: Served) -> None:
@@ -206,6 +219,13 @@ async def test_what_cannot_be_made_is_refused_by_the_name_of_its_field_and_nothi
     assert here.jobs.unfinished() == ()
 
 
+async def test_a_form_with_a_file_is_refused_as_any_wrong_body_is(here: Served) -> None:
+    part = b'--b\r\ncontent-disposition: form-data; name="shots"; filename="a"\r\n\r\nx\r\n--b--\r\n'
+    headers = {"authorization": f"Bearer {here._key}", "content-type": "multipart/form-data; boundary=b"}
+    answer = await Exchange(here._app, PATH, part, headers=headers).finished()
+    assert (answer.status, answer.json()["error"]["param"]) == (400, "shots")
+
+
 async def test_more_shots_than_may_wait_are_refused_before_any_is_begun(here: Served) -> None:
     answers = [await here.ask("POST", body={"shots": [SHOTS[0]] * 20}) for _ in range(2)]
     assert [answer.status for answer in answers] == [200, 429]
@@ -252,7 +272,8 @@ async def test_a_script_is_turned_into_shots_by_a_tier_that_holds_to_the_schema(
     board = (await here.ask("POST", body={"script": "Anna is late.", "characters": [ANNA]})).json()
     assert board["shots"][0]["video"]["prompt"] == "Anna runs. camera: static. Anna: a woman in a red coat"
     assert writer.asked["model"] == "mini"
-    assert writer.asked["response_format"]["json_schema"]["schema"]["required"] == ["shots"]
+    schema = writer.asked["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["shots"]["items"]["properties"]["characters"]["items"]["enum"] == ["Anna"]
     assert writer.asked["messages"][1] == {"role": "user", "content": "Anna is late."}
 
 
