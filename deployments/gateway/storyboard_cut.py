@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastapi import Request, Response
 
-from cluster.errors import MorayError, Unavailable
+from cluster.errors import MorayError, RequestError
 from cluster.family import Video
 from deployments.gateway.storyboards_wire import digest
 from deployments.gateway.video_content import Part, sent
@@ -29,7 +29,7 @@ class Cuts:
         self._files, self._state_folder = files, state_folder
 
     async def joined(self, board: Storyboard, video: Video, now_s: int) -> Storyboard | None:
-        """With its cut, whose file is there, or why it has none. None where the file store does not answer now."""
+        """With its cut, whose file is there, or why it has none. None where another try may do better."""
         clips = [each for each in board.videos if each is not None]
         try:
             with tempfile.TemporaryDirectory(prefix="moray-cut-") as made:
@@ -39,12 +39,13 @@ class Cuts:
                     await self._files.get(f"{each}/{VIDEO}", file)
                 await asyncio.to_thread(self._cut, board, video, files, folder / VIDEO)
                 await self._files.put(_key(board.id, clips), folder / VIDEO)
-        except Unavailable:
-            return None
-        except (MorayError, OSError, ValueError) as error:
+        except (RequestError, ValueError) as error:
             log.warning("%s: not joined", board.id, exc_info=error)
-            why = error.message if isinstance(error, MorayError) else "cut: the shots cannot be joined; fetch each"
+            why = error.message if isinstance(error, RequestError) else "cut: the shots cannot be joined; fetch each"
             return replace(board, cut_error=why, settled=True, joining_until_s=0.0)
+        except (MorayError, OSError) as error:  # a full disk, a signer that cannot sign: the operator mends it
+            log.warning("%s: not joined now", board.id, exc_info=error)
+            return None
         signed = video.provenance.sign
         return replace(board, joined=tuple(clips), joined_at_s=now_s, signed=signed, settled=True, joining_until_s=0.0)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from cluster.family import Family
 from deployments.gateway import storyboards
 from deployments.stores.files import VIDEO
 from deployments.stores.keys import KEYS_FILE, KeyStore
-from deployments.video import credentials, encode
+from deployments.video import credentials, cut, encode
 
 PATH = "/v1/storyboards"
 SHOTS = [{"prompt": "Anna waits", "seconds": 1}, {"prompt": "a road", "seconds": 2, "dialogue": "Hello"}]
@@ -164,6 +165,26 @@ async def test_shots_that_cannot_be_joined_are_there_one_by_one(here: Served) ->
     told = await here.once(board, "failed")
     assert told["error"]["code"] == "cut_failed"
     assert [shot["status"] for shot in told["shots"]] == ["completed", "completed"]
+
+
+async def test_a_disk_that_is_full_only_makes_the_cut_late(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Path] = []
+
+    def join(clips: list[Path], out: Path) -> bool:
+        tries.append(out)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return joined(clips, out)
+
+    joined = cut.join
+    monkeypatch.setattr(cut, "join", join)
+    monkeypatch.setattr(storyboards, "JOIN_S", 0.02)
+    board = await here.made()
+    for shot in board["shots"]:
+        await here.ended(shot["video"])
+    await here.once(board, "completed")
+    assert len(tries) == 2
+    assert not tries[0].parent.exists()
 
 
 async def test_a_gateway_that_begins_goes_on_with_what_another_left(tmp_path: Path) -> None:
