@@ -88,7 +88,10 @@ class Stream(threading.Thread):
         return str(self.error.code) if isinstance(self.error, APIError) else None
 
     def hang_up(self) -> None:
-        self._answer.close()
+        """Once its answer has begun, or it was refused."""
+        eventually(lambda: self._answer or self.error, QUIET_S, "an answer")
+        if self._answer is not None:
+            self._answer.close()
 
 
 def assert_company_changes_nothing(server: Server, model: str, alone: str) -> None:
