@@ -114,20 +114,21 @@ def _class(folder: Path) -> str:
     given = raw.get("_class_name") if isinstance(raw, dict) else None
     if not (isinstance(given, str) and makes_video(given)):
         raise CheckpointError(
-            f"{index}: the pipeline is {given!r}; a pipeline of diffusers whose call takes num_frames is allowed; give "
-            "another checkpoint"
+            f"{index}: the pipeline is {given!r}; a pipeline of diffusers whose call takes num_frames and "
+            "callback_on_step_end is allowed; give another checkpoint"
         )
     return given
 
 
 def makes_video(name: str) -> bool:
-    """Whether diffusers has a pipeline of this name that takes a number of frames."""
+    """Whether diffusers has a pipeline of this name that takes a number of frames and can be stopped at a step."""
     import inspect
 
     import diffusers
 
     found = getattr(diffusers, name, None)
-    return inspect.isclass(found) and "num_frames" in inspect.signature(found.__call__).parameters
+    needed = {"num_frames", "callback_on_step_end"}
+    return inspect.isclass(found) and needed <= set(inspect.signature(found.__call__).parameters)
 
 
 def _check_parts(folder: Path, pipe: Any) -> None:

@@ -135,11 +135,15 @@ class Stepwise(ABC):
         file = pictures.parent(job.folder, spec) if spec.task in ("edit", "extend") else None
         if file is None or job.tokens is None:
             return chunks
-        return pictures.composited(chunks, pictures.frames(file, spec), self.grid(spec), job.tokens)
+        return pictures.composited(chunks, pictures.frames(file), self.grid(spec), job.tokens)
 
     def own(self, job: Job) -> "Tensor":
         """The latents of the clip itself."""
         return job.latents
+
+    def latent_frames(self, spec: RenderSpec) -> int:
+        """Of what the transformer computes."""
+        return self.grid(spec).shape[0]
 
     def schedule(self, spec: RenderSpec) -> Any:
         scheduler = own_scheduler(self.pipe.scheduler)
@@ -151,8 +155,8 @@ class Stepwise(ABC):
         import torch
         from diffusers.utils.torch_utils import randn_tensor
 
-        frames, down, across = self.grid(spec).shape
-        shape = (1, self.channels, frames, down * self.patch, across * self.patch)
+        _, down, across = self.grid(spec).shape
+        shape = (1, self.channels, self.latent_frames(spec), down * self.patch, across * self.patch)
         generator = torch.Generator().manual_seed(spec.seed)
         return randn_tensor(shape, generator=generator, device=torch.device(self.device), dtype=torch.float32)  # type: ignore[no-any-return]
 
@@ -180,27 +184,33 @@ class Stepwise(ABC):
         if not self.per_token:
             return "blended"
         edit = job.spec.edit
-        return "per-token-fast" if edit and edit.mode == "fast" and self.takes.fast else "per-token"
+        fast = edit is not None and edit.mode == "fast" and self.takes.fast
+        # A first-block cache leaves out layers that a fast edit records, and compares steps of different tokens.
+        return "per-token-fast" if fast and self.acceleration.first_block_cache is None else "per-token"
 
     def _held(self, job: Job) -> "Tensor":
         assert job.clean is not None
         return job.clean if job.way != "blended" else _noised(job.clean, job.noise, job.sigma)
 
     def _begins_from(self, job: Job) -> tuple["Tensor", NDArray[np.bool_]]:
-        spec, grid = job.spec, self.grid(job.spec)
-        if spec.task == "extend":
+        if job.spec.task == "extend":
             return self._extended(job)
+        return self._parent(job), self.edited(job)
+
+    def edited(self, job: Job) -> NDArray[np.bool_]:
+        """Tokens that an edit marks. Raises InvalidRequest where there are none."""
+        spec, grid = job.spec, self.grid(job.spec)
         edit = spec.edit
         tokens = marked(grid, spec.fps, edit.span if edit else None, edit.region if edit else None)
         if spec.inputs.mask:
-            tokens &= pictures.mask(job.folder / spec.inputs.mask, spec, grid)
+            tokens &= pictures.mask(job.folder / spec.inputs.mask, grid)
         if not tokens.any():
             raise InvalidRequest(
                 f"{spec.job_id}: the edit marks nothing of {spec.frames} frames of {spec.width}x{spec.height}; a time "
                 "range or a region inside the clip is allowed; mark a part of it",
                 param="time_range",
             )
-        return self._parent(job), tokens
+        return tokens
 
     def _extended(self, job: Job) -> tuple["Tensor", NDArray[np.bool_]]:
         """The parent's latent frames of which every frame was delivered stay; time after them is new."""
@@ -214,12 +224,17 @@ class Stepwise(ABC):
                 "frames too and has its size; ask for more seconds",
                 param="seconds",
             )
-        stays = 1 + (frames - 1) // self.every_frames
+        tokens = self.after(spec, frames)
+        stays = int((~tokens[:, 0, 0]).sum())
         clean = torch.zeros_like(job.noise)
         clean[:, :, :stays] = latents[:, :, :stays]
-        tokens = np.ones(self.grid(spec).shape, np.bool_)
-        tokens[:stays] = False
         return clean, tokens
+
+    def after(self, spec: RenderSpec, frames: int) -> NDArray[np.bool_]:
+        """Tokens that an extension of so many frames computes: of latent frames of which not every frame is known."""
+        tokens = np.ones(self.grid(spec).shape, np.bool_)
+        tokens[: 1 + (frames - 1) // self.every_frames] = False
+        return tokens
 
     def _parent(self, job: Job) -> "Tensor":
         latents, _ = self._given(job)
@@ -242,7 +257,7 @@ class Stepwise(ABC):
     def source(self, job: Job) -> list[Frames]:
         """Frames of the video begun from, no more than the job's; filled up with the last one to what the VAE takes."""
         file = pictures.parent(job.folder, job.spec)
-        frames = list(islice(pictures.frames(file, job.spec), job.spec.frames)) if file else []
+        frames = list(islice(pictures.frames(file), job.spec.frames)) if file else []
         if not frames:
             raise InvalidRequest(
                 f"{job.spec.job_id}: there are no frames in the video begun from; one is allowed; give another",
@@ -267,11 +282,11 @@ class Stepwise(ABC):
             return None, tokens
         clean = torch.zeros_like(job.noise)
         if spec.inputs.first:
-            picture = np.asarray(pictures.image(job.folder / spec.inputs.first, spec, "input_reference"))
+            picture = np.asarray(pictures.image(job.folder / spec.inputs.first))
             clean[:, :, :1] = self.encode(self.video([picture]))
             tokens[0] = False
         if spec.inputs.last:
-            picture = np.asarray(pictures.image(job.folder / spec.inputs.last, spec, "last_frame_reference"))
+            picture = np.asarray(pictures.image(job.folder / spec.inputs.last))
             still = [picture] * (1 + self.every_frames)
             clean[:, :, -1:] = self.encode(self.video(still))[:, :, -1:]
             tokens[-1] = False

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.clip import marked, pixels
+from cluster.clip import pixels
 from cluster.errors import InvalidRequest
 from deployments.video.adapters import kept, pictures
 from deployments.video.adapters.job import Job
@@ -26,16 +26,8 @@ class Vace(Wan):
     def own(self, job: Job) -> "Tensor":
         return job.latents[:, :, job.latents.shape[2] - self.grid(job.spec).shape[0] :]
 
-    def noise(self, spec: RenderSpec) -> "Tensor":
-        """Drawn for references and clip at once, as stock does."""
-        import torch
-        from diffusers.utils.torch_utils import randn_tensor
-
-        frames, down, across = self.grid(spec).shape
-        frames += len(spec.inputs.references)
-        shape = (1, self.channels, frames, down * self.patch, across * self.patch)
-        generator = torch.Generator().manual_seed(spec.seed)
-        return randn_tensor(shape, generator=generator, device=torch.device(self.device), dtype=torch.float32)  # type: ignore[no-any-return]
+    def latent_frames(self, spec: RenderSpec) -> int:
+        return super().latent_frames(spec) + len(spec.inputs.references)
 
     def prepare(self, job: Job) -> None:
         spec = job.spec
@@ -64,27 +56,20 @@ class Vace(Wan):
             known = self._known(job)[:count]
             if spec.task == "edit":
                 known += [known[-1]] * (count - len(known))
-                unknown = self._marked(job)[np.minimum(np.arange(count), spec.frames - 1)]
+                job.tokens = self.edited(job)
+                unknown = pixels(grid, job.tokens)[np.minimum(np.arange(count), spec.frames - 1)]
             else:
+                job.tokens = self.after(spec, len(known))
                 unknown[: len(known)] = False
             frames = [*known, *frames[len(known) :]]
-        for name, at, param in (("first", 0, "input_reference"), ("last", count - 1, "last_frame_reference")):
-            if file := getattr(spec.inputs, name):
-                frames[at] = np.asarray(pictures.image(job.folder / file, spec, param))
+        for file, at in ((spec.inputs.first, 0), (spec.inputs.last, count - 1)):
+            if file:
+                frames[at] = np.asarray(pictures.image(job.folder / file))
                 unknown[at] = False
         if unknown.all():
             return None, None
         white = (Image.fromarray(part.astype(np.uint8) * 255).convert("RGB") for part in unknown)
         return [Image.fromarray(frame) for frame in frames], list(white)
-
-    def _marked(self, job: Job) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        spec, grid = job.spec, self.grid(job.spec)
-        edit = spec.edit
-        tokens = marked(grid, spec.fps, edit.span if edit else None, edit.region if edit else None)
-        if spec.inputs.mask:
-            tokens &= pictures.mask(job.folder / spec.inputs.mask, spec, grid)
-        job.tokens = tokens
-        return pixels(grid, tokens)
 
     def _known(self, job: Job) -> list[Frames]:
         """The pixels begun from: a master, a video that was given, or the parent's latents decoded."""
@@ -100,7 +85,7 @@ class Vace(Wan):
 
         spec, pipe = job.spec, self.pipe
         count = 1 + (self.grid(spec).shape[0] - 1) * self.every_frames
-        images = [pictures.reference(job.folder / name, spec) for name in spec.inputs.references]
+        images = [pictures.image(job.folder / name) for name in spec.inputs.references]
         size, device = (spec.height, spec.width, count), torch.device(self.device)
         known, masked, references = pipe.preprocess_conditions(
             video, mask, images or None, 1, *size, torch.float32, device

@@ -153,9 +153,7 @@ class WanImages(Wan):
             return
         inputs, folder = job.spec.inputs, job.folder
         assert inputs.first is not None  # of what is needed
-        images = [pictures.image(folder / inputs.first, job.spec, "input_reference")]
-        if inputs.last:
-            images.append(pictures.image(folder / inputs.last, job.spec, "last_frame_reference"))
+        images = [pictures.image(folder / name) for name in (inputs.first, inputs.last) if name]
         job.conditions["channels"] = self._channels(job, images)
         job.way = "conditioned"
         if self.model.config.image_dim is not None:

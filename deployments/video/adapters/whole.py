@@ -40,9 +40,12 @@ class _Call:
         self.latents: Any = None
         self.frames: Any = None
         self.error: Exception | None = None
+        self.over = False
 
     def onward(self) -> None:
-        """To the end of the next step, or of the call. Raises what the pipeline raised."""
+        """To the end of the next step, or of the call; some report fewer steps than asked for. Raises its failure."""
+        if self.over:
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True, name="pipeline call")
             self._thread.start()
@@ -64,6 +67,7 @@ class _Call:
         except Exception as error:  # whatever a pipeline raises belongs to who waits for it
             self.error = error
         finally:
+            self.over = True
             self._stood.release()
 
     def _stepped(self, _pipe: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +130,7 @@ class Whole:
         }  # fmt: skip
         for name, argument in IMAGES.items():
             if file := getattr(spec.inputs, FIELDS[name]):
-                asked[argument] = pictures.image(folder / file, spec, name)
+                asked[argument] = pictures.image(folder / file)
         tokenizer = getattr(self.pipe, "tokenizer", None)
         longest = self._arguments.get("max_sequence_length")
         if longest is not None and isinstance(longest.default, int):
@@ -152,7 +156,8 @@ class Whole:
         return kept.to_bytes(job.spec, job.memory.latents, [float(sigma) for sigma in sigmas])
 
     def decode(self, job: Job) -> Iterator[Frames]:
-        job.memory.onward()
+        while not job.memory.over:  # the last step is not the end of the call, and some take more than asked for
+            job.memory.onward()
         frames = job.memory.frames
         if frames is None or not np.isfinite(frames[0]).all():
             raise EngineFailed(

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from video_work import done, engine_like, finished, frames, opened, spec
+from video_work import done, engine_like, finished, frames, opened, parent, spec
 
+from cluster.clip import Region
 from cluster.errors import CheckpointError
 from cluster.video import Acceleration
 from deployments.video.engine import VideoEngine
+from deployments.video.spec import Edit
 
 Tiny = Callable[[str], VideoEngine]
 
@@ -52,6 +54,14 @@ def test_a_cache_belongs_to_one_job_and_goes_with_it(tiny: Tiny, tmp_path: Path)
     assert held(engine) == {"a cond", "a uncond", "b cond", "b uncond"}
     jobs.pop()
     assert held(engine) == {"a cond", "a uncond"}
+
+
+def test_with_a_first_block_cache_a_fast_edit_computes_all_tokens(tiny: Tiny, tmp_path: Path) -> None:
+    engine = engine_like(tiny("placed"), first_block_cache=0.3)
+    parent(engine, tmp_path)
+    mark = Edit(region=Region(x=0, y=0, width=30, height=30), mode="fast")
+    job = done(engine, spec(task="edit", parent="video_0", edit=mark, steps=8), tmp_path)
+    assert job.way == "per-token"
 
 
 def test_weights_stored_in_8_bits_make_nearly_the_same_clip(tiny: Tiny, tmp_path: Path) -> None:

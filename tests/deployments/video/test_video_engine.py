@@ -153,9 +153,17 @@ def drop_index(folder: Path) -> None:
     (folder / "model_index.json").unlink()
 
 
-def other_class(folder: Path) -> None:
+def name_class(folder: Path, name: str) -> None:
     file = folder / "model_index.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "StableDiffusionPipeline"}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": name}))
+
+
+def other_class(folder: Path) -> None:
+    name_class(folder, "StableDiffusionPipeline")
+
+
+def class_without_callback(folder: Path) -> None:
+    name_class(folder, "HunyuanVideo15Pipeline")
 
 
 def cut_weights(folder: Path) -> None:
@@ -174,7 +182,8 @@ def drop_weight(folder: Path) -> None:
     ("damage", "told"),
     [
         (drop_index, "model_index.json: .*No such file.*video.checkpoint"),
-        (other_class, "'StableDiffusionPipeline'; a pipeline of diffusers whose call takes num_frames"),
+        (other_class, "'StableDiffusionPipeline'; a pipeline of diffusers whose call takes num_frames and callback"),
+        (class_without_callback, "'HunyuanVideo15Pipeline'; a pipeline of diffusers whose call takes num_frames"),
         (cut_weights, "write it again"),
         (drop_weight, "transformer lacks 1 weights, proj_out.weight first"),
         (shutil.rmtree, "No such file"),

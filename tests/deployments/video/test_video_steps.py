@@ -174,7 +174,6 @@ def test_what_is_kept_says_how_the_clip_came_about(tiny: Tiny, tmp_path: Path) -
         ),
         ("placed", Inputs(references=("one.png",)), "image_references given"),
         ("from_images", Inputs(), "no input_reference"),
-        ("placed", Inputs(first="absent.png"), "absent.png"),
     ],
 )
 def test_what_a_model_does_not_take_is_refused_by_name(

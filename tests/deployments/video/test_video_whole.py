@@ -69,6 +69,19 @@ def test_a_call_that_nobody_waits_for_ends(tiny: Tiny, tmp_path: Path) -> None:
     assert calls() == 0
 
 
+@pytest.mark.parametrize("reported", [2, 6])
+def test_a_call_that_reports_fewer_or_more_steps_than_asked_for_ends_too(
+    tiny: Tiny, reported: int, tmp_path: Path
+) -> None:
+    engine = tiny("other")
+    job = opened(engine, spec(), tmp_path)
+    job.memory._arguments["num_inference_steps"] = reported
+    for _ in range(4):
+        engine.step([job])
+    assert job.done == job.total == 4
+    assert frames(engine, job).shape == (9, 64, 64, 3)
+
+
 def test_it_goes_on_from_no_state(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="goes on from no state"):
         opened(tiny("other"), spec(), tmp_path, b"")
