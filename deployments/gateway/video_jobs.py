@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from secrets import token_hex
@@ -57,6 +58,7 @@ class VideoJobs:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._workers = VideoWorkers(self._wake.set)
+        self._unserved: Counter[str] = Counter()  # by model, as the log was told
         self._look_s = self._sweep_s = 0.0  # when next, on the loop's clock
 
     def add(self, job: VideoJob) -> None:
@@ -105,15 +107,29 @@ class VideoJobs:
     async def _look(self) -> None:
         await asyncio.to_thread(self._store.renew, self._gateway, tuple(self._mine), self._now_s(), LEASE_S)
         before = self.queue.ids()
-        rows = {job.id: job for job in await asyncio.to_thread(self._store.unfinished)}
+        rows = await asyncio.to_thread(self._store.unfinished)
         self.queue.seen(rows, before, own=self._mine)
+        await self._leave(tuple(job for job in rows if job.model not in self.queue.video.names))
         oldest_s = self.queue.oldest_s()
         age_s = 0.0 if oldest_s is None else self._now_s() - oldest_s
         self._metrics.queue(age_s, self.queue.backlog_gpu_s())
 
+    async def _leave(self, jobs: tuple[VideoJob, ...]) -> None:
+        """Jobs of an earlier family's models stay queued until one serves them again."""
+        for job in jobs:
+            if job.claimed_by is not None and job.lease_until_s is not None and job.lease_until_s <= self._now_s():
+                await asyncio.to_thread(self._store.release, job.claimed_by, job.id)
+        waiting = Counter(job.model for job in jobs)
+        if waiting and waiting != self._unserved:
+            which = ", ".join(f"{count} of {model}" for model, count in waiting.items())
+            log.warning("videos: jobs wait for models that this family does not serve: %s; serve them again", which)
+        self._unserved = waiting
+
     async def _claim(self) -> None:
         while (worker := self._workers.with_room(self.queue.video.concurrent)) is not None:
-            job = await asyncio.to_thread(self._store.claim, self._gateway, self._now_s(), LEASE_S)
+            job = await asyncio.to_thread(
+                self._store.claim, self._gateway, self._now_s(), LEASE_S, self.queue.video.names
+            )
             if job is None:
                 return
             if job.id in self._mine:  # its lease ran out while the store did not answer, and nobody took it

@@ -1,6 +1,6 @@
 """What a gateway knows of the unfinished video jobs of all gateways: its own as they are, others as last seen."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 
 from autoscaling.signals import JobSeen
 from cluster.family import Video
@@ -34,11 +34,15 @@ class VideoQueue:
     def ids(self) -> frozenset[str]:
         return frozenset(self._jobs)
 
-    def seen(self, rows: Mapping[str, VideoJob], before: Collection[str], own: Collection[str]) -> None:
-        """The store's rows, read since there were the jobs `before`; what came or went meanwhile stays so."""
+    def seen(self, rows: Sequence[VideoJob], before: Collection[str], own: Collection[str]) -> None:
+        """The store's rows, read since there were the jobs `before`; what came or went meanwhile stays so.
+
+        Of models that are not served there is nothing to estimate.
+        """
+        served = {job.id: job for job in rows if job.model in self.video.names}
         known = {job_id: job for job_id, job in self._jobs.items() if job_id in own or job_id not in before}
         gone = set(before) - self._jobs.keys()
-        self._jobs = {job_id: job for job_id, job in {**rows, **known}.items() if job_id not in gone}
+        self._jobs = {job_id: job for job_id, job in {**served, **known}.items() if job_id not in gone}
 
     def waits(self, owner: str, key: str | None) -> bool:
         """Whether an unfinished job has this idempotency key."""

@@ -19,7 +19,7 @@ VERSION = 2  # of the layout; 1 had a column for each part of what was asked
 REQUEST = TypeAdapter(VideoRequest)
 PARTS = {each.name for each in fields(VideoRequest)}
 BECAME = tuple(each.name for each in fields(VideoJob) if each.name not in PARTS)
-COLUMNS = (*BECAME, "request", "parent_id", "priority")
+COLUMNS = (*BECAME, "request", "parent_id", "priority", "model")
 LEASE = ("claimed_by", "lease_until_s")
 WRITTEN = tuple(name for name in COLUMNS if name not in LEASE)
 CHARACTER = tuple(each.name for each in fields(Character))
@@ -35,7 +35,7 @@ UPDATE = (
 )
 CLAIM = (
     "UPDATE video_jobs SET claimed_by = ?, lease_until_s = ?, status = 'queued', stage = 'queued' WHERE seq = "
-    f"(SELECT seq FROM video_jobs WHERE {UNFINISHED} AND (claimed_by IS NULL OR lease_until_s <= ?) "
+    f"(SELECT seq FROM video_jobs WHERE {UNFINISHED} AND (claimed_by IS NULL OR lease_until_s <= ?){{of_models}} "
     f"ORDER BY priority DESC, seq LIMIT 1 {{skip_locked}}) RETURNING {ALL}"
 )
 RELEASE = (
@@ -114,8 +114,12 @@ class JobRows(Jobs, abc.ABC):
     def counts(self) -> dict[str, int]:
         return dict(self._run("SELECT status, count(*) FROM video_jobs GROUP BY status", ()))
 
-    def claim(self, gateway: str, now_s: float, lease_s: float) -> VideoJob | None:
-        rows = self._run(CLAIM.format(skip_locked=self.skip_locked), (gateway, now_s + lease_s, now_s))
+    def claim(
+        self, gateway: str, now_s: float, lease_s: float, models: Collection[str] | None = None
+    ) -> VideoJob | None:
+        of_models = "" if models is None else f" AND model IN ({', '.join('?' * len(models))})"
+        statement = CLAIM.format(skip_locked=self.skip_locked, of_models=of_models)
+        rows = self._run(statement, (gateway, now_s + lease_s, now_s, *(models or ())))
         return job_of(rows[0]) if rows else None
 
     def renew(self, gateway: str, job_ids: Collection[str], now_s: float, lease_s: float) -> frozenset[str]:
@@ -165,7 +169,7 @@ class JobRows(Jobs, abc.ABC):
 def row(job: VideoJob) -> tuple[object, ...]:
     became = {name: getattr(job, name) for name in BECAME}
     became["signed"] = None if job.signed is None else int(job.signed)
-    return (*became.values(), REQUEST.dump_json(job.asked).decode(), job.parent_id, job.priority)
+    return (*became.values(), REQUEST.dump_json(job.asked).decode(), job.parent_id, job.priority, job.model)
 
 
 def job_of(row: Sequence[Any]) -> VideoJob:

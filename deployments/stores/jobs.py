@@ -28,6 +28,7 @@ CREATE TABLE video_jobs (
     request TEXT NOT NULL,
     parent_id TEXT,
     priority INTEGER NOT NULL,
+    model TEXT NOT NULL,
     created_at_s INTEGER NOT NULL,
     status TEXT NOT NULL,
     stage TEXT NOT NULL,

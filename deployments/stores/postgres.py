@@ -34,6 +34,7 @@ CREATE TABLE video_jobs (
     request json NOT NULL,
     parent_id text,
     priority bigint NOT NULL,
+    model text NOT NULL,
     created_at_s bigint NOT NULL,
     status text NOT NULL,
     stage text NOT NULL,

@@ -207,10 +207,13 @@ class Jobs(Protocol):
     def counts(self) -> dict[str, int]:
         """How many jobs of all owners there are, by status."""
 
-    def claim(self, gateway: str, now_s: float, lease_s: float) -> VideoJob | None:
+    def claim(
+        self, gateway: str, now_s: float, lease_s: float, models: Collection[str] | None = None
+    ) -> VideoJob | None:
         """The next job that nobody holds, now held by `gateway`: of the highest priority, of those the oldest.
 
-        A job whose lease has run out counts as nobody's and comes back as queued. None where there is none.
+        A job whose lease has run out counts as nobody's and comes back as queued. `models`: jobs of others stay where
+        they are. None where there is none.
         """
 
     def renew(self, gateway: str, job_ids: Collection[str], now_s: float, lease_s: float) -> frozenset[str]:

@@ -408,6 +408,24 @@ async def test_unfinished_videos_are_rendered_again_after_a_restart_and_finished
         assert (await client.retrieve(finished))["status"] == "completed"
 
 
+async def test_jobs_of_a_model_that_a_family_does_not_serve_stay_queued_until_one_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tmp_path, names=("old",)) as client:
+        video, key = await client.create("hangs"), client.key
+        await client.until(video, "in_progress", progress=50)
+    async with served(tmp_path, later_s=2 * LEASE_S, names=("new",)) as other:
+        client = other.of(key)
+        await client.until(await client.create("done"), "completed")
+        waiting = await client.until(video, "queued")
+        assert (waiting["model"], waiting["progress"], waiting["moray"]["queue_position"]) == ("old", 50, None)
+        assert client.videos.jobs() == ()
+        assert [spec.job_id for spec in other.renderer.specs].count(video["id"]) == 0
+        assert "not serve: 1 of old;" in caplog.text
+    async with served(tmp_path, later_s=4 * LEASE_S, names=("new", "old")) as again:
+        await again.of(key).until(video, "in_progress", progress=50)
+
+
 async def test_a_job_that_took_the_gateway_down_each_time_is_not_started_for_ever(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
         video, key = await client.create("hangs"), client.key

@@ -192,6 +192,16 @@ def test_jobs_are_claimed_by_priority_and_then_by_age(store: Jobs) -> None:
     assert {(each.claimed_by, each.lease_until_s) for each in claimed} == {("gateway_a", 10)}
 
 
+def test_jobs_of_other_models_than_those_asked_for_stay_where_they_are(store: Jobs) -> None:
+    for number, model in ((1, "old"), (2, "new"), (3, "newest")):
+        store.create(job(number, model=model))
+    claimed = tuple(filter(None, (store.claim("gateway_a", 0, 10, ("new", "newest")) for _ in range(3))))
+    assert numbers(claimed) == [2, 3]
+    left = store.get("key_a", video_id(1))
+    assert left is not None
+    assert (left.status, left.claimed_by) == ("queued", None)
+
+
 def test_a_lease_that_is_not_renewed_runs_out_and_its_old_holder_writes_no_more(store: Jobs) -> None:
     store.create(job(1))
     held = store.claim("gateway_a", 0, 10)
