@@ -65,11 +65,6 @@ def write_master(frames: Iterable[Frames], fps: int, path: Path) -> int:
     return kept.frames
 
 
-def write_mp4(frames: Frames, fps: int, path: Path, title: str = "") -> None:
-    """A clip that is whole in memory."""
-    write([frames], fps, path, title=title)
-
-
 def read(path: Path, frames: int = 16) -> Iterator[Frames]:
     """A file of ours, up to so many frames at a time. Of a master they are bit for bit those that were written."""
     import av

@@ -53,7 +53,7 @@ class Served:
             return b""
         clip = self.folder / f"{job.id}.mp4"
         drawn = np.random.default_rng(job.seed).integers(0, 256, (job.seconds * 8, 4, 4, 3), np.uint8)
-        encode.write_mp4(drawn.repeat(16, 1).repeat(16, 2), 8, clip)
+        encode.write([drawn.repeat(16, 1).repeat(16, 2)], 8, clip)
         await self.files.put(f"{job.id}/{VIDEO}", clip)
         assert self.jobs.update(job.completed(2000))
         return b"".join(chunk.tobytes() for chunk in encode.read(clip))

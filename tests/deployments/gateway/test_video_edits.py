@@ -29,7 +29,7 @@ from deployments.gateway.video_inputs import VideoInputs, taking
 from deployments.gateway.video_requests import Caller
 from deployments.stores.files import KEPT, Files
 from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
-from deployments.video.encode import write_mp4
+from deployments.video.encode import write
 from deployments.video.jobs import Jobs, VideoJob
 from deployments.video.spec import Edit
 
@@ -105,7 +105,7 @@ def wav(seconds: float = 0.5) -> bytes:
 
 def mp4(folder: Path, frames: int = 12) -> bytes:
     path = folder / "sent.mp4"
-    write_mp4(np.full((frames, 64, 64, 3), 200, np.uint8), 8, path)
+    write([np.full((frames, 64, 64, 3), 200, np.uint8)], 8, path)
     return path.read_bytes()
 
 

@@ -16,13 +16,13 @@ from cluster.errors import ConfigurationError, EngineFailed, InvalidRequest
 from cluster.video import Provenance
 from deployments.video.certificates import ANCHOR, CHAIN, DEVELOPMENT, KEY, development, identity
 from deployments.video.credentials import OWN, Claim, Ingredient, Signer, verify
-from deployments.video.encode import write_mp4
+from deployments.video.encode import write
 
 NOW = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC)
 
 
 def clip(path: Path, seed: int = 0) -> Path:
-    write_mp4(np.random.default_rng(seed).integers(0, 256, (4, 64, 96, 3), np.uint8), 8, path)
+    write([np.random.default_rng(seed).integers(0, 256, (4, 64, 96, 3), np.uint8)], 8, path)
     return path
 
 

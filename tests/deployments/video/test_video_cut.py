@@ -12,7 +12,7 @@ from deployments.video.spec import Frames
 def clip(folder: Path, name: str, seed: int, *, frames: int = 8, side: int = 64, fps: int = 8) -> Path:
     file = folder / f"{name}.mp4"
     drawn = np.random.default_rng(seed).integers(0, 256, (frames, 4, 4, 3), np.uint8)
-    encode.write_mp4(drawn.repeat(side // 4, 1).repeat(side // 4, 2), fps, file)
+    encode.write([drawn.repeat(side // 4, 1).repeat(side // 4, 2)], fps, file)
     return file
 
 

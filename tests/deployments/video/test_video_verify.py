@@ -11,7 +11,7 @@ from cluster.video import Provenance
 from deployments.cli import main
 from deployments.video.certificates import ANCHOR, DEVELOPMENT
 from deployments.video.credentials import Claim, Signer
-from deployments.video.encode import write_mp4
+from deployments.video.encode import write
 from deployments.video.watermark import Mark, key_of, payload_of
 
 STATE = Path(".moray")  # of the family laptop, below the directory of the command
@@ -26,7 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(name: str, **claim: object) -> Path:
     """A clip that is marked and signed as a worker does it."""
     grey = np.full((4, 64, 96, 3), 128, np.uint8)
-    write_mp4(Mark(key_of(STATE)).embed(grey, payload_of("video_1")), 8, file := Path(f"{name}.mp4"))
+    write([Mark(key_of(STATE)).embed(grey, payload_of("video_1"))], 8, file := Path(f"{name}.mp4"))
     given = {"title": name, "model": "sora-2", "job_id": "video_1", "seed": 7, **claim}
     Signer(Provenance(), STATE).sign(file, Claim(**given))  # type: ignore[arg-type]
     return file
@@ -73,11 +73,11 @@ def test_without_state_it_tells_the_credentials_alone(
 
 def test_a_stripped_file_fails_and_its_mark_still_tells(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = Mark(key_of(STATE)).embed(np.full((4, 64, 96, 3), 128, np.uint8), payload_of("video_1"))
-    write_mp4(frames, 8, Path("stripped.mp4"))
+    write([frames], 8, Path("stripped.mp4"))
     status, text = said(capsys, "stripped.mp4")
     assert (status, text.splitlines()[0]) == (1, "stripped.mp4: Unsigned")
     assert f"watermark: {payload_of('video_1'):05x}" in text
-    write_mp4(np.full((4, 64, 96, 3), 128, np.uint8), 8, Path("foreign.mp4"))
+    write([np.full((4, 64, 96, 3), 128, np.uint8)], 8, Path("foreign.mp4"))
     assert "watermark: none of this key; score " in said(capsys, "foreign.mp4")[1]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigurationError
-from deployments.video.encode import read, write_mp4
+from deployments.video.encode import read, write
 from deployments.video.spec import Frames
 from deployments.video.watermark import BITS, KEY_FILE, RMS, Detected, Mark, key_of, payload_of, threshold
 
@@ -95,7 +95,7 @@ def test_frames_without_a_block_are_left_as_they_are() -> None:
 
 
 def test_a_mark_survives_the_encoder(tmp_path: Path) -> None:
-    write_mp4(OURS.embed(CLIP, 0x12345), 8, tmp_path / "video.mp4")
+    write([OURS.embed(CLIP, 0x12345)], 8, tmp_path / "video.mp4")
     assert OURS.detect(read(tmp_path / "video.mp4")).payload == 0x12345
     assert not THEIRS.detect(read(tmp_path / "video.mp4")).present
 
