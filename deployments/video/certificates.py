@@ -8,7 +8,6 @@ makes it and all use the same.
 import contextlib
 import datetime
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,14 +96,13 @@ def development(state_folder: Path, now: datetime.datetime) -> Path:
     try:
         if not folder.is_dir():
             state_folder.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{DEVELOPMENT}-", dir=state_folder))
-            _make(draft, now)
-            try:
-                draft.rename(folder)
-            except OSError:
-                shutil.rmtree(draft)
-                if not folder.is_dir():  # else another process was quicker
-                    raise
+            with tempfile.TemporaryDirectory(prefix=f".{DEVELOPMENT}-", dir=state_folder) as made:
+                _make(draft := Path(made) / DEVELOPMENT, now)
+                try:
+                    draft.rename(folder)
+                except OSError:
+                    if not folder.is_dir():  # else another process was quicker
+                        raise
     except OSError as error:
         raise ConfigurationError(
             f"{folder}: {error.strerror}; a folder that this user may write is allowed; mend its owner and mode, "
@@ -114,6 +112,7 @@ def development(state_folder: Path, now: datetime.datetime) -> Path:
 
 
 def _make(folder: Path, now: datetime.datetime) -> None:
+    folder.mkdir(0o700)
     root_key, leaf_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root_name, leaf_name = _named("Moray development root"), _named("Moray development signer")
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key())

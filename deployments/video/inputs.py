@@ -104,7 +104,8 @@ def _check(found: "Picture", data: bytes, param: str) -> None:
         raise _too_large(param, f"is {found.width}x{found.height}")
     if found.format in ("PNG", "WEBP") and getattr(found, "is_animated", False):
         raise refused(param, "moves", "one picture is allowed", "send a still, or a video as video_reference")
-    if found.format == "JPEG" and data.count(b"\xff\xda") > MOST_SCANS:
+    # Pillow calls a JPEG with an index of pictures MPO.
+    if found.format not in ("PNG", "WEBP") and data.count(b"\xff\xda") > MOST_SCANS:
         raise refused(param, "has too many scans", f"at most {MOST_SCANS} are allowed", "save it as a baseline JPEG")
 
 

@@ -41,7 +41,7 @@ def detected(file: Path, family: Family) -> Detected | None:
     sizes = [tuple(map(int, size.split("x"))) for size in (family.video.sizes if family.video else ())]
     try:
         return Mark(key_of(state)).detect(read(file), [(width, height) for width, height in sizes])
-    except (av.FFmpegError, IndexError) as error:  # IndexError: it has no video
+    except (av.FFmpegError, IndexError, ValueError) as error:  # it has no video, or frames of several sizes
         raise ConfigurationError(f"{file}: {error}; a video that can be decoded is allowed; give another") from error
 
 

@@ -126,6 +126,7 @@ def test_grey_palettes_and_sixteen_bits_keep_their_brightness(picture: Image.Ima
     assert np.abs(read(file(picture)).astype(int) - grey).max() <= 1
 
 
+PAIR = file(solid(), "MPO", save_all=True, append_images=[solid(colour=BLUE)])
 MOVING = file(solid(), "WEBP", save_all=True, append_images=[solid(colour=BLUE)])
 
 
@@ -142,6 +143,7 @@ MOVING = file(solid(), "WEBP", save_all=True, append_images=[solid(colour=BLUE)]
         (bomb(60_000), f"has far too many pixels; at most {MOST_PIXELS} pixels are allowed"),
         (MOVING, "moves; one picture is allowed"),
         (file(solid(), "JPEG") + b"\xff\xda" * 200, "has too many scans; at most 100 are allowed"),
+        (PAIR + b"\xff\xda" * 200, "has too many scans; at most 100 are allowed"),
     ],
 )
 def test_what_is_no_image_is_refused_and_says_why(data: bytes, said: str) -> None:
