@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import av
@@ -69,6 +69,10 @@ def _mark(verdict: Verdict, mark: Detected | None) -> str:
         return "not looked for"
     if mark.payload is None:
         return f"none of this key; score {mark.score:.1f}, {mark.threshold:.1f} are needed"
-    jobs = {str(each.own["job_id"]) for each in verdict.manifests if "job_id" in each.own}
-    known = sorted(job for job in jobs if payload_of(job) == mark.payload)
-    return f"{mark.payload:05x}, score {mark.score:.1f}" + (f", of {known[0]}" if known else ", of no job named here")
+    jobs = {payload_of(job): job for each in verdict.manifests if (job := str(each.own.get("job_id", "")))}
+    told = _whose(mark.payload, jobs, f", score {mark.score:.1f}")
+    return told + "".join(f"; {_whose(other, jobs)}" for other in mark.others)
+
+
+def _whose(payload: int, jobs: Mapping[int, str], more: str = "") -> str:
+    return f"{payload:05x}{more}, of {jobs.get(payload, 'no job named here')}"

@@ -47,11 +47,15 @@ _LIMIT = 0.5  # of the median of a mode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detected:
-    """`score`: in standard deviations of a chance match, its best. `payload`: None where no mark is present."""
+    """`score`: in standard deviations of a chance match, its best. `payload`: None where no mark is present.
+
+    `others`: of what was marked more than once, the other payloads that pass the threshold, the stronger first.
+    """
 
     payload: int | None
     score: float
     threshold: float
+    others: tuple[int, ...] = ()
 
     @property
     def present(self) -> bool:
@@ -97,20 +101,21 @@ class Mark:
             return Detected(payload=None, score=0.0, threshold=threshold(1))
         tried = {total.shape[1::-1]: None, **dict.fromkeys(sizes)}
         luma = total @ _LUMA
-        score, payload = max(self._correlated(_coefficients(_scaled(luma, *size))) for size in tried)
         needed = threshold(len(tried))
-        return Detected(payload=payload if score >= needed else None, score=score, threshold=needed)
+        score, payloads = max(self._correlated(_coefficients(_scaled(luma, *size)), needed) for size in tried)
+        best = payloads[0] if payloads else None
+        return Detected(payload=best, score=score, threshold=needed, others=tuple(payloads[1:]))
 
-    def _correlated(self, coefficients: NDArray[np.float64]) -> tuple[float, int]:
-        """The best score of all payloads, and whose it is. coefficients: [blocks down, across, modes]."""
+    def _correlated(self, coefficients: NDArray[np.float64], needed: float) -> tuple[float, list[int]]:
+        """The best score of all payloads, and those that score enough. coefficients: [blocks down, across, modes]."""
         norm = float(np.linalg.norm(coefficients))
         if norm == 0:
-            return 0.0, 0
+            return 0.0, []
         signs, parities = self._drawn(*coefficients.shape[:2])
         sums = np.bincount(parities, weights=signs * coefficients.ravel() / norm, minlength=2**BITS)
         scores = _walsh_hadamard(sums.astype(np.float32))
-        best = int(scores.argmax())
-        return float(scores[best]), best
+        found = np.flatnonzero(scores >= needed)
+        return float(scores.max()), found[np.argsort(-scores[found])].tolist()
 
     def _drawn(self, down: int, across: int) -> tuple[NDArray[np.int8], NDArray[np.uint32]]:
         """Of each coefficient its sign, and the payload bits whose parity it carries.

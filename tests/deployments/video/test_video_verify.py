@@ -81,6 +81,19 @@ def test_a_stripped_file_fails_and_its_mark_still_tells(here: Path, capsys: pyte
     assert "watermark: none of this key; score " in said(capsys, "foreign.mp4")[1]
 
 
+def test_of_a_clip_that_was_marked_twice_both_jobs_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    y, x = np.mgrid[:192, :320]
+    frames = np.broadcast_to((80 + x // 4 + y // 8)[None, :, :, None], (4, 192, 320, 3)).astype(np.uint8)
+    for job in ("video_1", "video_2"):
+        frames = Mark(key_of(STATE)).embed(frames, payload_of(job))
+    write([frames], 8, file := Path("twice.mp4"))
+    Signer(Provenance(), STATE).sign(file, Claim(title="t", model="m", job_id="video_2", seed=0))
+    told = said(capsys, "twice.mp4")[1].partition("watermark: ")[2]
+    assert ", of video_2" in told
+    assert f"{payload_of('video_1'):05x}" in told
+    assert told.count("of no job named here") == 1
+
+
 def test_stills_are_looked_at_for_credentials_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (96, 64)).save("still.webp")
     Signer(Provenance(), STATE).sign(Path("still.webp"), Claim(title="s", model="m", job_id="j", seed=0))

@@ -100,6 +100,12 @@ def test_a_mark_survives_the_encoder(tmp_path: Path) -> None:
     assert not THEIRS.detect(read(tmp_path / "video.mp4")).present
 
 
+def test_of_what_was_marked_twice_both_payloads_are_told() -> None:
+    found = OURS.detect([OURS.embed(OURS.embed(CLIP, 77), 123_456)])
+    assert {found.payload, *found.others} == {77, 123_456}
+    assert OURS.detect([OURS.embed(CLIP, 77)]).others == ()
+
+
 def test_a_scaled_clip_is_found_by_the_size_that_it_had() -> None:
     marked = OURS.embed(CLIP, 4242)
     larger = marked.repeat(2, axis=1).repeat(2, axis=2)
