@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -21,9 +22,10 @@ from cluster.errors import MorayError, ReplicaLost, Unavailable
 from cluster.family import Video
 from cluster.queueing import Outlook
 from deployments.control.words import Worker
+from deployments.gateway.video_clearing import FIRST_PAUSE_S, LONGEST_PAUSE_S, clear, expire
 from deployments.gateway.video_metrics import VideoMetrics
 from deployments.gateway.video_queue import VideoQueue
-from deployments.gateway.video_workers import HALT_S, VideoWorkers, told
+from deployments.gateway.video_workers import VideoWorkers, told
 from deployments.stores.files import Files
 from deployments.video.jobs import Jobs, VideoJob
 from deployments.video.messages import Asked, Begun, News, Rendered, StageBegun, StepDone
@@ -34,7 +36,6 @@ SUSPECT = 2  # attempts that gained nothing: the next are alone on a replica, or
 LEASE_S = 10.0  # a gateway that says nothing for so long holds no job any more
 TURN_S = 1.0  # between looks at the queue
 SWEEP_S = 60.0  # between looks for what has expired
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # before a hindered job, or a store that failed, is tried again
 
 
 class _LostError(Exception):
@@ -101,8 +102,8 @@ class VideoJobs:
             self._look_s = loop_s + TURN_S
         await self._claim()
         if loop_s >= self._sweep_s:
-            self._sweep_s = loop_s + SWEEP_S
-            await self.sweep()
+            self._sweep_s = math.inf  # until this one is over
+            self._spawn(self._sweep())
 
     async def _look(self) -> None:
         await asyncio.to_thread(self._store.renew, self._gateway, tuple(self._mine), self._now_s(), LEASE_S)
@@ -132,8 +133,10 @@ class VideoJobs:
             )
             if job is None:
                 return
-            if job.id in self._mine:  # its lease ran out while the store did not answer, and nobody took it
-                continue
+            if (task := self._mine.get(job.id)) is not None and not task.done():
+                continue  # its lease ran out while the store did not answer, and nobody took it
+            if task is not None:  # it came back only now; this lets `_over` be called
+                await asyncio.wait([task])
             self.queue.put(job)
             suspect = job.attempts >= SUSPECT
             alone = self._workers.give(job.id, worker, alone=suspect)
@@ -141,11 +144,14 @@ class VideoJobs:
             task = self._mine[job.id] = asyncio.create_task(seeing)
             task.add_done_callback(functools.partial(self._over, job.id, worker))
 
-    async def sweep(self) -> None:
-        """Delete what has expired, files first: what fails on the way is found again."""
-        for job in await asyncio.to_thread(self._store.expired, self._now_s()):
-            await self._files.delete(job.id)
-            await asyncio.to_thread(self._store.delete, job.owner, job.id)
+    async def _sweep(self) -> None:
+        """Beside the turns: a slow store of files must hold up no lease."""
+        try:
+            await expire(self._store, self._files, self._now_s())
+        except Unavailable as failure:
+            self._unavailable(failure)
+        finally:
+            self._sweep_s = asyncio.get_running_loop().time() + SWEEP_S
 
     async def _see_to(self, job: VideoJob, worker: Worker, *, counts: bool) -> None:
         """One attempt, however it ends. `counts`: if its replica is lost."""
@@ -172,7 +178,7 @@ class VideoJobs:
         asked = Asked(spec=job.spec(), model=job.model, deadline_s=self.queue.due_s(job), priority=job.priority)
         stream = worker.actor.render.options(num_returns="streaming").remote(asked)
         with self._metrics.stages(self._now_s() - job.created_at_s if not job.attempts else None) as entered:
-            before, unheard = job.steps_done, bool(job.steps_done)  # of earlier attempts
+            before, unheard, ended = job.steps_done, bool(job.steps_done), None  # of earlier attempts
             async for item in stream:
                 news: News = await item
                 match news:
@@ -191,12 +197,15 @@ class VideoJobs:
                         entered(stage)
                         job = job.staged(stage)
                     case Rendered():
-                        return await self._rendered(job, worker, news)
+                        ended = news
+                        break
                 job = await self._write(job)
-        return await self._end(job, ReplicaLost(f"{job.id}: the rendering ended without a result; try again"))
+        await self._rendered(job, worker, ended)
 
-    async def _rendered(self, job: VideoJob, worker: Worker, how: Rendered) -> None:
-        if how.error is not None:
+    async def _rendered(self, job: VideoJob, worker: Worker, how: Rendered | None) -> None:
+        if how is None:
+            await self._end(job, ReplicaLost(f"{job.id}: the rendering ended without a result; try again"))
+        elif how.error is not None:
             await self._end(job, how.error)
         elif how.hindered is not None:
             await self._pause(job, how.hindered)
@@ -227,7 +236,7 @@ class VideoJobs:
         self._hindered.pop(job.id, None)
         self._metrics.ended(ended.error_code or "ok", signed=signed, intended=not video.provenance.sign)
         if error:
-            self._spawn(self._clean(job.id))
+            self._spawn(clear(self._files, job.id))
 
     async def _write(self, job: VideoJob) -> VideoJob:
         """Raises _LostError. A store that does not answer holds up no rendering: the next step is written anyway."""
@@ -274,28 +283,10 @@ class VideoJobs:
             self._workers.settle(worker.worker_id)
 
     async def _withdraw(self, job_id: str, worker: Worker) -> None:
-        """The replica writes no more of it afterwards; what it wrote since the deletion goes."""
+        """What its replica wrote since the deletion goes."""
         self._hindered.pop(job_id, None)
-        try:
-            async with asyncio.timeout(HALT_S):
-                await worker.actor.withdraw.remote(job_id)
-        except Exception as failure:
-            log.warning("video %s: %s", job_id, told(failure))
-            self._workers.settle(worker.worker_id)
-        finally:
-            self._workers.over(job_id)
-        await self._clean(job_id)
-
-    async def _clean(self, job_id: str) -> None:
-        """Delete its files, however long their store does not answer."""
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                return await self._files.delete(job_id)
-            except Unavailable as failure:
-                log.warning("video %s: %s", job_id, told(failure))
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        await self._workers.withdraw(job_id, worker)
+        await clear(self._files, job_id)
 
     def _unavailable(self, failure: Unavailable) -> None:
         self._metrics.store_failed()

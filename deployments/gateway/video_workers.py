@@ -5,6 +5,7 @@ jobs of other gateways on it go back to the queue and on from there.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -65,6 +66,17 @@ class VideoWorkers:
             self._alone.discard(worker.worker_id)
         self._on_room()
 
+    async def withdraw(self, job_id: str, worker: Worker) -> None:
+        """Returns once the replica writes no more of the job, however long what it stores takes, or is lost."""
+        try:
+            while not await self._withdrawn(job_id, worker):
+                log.warning("video %s: replica %s is still at it after %g s", job_id, worker.worker_id, HALT_S)
+        except Exception as failure:
+            log.warning("video %s: %s", job_id, told(failure))
+            self.settle(worker.worker_id)
+        finally:
+            self.over(job_id)
+
     def rest(self, worker_id: str) -> None:
         if worker_id not in self._resting:
             self._resting[worker_id] = asyncio.get_running_loop().call_later(self.rest_s, self._rested, worker_id)
@@ -86,6 +98,14 @@ class VideoWorkers:
         if worker.worker_id in self._named:
             self._settled.add(worker.worker_id)
             self._on_room()
+
+    async def _withdrawn(self, job_id: str, worker: Worker) -> bool:
+        """False where it does not say so in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HALT_S):
+                await worker.actor.withdraw.remote(job_id)
+                return True
+        return False
 
     def _rested(self, worker_id: str) -> None:
         self._resting.pop(worker_id, None)

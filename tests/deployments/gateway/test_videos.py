@@ -53,6 +53,7 @@ class Renderer:
         self.withdrawn: list[str] = []
         self.halted = 0
         self.may_store = asyncio.Event()
+        self.stores_though_withdrawn = False
         self.storing: asyncio.Task[None] | None = None
         self.files = files
         self._under_way: dict[str, asyncio.Event] = {}
@@ -74,9 +75,10 @@ class Renderer:
 
     async def withdraw(self, job_id: str) -> None:
         self.withdrawn.append(job_id)
-        self.may_store.set()
+        if not self.stores_though_withdrawn:
+            self.may_store.set()
         if self.storing is not None:
-            await self.storing
+            await asyncio.shield(self.storing)
         if job_id in self._under_way:
             await self._under_way[job_id].wait()
 
@@ -344,6 +346,23 @@ async def test_a_video_deleted_while_its_files_are_stored_leaves_none(tmp_path: 
         while client.files():
             await asyncio.sleep(0)
         assert client.renderer.withdrawn == [video["id"]]
+
+
+async def test_a_replica_that_stores_for_longer_than_it_is_waited_for_leaves_no_file_of_a_deleted_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("deployments.gateway.video_workers.HALT_S", 0.01)
+    async with served(tmp_path) as client:
+        video = await client.create("stores")
+        await client.until(video, "in_progress", progress=50)
+        client.renderer.stores_though_withdrawn = True
+        await client.send("DELETE", f"{PATH}/{video['id']}")
+        while caplog.text.count("is still at it") < 2:
+            await asyncio.sleep(0)
+        client.renderer.may_store.set()
+        await client.until(await client.create("done"), "completed")
+        while any(video["id"] in name for name in client.files()):
+            await asyncio.sleep(0)
 
 
 async def test_a_video_deleted_by_another_gateway_is_withdrawn_at_its_next_word(tmp_path: Path) -> None:
@@ -672,10 +691,10 @@ async def test_what_has_expired_is_gone_with_its_files(tmp_path: Path) -> None:
     async with served(tmp_path, expires_s=60) as client:
         video = await client.until(await client.create("done"), "completed")
         assert video["expires_at"] == video["completed_at"] + 60
-        await client.videos._jobs.sweep()
+        await client.videos._jobs._sweep()
         assert (await client.content(video)).status == 200
         client.videos._jobs._now_s = lambda: time.time() + 61
-        await client.videos._jobs.sweep()
+        await client.videos._jobs._sweep()
         assert code(await client.content(video)) == (404, "video_not_found")
         assert client.files() == []
 
