@@ -90,8 +90,8 @@ def placed(**changes: Any) -> Any:
     )
 
 
-def from_images() -> Any:
-    transformer = library.WanTransformer3DModel(**WAN | {"in_channels": 36})
+def from_images(**changes: Any) -> Any:
+    transformer = library.WanTransformer3DModel(**WAN | {"in_channels": 36} | changes)
     return library.WanImageToVideoPipeline(
         **_words(),
         vae=_vae(),
@@ -157,4 +157,6 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "time_per_token": time_per_token, "placed": placed,
     "from_images": from_images, "vace": vace, "ltx": ltx, "other": other,
     "images_per_token": lambda: time_per_token(library.WanImageToVideoPipeline),
+    "sees_one_image": lambda: from_images(image_dim=32, added_kv_proj_dim=24),  # an encoder is not among its parts
+    "sees_two_images": lambda: from_images(image_dim=32, added_kv_proj_dim=24, pos_embed_seq_len=514),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import InvalidRequest
 from cluster.video import Acceleration
 from deployments.video.adapters import pictures, sparse
 from deployments.video.adapters.decoding import decoded
@@ -154,11 +155,24 @@ class WanImages(Wan):
         inputs, folder = job.spec.inputs, job.folder
         assert inputs.first is not None  # of what is needed
         images = [pictures.image(folder / name) for name in (inputs.first, inputs.last) if name]
+        self._check_count(job.spec.job_id, len(images))
         job.conditions["channels"] = self._channels(job, images)
         job.way = "conditioned"
         if self.model.config.image_dim is not None:
             seen = images if len(images) > 1 else images[0]
             job.conditions["image"] = self.pipe.encode_image(seen, self.device).to(self.model.dtype)
+
+    def _check_count(self, job_id: str, given: int) -> None:
+        """Wan 2.1 sees its images too: of either the first, or both ends. Raises InvalidRequest."""
+        if self.model.config.image_dim is None:
+            return
+        needed = 1 if self.model.config.pos_embed_seq_len is None else 2
+        if given != needed:
+            raise InvalidRequest(
+                f"{job_id}: {given} images; this model takes {('a first one', 'a first and a last one')[needed - 1]}; "
+                f"{('leave the last one out', 'add the last one')[needed - 1]}",
+                param="last_frame_reference",
+            )
 
     def _channels(self, job: Job, images: list[Any]) -> "Tensor":
         import torch

@@ -174,6 +174,8 @@ def test_what_is_kept_says_how_the_clip_came_about(tiny: Tiny, tmp_path: Path) -
         ),
         ("placed", Inputs(references=("one.png",)), "image_references given"),
         ("from_images", Inputs(), "no input_reference"),
+        ("sees_one_image", Inputs(first="first.png", last="last.png"), "2 images; .*; leave the last one out"),
+        ("sees_two_images", Inputs(first="first.png"), "1 images; .* a first and a last one; add the last one"),
     ],
 )
 def test_what_a_model_does_not_take_is_refused_by_name(
