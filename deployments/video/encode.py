@@ -150,7 +150,7 @@ class _Master:
         import av
 
         self._fps, self.frames = fps, 0
-        self._container = av.open(str(path), "w", format="matroska")
+        self._container = av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"})
         self._stream: Any = self._container.add_stream("ffv1", rate=fps, options={"level": "3", "g": "1"})
         self._stream.pix_fmt = "bgr0"
 

@@ -49,6 +49,13 @@ def test_the_file_plays_with_the_frames_size_rate_and_colours_given(seconds: int
     assert np.abs(played(tmp_path / "video.mp4").astype(int) - given).max() <= 6
 
 
+def test_the_same_frames_give_the_same_master_byte_for_byte(tmp_path: Path) -> None:
+    """By its bytes a request that is sent again is told from another."""
+    for name in ("first", "again"):
+        write_master([field(4)], 8, tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "again").read_bytes()
+
+
 def test_the_index_comes_before_the_pictures(tmp_path: Path) -> None:
     write([field(4)], 8, tmp_path / "video.mp4")
     content = (tmp_path / "video.mp4").read_bytes()
