@@ -148,8 +148,8 @@ class VideoEdits:
         found = await asyncio.to_thread(self._store.character, owner, character_id)
         if found is None:
             raise _unknown(character_id)
+        await self._files.delete(found.file)  # first: what fails on the way can be asked again
         await asyncio.to_thread(self._store.delete_character, owner, character_id)
-        await self._files.delete(found.file)
         return _json({"id": character_id, "object": "character.deleted", "deleted": True})
 
 

@@ -142,7 +142,7 @@ class Videos:
             digest = hashlib.sha256()
             async for chunk in self._files.stream(key, 0, size):
                 digest.update(chunk)
-            if digest.digest() != hashlib.sha256(await asyncio.to_thread(file.read_bytes)).digest():
+            if digest.digest() != await asyncio.to_thread(_digest, file):
                 return False
         return True
 
@@ -163,9 +163,11 @@ class Videos:
     async def _delete(self, job_id: str, request: Request) -> Response:
         """Deleting a job that runs frees its GPU at the next step."""
         job = await self.job(job_id, request)
+        if job.finished:  # first: what fails on the way can be asked again
+            await self._files.delete(job.id)
         await asyncio.to_thread(self._store.delete, job.owner, job.id)
         self._jobs.drop(job)
-        await self._files.delete(job.id)
+        await self._files.delete(job.id)  # what is put meanwhile goes with the job's last word
         return _json(video_deleted(job.id))
 
     async def _content(self, job_id: str, request: Request) -> Response:
@@ -211,6 +213,11 @@ def seed_of(owner: str, key: str | None) -> int:
     if key is None:
         return secrets.randbits(63)
     return int.from_bytes(hashlib.sha256(f"{owner} {key}".encode()).digest()[:8]) >> 1
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as read:
+        return hashlib.file_digest(read, "sha256").digest()
 
 
 def _json(value: Any, headers: Mapping[str, str] | None = None) -> Response:
