@@ -112,7 +112,8 @@ class Stepwise(ABC):
     def step(self, jobs: Sequence[Job]) -> None:
         """Raises EngineFailed."""
         for job, velocity in zip(jobs, self.velocities(jobs), strict=True):
-            job.latents = job.scheduler.step(velocity, job.timestep, job.latents, return_dict=False)[0]
+            # In float32, whatever the weights are: Euler's step returns the velocity's type, and would round each sum.
+            job.latents = job.scheduler.step(velocity.float(), job.timestep, job.latents, return_dict=False)[0]
             job.done += 1
             if job.clean is not None and job.mask is not None:
                 job.latents = job.latents.where(job.mask, self._held(job))

@@ -132,6 +132,14 @@ def test_bfloat16_renders_too(engine: VideoEngine) -> None:
     assert np.abs(half - rendered(engine, spec())).mean() < 10
 
 
+@pytest.mark.parametrize("family", ["euler", "wan"])
+def test_latents_stay_in_float32_whatever_the_weights_are(tiny: Tiny, family: str, tmp_path: Path) -> None:
+    half = engine_of(tiny(family).checkpoint, "bfloat16")
+    job = half.open(spec(), tmp_path, None)
+    half.step([job])
+    assert job.latents.dtype == torch.float32
+
+
 def test_a_size_off_the_latent_grid_is_refused(engine: VideoEngine) -> None:
     with pytest.raises(InvalidRequest, match=r"50x32.*multiples of 16x16"):
         rendered(engine, spec(width=50))
