@@ -177,7 +177,8 @@ class VideoJobs:
         """One rendering, its steps written to the store."""
         asked = Asked(spec=job.spec(), model=job.model, deadline_s=self.queue.due_s(job), priority=job.priority)
         stream = worker.actor.render.options(num_returns="streaming").remote(asked)
-        with self._metrics.stages(self._now_s() - job.created_at_s if not job.attempts else None) as entered:
+        begun = job.attempts or job.steps_done  # one that was lent has steps and no attempt
+        with self._metrics.stages(None if begun else self._now_s() - job.created_at_s) as entered:
             before, unheard, ended = job.steps_done, bool(job.steps_done), None  # of earlier attempts
             async for item in stream:
                 news: News = await item
