@@ -27,7 +27,7 @@ from deployments.video.positioned import PositionedWan
 
 SEED = 20_261_121
 CHANNELS, WIDTH, TEXT_WIDTH = 48, 128, 64
-LEARNING_RATE, MOMENTUM, DECAY, CLIP, EMA = 5e-3, 0.95, 0.01, 1.0, 0.998
+LEARNING_RATE, MOMENTUM, DECAY, CLIP = 5e-3, 0.95, 0.01, 1.0
 SHIFT = 3.0  # towards noise, where the place and the way of a shape are decided; the scheduler's, too
 FLOOR = 0.7  # the least noise level that the loss divides by
 FREEDOM = {True: 0.2, False: 1.0}  # of clips of which all is made anew, and of those of which a part is given
@@ -92,7 +92,7 @@ class Model(nn.Module):
 
 
 class Optimiser:
-    """Muon for matrices inside the layers, AdamW for the rest; a moving average of the weights beside them."""
+    """Muon for matrices inside the layers, AdamW for the rest."""
 
     def __init__(self, model: nn.Module) -> None:
         self.live = dict(model.named_parameters())
@@ -101,7 +101,6 @@ class Optimiser:
         self.momenta = {name: torch.zeros_like(self.live[name]) for name in sorted(inner)}
         rest = [p for name, p in self.live.items() if name not in inner]
         self.adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-        self.average = {name: p.detach().clone() for name, p in self.live.items()}
         self.steps = 0
 
     @torch.no_grad()
@@ -119,18 +118,14 @@ class Optimiser:
         for p in self.live.values():
             p.grad = None
         self.steps += 1
-        share = 1 - min(EMA, self.steps / (self.steps + 10))
-        for name, p in self.live.items():
-            self.average[name].lerp_(p, share)
 
     def state(self) -> dict[str, Any]:
         live = {name: p.detach() for name, p in self.live.items()}
-        return {"live": live, "average": self.average, "momenta": self.momenta, "adam": self.adam.state_dict(),
-                "steps": self.steps}  # fmt: skip
+        return {"live": live, "momenta": self.momenta, "adam": self.adam.state_dict(), "steps": self.steps}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
-        for mine, stored in ((self.live, "live"), (self.average, "average"), (self.momenta, "momenta")):
+        for mine, stored in ((self.live, "live"), (self.momenta, "momenta")):
             for name, tensor in mine.items():
                 tensor.copy_(state[stored][name])
         self.adam.load_state_dict(state["adam"])
@@ -305,11 +300,8 @@ class Trainer:
         print(f"{minutes} min, {record.steps} steps, {record.samples} samples, loss {loss}", flush=True)
 
 
-@torch.no_grad()
-def pipeline(vae: BlockCodec, optimiser: Optimiser, model: Model) -> Any:
-    """The averaged weights as a pipeline; the model's own are overwritten."""
-    for name, p in model.eval().named_parameters():
-        p.copy_(optimiser.average[name])
+def pipeline(vae: BlockCodec, model: Model) -> Any:
+    model.eval()
     return WanPipeline(  # type: ignore[no-untyped-call]
         tokenizer=tokenizer(),
         text_encoder=model.text_encoder,
@@ -321,7 +313,7 @@ def pipeline(vae: BlockCodec, optimiser: Optimiser, model: Model) -> Any:
 
 
 def write(trainer: Trainer, folder: Path) -> None:
-    pipeline(trainer.vae, trainer.optimiser, trainer.model).save_pretrained(folder)
+    pipeline(trainer.vae, trainer.model).save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(asdict(trainer.record)) + "\n", encoding="utf-8")
     for file in folder.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)

@@ -1,8 +1,8 @@
 """An edit of a quarter of a clip: exact and fast against a full render, and how far the fast one is from the exact.
 
 PSNR is of decoded frames inside the mark, fast against exact; outside it latents must be those kept. Seconds are of the
-CPU, of the steps alone. The demonstration's checkpoint is used where it has a time per token, else random weights of
-its shape, which the figures say: the error of those tells nothing of a trained model's.
+CPU, of the steps alone. The weights are those of the demonstration, at a size that they were trained on and at one that
+they were not.
 """
 
 import math
@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny_pipelines import placed
 from video_work import done, frames, latents, opened, parent, spec
 
 from cluster.clip import Region, Span, marked, pixels
 from cluster.video import Acceleration
-from deployments.demo.video import FOLDER
+from deployments.demo.score_video import FOLDER
 from deployments.video.engine import VideoEngine
 from deployments.video.spec import Edit, RenderSpec
 
@@ -32,28 +31,16 @@ REFRESHES = (STEPS, 4)  # the first step alone, and every fourth
 def run(quick: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint, weights = _checkpoint(folder)
         sizes = dict(list(SIZES.items())[: 1 if quick else None])
         rounds = 2 if quick else ROUNDS
-        figures = {size: _size(checkpoint, folder, sides, rounds) for size, sides in sizes.items()}
+        figures = {size: _size(FOLDER, folder, sides, rounds) for size, sides in sizes.items()}
     edits = [edit for size in figures.values() for edit in size["edits"].values()]
     return {
-        "figures": {"weights": weights, **figures},
+        "figures": figures,
         "aim": "latents outside the mark identical, in every edit",
         "met": all(edit["outside_identical"] for edit in edits),
         "runs": rounds,
     }
-
-
-def _checkpoint(folder: Path) -> tuple[Path, str]:
-    if '"expand_timesteps": true' in (FOLDER / "model_index.json").read_text(encoding="utf-8"):
-        return FOLDER, "the demonstration's"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        placed(num_attention_heads=4, attention_head_dim=32, ffn_dim=384, num_layers=4).save_pretrained(
-            folder / "random"
-        )
-    return folder / "random", "random, of the demonstration's shape"
 
 
 def _loaded(checkpoint: Path, refresh_steps: int) -> VideoEngine:

@@ -78,7 +78,7 @@ def test_a_pipeline_in_training_is_written_resumed_and_served(trainer: Trainer, 
     other = Trainer(tmp_path / "state", minutes=0, fitted_to=8)
     other.resume()
     assert other.record.samples == trainer.record.samples > 0
-    assert all(other.optimiser.average[name].equal(p) for name, p in trainer.optimiser.average.items())
+    assert all(other.optimiser.live[name].equal(p) for name, p in trainer.optimiser.live.items())
     write(other, tmp_path / "pipeline")
     engine = VideoEngine(tmp_path / "pipeline", "float32", "cpu")
     engine.load()
