@@ -3,8 +3,10 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 from deployments.observe import Meters
+from deployments.video.spec import Stage
 
 COUNTED = ("resumed", "lost_steps", "preemptions", "hindered", "store_errors")
 
@@ -20,6 +22,8 @@ class VideoMetrics:
         for intended in ("yes", "no"):
             self._meters.counter("moray_video_unsigned_total").labels(intended=intended)
         self._meters.counter("moray_video_jobs_finished_total").labels(code="ok")
+        for stage in get_args(Stage):
+            self._meters.histogram("moray_video_stage_seconds").labels(stage=stage)
 
     def queue(self, age_s: float, backlog_gpu_s: float) -> None:
         self._meters.gauge("moray_video_queue_age_seconds").set(age_s)

@@ -33,7 +33,7 @@ def test_one_range_names_its_bytes_and_what_is_no_range_names_all(
 
 @pytest.mark.parametrize("wanted", ["bytes=10-", "bytes=10-12", "bytes=-0", "bytes=0-1,3-4"])
 def test_bytes_that_are_not_there_and_several_ranges_are_refused(wanted: str) -> None:
-    with pytest.raises(RangeNotSatisfiable, match="^range: "):
+    with pytest.raises(RangeNotSatisfiable, match=r"^range: "):
         asked_bytes(wanted, None, TAG, 10)
 
 
