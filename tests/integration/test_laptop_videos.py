@@ -5,9 +5,12 @@ import json
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from integration.server import Server, eventually
 from openai import BadRequestError, NotFoundError, OpenAI
+
+from deployments.demo.score_video import Seen, look
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]
 
@@ -21,8 +24,9 @@ def client(laptop: Server) -> OpenAI:
     return laptop.client()
 
 
-def test_a_video_is_rendered_with_growing_progress_and_decodes_as_asked(client: OpenAI) -> None:
-    video = client.videos.create(model="sora-2", prompt="a red circle moves right", size="96x64", seconds=2)  # type: ignore[arg-type]
+def test_a_video_is_rendered_with_growing_progress_and_shows_what_was_asked_for(client: OpenAI) -> None:
+    asked: Any = {"size": "96x64", "seconds": 2, "extra_body": {"seed": 1}}
+    video = client.videos.create(model="sora-2", prompt="a red circle moves right on a black background", **asked)
     assert (video.object, video.status, video.size, video.seconds) == ("video", "queued", "96x64", "2")
     progress = [0]
 
@@ -43,6 +47,7 @@ def test_a_video_is_rendered_with_growing_progress_and_decodes_as_asked(client: 
         assert stream.average_rate == 8
     assert {frame.shape for frame in frames} == {(64, 96, 3)}
     assert len(frames) == 2 * 8
+    assert look(np.stack(frames)) == Seen(colour="red", shape="circle", motion="right", background="black")
     assert client.videos.retrieve(video.id).completed_at is not None
 
 
