@@ -41,7 +41,7 @@ def breakable(folder: Path, port: int) -> dict[str, Any]:
     }
     steps = {"base_s": 0.25, "linear_s_per_mtok": 0, "quadratic_s_per_mtok2": 0, "source": "none: a test's"}
     replicas = {"min": 0, "max": 5, "initial": 0, "idle_s": 5}
-    video = {"gpus": 2, "beside": "pro", "steps": STEPS, "cost": steps, "slo": {"deadline_s": 900}}
+    video = {"gpus": 2, "concurrent": 1, "beside": "pro", "steps": STEPS, "cost": steps, "slo": {"deadline_s": 900}}
     raw["video"] |= video | {"replicas": replicas}
     raw["plans"] = {"gold": {"tiers": ["narrow"], "priority": 1}, "free": {"tiers": ["narrow"], "priority": 0}}
     return raw | {"name": "breakable", "cells": [{"name": "node", "count": NODES, "gpus": GPUS}]}
