@@ -49,6 +49,7 @@ class VideoWorker:
         self._finishing = ThreadPoolExecutor(max_workers=video.concurrent, thread_name_prefix="finish")
         self._loading: asyncio.Future[None] | None = None
         self._jobs: dict[str, Job] = {}
+        self._streams = 0  # whose last word has not been said
         self._leaving = False
         self._told_s = 0.0
         self._changed = asyncio.Event()
@@ -78,8 +79,8 @@ class VideoWorker:
         await self.halt()
 
     async def halt(self) -> None:
-        """The jobs under way stop at their next step, their states saved. Returns once there is none."""
-        while self._jobs:
+        """The jobs under way stop at their next step, their states saved. Returns once all have been told of it."""
+        while self._jobs or self._streams:
             changed = self._changed
             for job in self._jobs.values():
                 job.stopping = True
@@ -106,6 +107,7 @@ class VideoWorker:
             return
         job = self._stepping.job(asked, Saves(self._files, asked.spec.job_id))
         self._jobs[job.spec.job_id] = job
+        self._streams += 1
         self._tell()
         working = asyncio.create_task(self._work(job))  # not cancelled with its stream: it ends at a boundary
         working.add_done_callback(lambda _: job.news.put_nowait(None))
@@ -116,6 +118,8 @@ class VideoWorker:
             yield working.result()
         finally:
             job.stopping = True
+            self._streams -= 1
+            self._tell()
 
     async def _work(self, job: Job) -> Rendered:
         try:

@@ -160,6 +160,20 @@ async def test_a_vacated_worker_stops_at_the_next_step_and_another_goes_on(
     assert (steps(news), news[-1]) == ([2, 3, 4], DONE)
 
 
+async def test_a_worker_has_vacated_only_once_its_last_word_is_heard(worker: VideoWorker, engine: Engine) -> None:
+    """Whoever vacates a worker ends it then: a job whose end is not heard would count as lost."""
+    news = worker.render(asked())
+    assert await anext(news) == Begun()
+    vacated = asyncio.ensure_future(worker.vacate())
+    engine.go()
+    while await anext(news) != LENT:
+        pass
+    await asyncio.wait((vacated,), timeout=0.05)
+    assert not vacated.done()
+    assert [each async for each in news] == []
+    await vacated
+
+
 async def test_a_halted_worker_takes_the_next_job(worker: VideoWorker, engine: Engine) -> None:
     rest = await begun(worker, engine)
     halted = asyncio.ensure_future(worker.halt())
