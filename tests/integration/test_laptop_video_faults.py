@@ -46,7 +46,7 @@ def followed(client: OpenAI, video: Video) -> list[int]:
 def test_a_killed_replica_costs_a_video_only_steps_that_were_not_saved(laptop: Server, client: OpenAI) -> None:
     before = {name: laptop.metric(f"moray_video_{name}_total") for name in ("resumed", "lost_steps", "steps")}
     video = under_way(client, "a white circle")
-    (replica,) = laptop.workers()
+    (replica,) = eventually(laptop.workers, RENDERED_S, "its replica")
     replica.kill()
     followed(client, video)
     grown = {name: laptop.metric(f"moray_video_{name}_total") - value for name, value in before.items()}

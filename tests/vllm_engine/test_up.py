@@ -94,7 +94,7 @@ def test_an_engine_core_that_is_lost_or_hangs_costs_its_replica_and_the_next_one
     server: Server, ends: Callable[[psutil.Process], None]
 ) -> None:
     before = said(server)
-    (core,) = cores(server)
+    (core,) = eventually(lambda: cores(server), START_S, "an engine core")
     workers = core.children()
     ends(core)
 
@@ -106,5 +106,5 @@ def test_an_engine_core_that_is_lost_or_hangs_costs_its_replica_and_the_next_one
 
     assert eventually(answered, START_S, "the next replica answers") == before
     assert psutil.wait_procs([core, *workers], timeout=20)[1] == []
-    (other,) = cores(server)
+    (other,) = eventually(lambda: cores(server), START_S, "the next engine core")
     assert other.pid != core.pid
