@@ -36,20 +36,21 @@ class Account:
 
     def close(self, course: Course, outcome: Outcome | None, ended_s: float) -> None:
         """Once. `outcome`: None where there is no answer: what was spent on replicas is then lost."""
-        place = course.place
-        answered = outcome is not None and outcome.error is None and place is not None
+        place, end = course.place, outcome if outcome is not None and outcome.error is None else None
         marks = Marks(
             arrived_s=self.arrived_s,
             asked_s=self.asked_s,
             sent_s=ended_s if course.sent_s is None else course.sent_s,
-            last_sent_s=place.sent_s if answered and place else ended_s,
+            last_sent_s=ended_s if place is None or end is None else place.sent_s,
             first_s=self.first_s if course.streamed else None,
             ended_s=ended_s,
         )
-        end = outcome if answered and outcome else Outcome()
-        self.stages = ledger(marks, Spent(wait_s=end.wait_s, first_s=end.first_s, total_s=end.total_s))
+        spent = Spent() if end is None else Spent(wait_s=end.wait_s, first_s=end.first_s, total_s=end.total_s)
+        self.stages = ledger(marks, spent)
         self.served = place.served if place else None
-        self.rescues, self.usage, self.steps_s = course.rescues, end.usage, end.steps_s
+        self.rescues = course.rescues
+        if end is not None:
+            self.usage, self.steps_s = end.usage, end.steps_s
 
     def fields(self) -> dict[str, Any]:
         """For the log."""
