@@ -4,22 +4,18 @@ Write-ahead logging lets several processes read while one writes; every commit r
 synchronous level). One connection per store, used by one thread at a time.
 """
 
-import logging
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from cluster.errors import ConfigurationError, Unavailable
 from cluster.family import Video
 from deployments.stores.job_rows import INSERT, UNFINISHED, VERSION, JobRows, row
 from deployments.stores.postgres import PostgresJobs
+from deployments.stores.sqlite_file import SqliteFile
 from deployments.video.jobs import Jobs, VideoJob
 
-log = logging.getLogger("ray.serve")
 JOBS_FILE = "jobs.sqlite"  # in the state folder
-BUSY_S = 10.0  # how long a writer waits for another process's commit
 SCHEMA = f"""
 CREATE TABLE video_jobs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -71,38 +67,13 @@ class JobStore(JobRows):
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigurationError where the file cannot be used. A file of layout 1 becomes one of this layout."""
-        self._path = path
-        self._lock = Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)  # prompts are private; SQLite gives its side files the same mode
-            self._connection = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            version = _laid_out(self._connection)
-        except (OSError, sqlite3.Error) as error:
-            raise ConfigurationError(
-                f"{path}: {error}; a video job database that this process may write is allowed; move the file away"
-            ) from error
-        if version != VERSION:
-            self._connection.close()
-            raise ConfigurationError(
-                f"{path}: its layout is version {version}; version {VERSION} is allowed; serve it with the release "
-                "that wrote it, or move the file away"
-            )
+        self._file = SqliteFile(path, "videos", VERSION, _laid_out)
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        self._file.close()
 
     def _run(self, statement: str, values: Sequence[object]) -> list[Any]:
-        try:
-            with self._lock:
-                return self._connection.execute(statement, values).fetchall()
-        except sqlite3.OperationalError as error:
-            log.warning("%s: %s", self._path, error)
-            raise Unavailable(
-                f"videos: {error}; a store that has room and is not busy is allowed; try again soon"
-            ) from error
+        return self._file.run(statement, values)
 
 
 def _laid_out(connection: sqlite3.Connection) -> int:

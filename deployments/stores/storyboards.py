@@ -4,23 +4,20 @@ A row is written whole, and only over the one that was read: `revision` counts, 
 the other's words. The shots' videos are rows of the job store, whichever that is; nothing here is lost with them.
 """
 
-import logging
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter
 
-from cluster.errors import ConfigurationError, InvalidRequest, Unavailable
+from cluster.errors import InvalidRequest
 from cluster.storyboard import Character, Shot, Warned
+from deployments.stores.sqlite_file import SqliteFile
 
-log = logging.getLogger("ray.serve")
 STORYBOARDS_FILE = "storyboards.sqlite"  # in the state folder
 VERSION = 1
-BUSY_S = 10.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS storyboards (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -97,27 +94,14 @@ class StoryboardStore:
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigurationError where the file cannot be used."""
-        self._path, self._lock = path, Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)  # prompts are private
-            self._connection = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
-                raise sqlite3.DatabaseError(f"its layout is version {version}, not {VERSION}")
-            self._connection.executescript(f"{SCHEMA}; PRAGMA user_version = {VERSION}")
-        except (OSError, sqlite3.Error) as error:
-            raise ConfigurationError(
-                f"{path}: {error}; a storyboard database that this process may write is allowed; move the file away"
-            ) from error
+        self._file = SqliteFile(path, "storyboards", VERSION, _laid_out)
 
     def create(self, board: Storyboard) -> Storyboard:
         """The storyboard, or the earlier one of its owner with its idempotency key."""
         while True:
             text = DOCUMENT.dump_json(board).decode()
             key = board.idempotency_key
-            if self._run(INSERT, (board.id, board.owner, key, int(board.settled), board.revision, text)):
+            if self._file.run(INSERT, (board.id, board.owner, key, int(board.settled), board.revision, text)):
                 return board
             if earlier := self.asked(board.owner, key):
                 return earlier
@@ -130,7 +114,7 @@ class StoryboardStore:
         """As it is now; None where it was deleted, or written by another since it was read."""
         now = replace(board, revision=board.revision + 1)
         text = DOCUMENT.dump_json(now).decode()
-        wrote = self._run(WRITE, (int(now.settled), now.revision, text, now.id, board.revision))
+        wrote = self._file.run(WRITE, (int(now.settled), now.revision, text, now.id, board.revision))
         return now if wrote else None
 
     def get(self, owner: str, board_id: str) -> Storyboard | None:
@@ -143,7 +127,7 @@ class StoryboardStore:
         """A page in order of creation, and whether more follow. Raises InvalidRequest where `after` is none of them."""
         side, edge = (">", 0) if order == "asc" else ("<", 2**63 - 1)
         if after is not None:
-            place = self._run("SELECT seq FROM storyboards WHERE owner = ? AND id = ?", (owner, after))
+            place = self._file.run("SELECT seq FROM storyboards WHERE owner = ? AND id = ?", (owner, after))
             if not place:
                 raise InvalidRequest(
                     f"after: {after!r} is no storyboard of this key; the id of one is allowed; leave it out",
@@ -155,26 +139,25 @@ class StoryboardStore:
 
     def delete(self, owner: str, board_id: str) -> bool:
         """False where there is none."""
-        return bool(self._run("DELETE FROM storyboards WHERE owner = ? AND id = ? RETURNING id", (owner, board_id)))
+        return bool(
+            self._file.run("DELETE FROM storyboards WHERE owner = ? AND id = ? RETURNING id", (owner, board_id))
+        )
 
     def unsettled(self) -> tuple[Storyboard, ...]:
         """Of all owners, oldest first."""
         return self._found("NOT settled ORDER BY seq", ())
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        self._file.close()
 
     def _found(self, where: str, values: Sequence[object]) -> tuple[Storyboard, ...]:
-        rows = self._run(f"SELECT document FROM storyboards WHERE {where}", values)
+        rows = self._file.run(f"SELECT document FROM storyboards WHERE {where}", values)
         return tuple(DOCUMENT.validate_json(row[0]) for row in rows)
 
-    def _run(self, statement: str, values: Sequence[object]) -> list[Any]:
-        try:
-            with self._lock:
-                return self._connection.execute(statement, values).fetchall()
-        except sqlite3.OperationalError as error:
-            log.warning("%s: %s", self._path, error)
-            raise Unavailable(
-                f"storyboards: {error}; a store that has room and is not busy is allowed; try again soon"
-            ) from error
+
+def _laid_out(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version not in (0, VERSION):
+        return int(version)
+    connection.executescript(f"{SCHEMA}; PRAGMA user_version = {VERSION}")
+    return VERSION

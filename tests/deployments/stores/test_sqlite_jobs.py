@@ -98,8 +98,8 @@ def test_a_foreign_file_is_refused_and_left_alone(content: str | None, told: str
 def test_a_disk_without_room_refuses_a_job_and_keeps_those_it_has(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs.sqlite")
     store.create(job(1))
-    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to have no room
+    (pages,) = store._file._connection.execute("PRAGMA page_count").fetchone()
+    store._file._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to have no room
     with pytest.raises(Unavailable, match="database or disk is full"):
         store.create(job(2, prompt="x" * 32_000))
     assert numbers(store.unfinished()) == [1]

@@ -1,0 +1,55 @@
+"""A SQLite file of private things, as the stores beside it use it: what returned is on disk, and any thread may ask."""
+
+import logging
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from cluster.errors import ConfigurationError, Unavailable
+
+log = logging.getLogger("ray.serve")
+BUSY_S = 10.0  # how long a writer waits for another process's commit
+
+
+class SqliteFile:
+    """One connection. `of` names in errors what it holds: videos, storyboards."""
+
+    def __init__(self, path: Path, of: str, version: int, lay_out: Callable[[sqlite3.Connection], int]) -> None:
+        """`lay_out` brings the layout up to date where it can, and returns its version.
+
+        Raises ConfigurationError where the file cannot be used, or its layout is another one.
+        """
+        self._path, self._of, self._lock = path, of, Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)  # prompts are private; SQLite gives its side files the same mode
+            self._connection = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            found = lay_out(self._connection)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigurationError(
+                f"{path}: {error}; a database of {of} that this process may write is allowed; move the file away"
+            ) from error
+        if found != version:
+            self._connection.close()
+            raise ConfigurationError(
+                f"{path}: its layout is version {found}; version {version} is allowed; serve it with the release "
+                "that wrote it, or move the file away"
+            )
+
+    def run(self, statement: str, values: Sequence[object]) -> list[Any]:
+        """Raises Unavailable where the file is busy or has no room."""
+        try:
+            with self._lock:
+                return self._connection.execute(statement, values).fetchall()
+        except sqlite3.OperationalError as error:
+            log.warning("%s: %s", self._path, error)
+            raise Unavailable(
+                f"{self._of}: {error}; a store that has room and is not busy is allowed; try again soon"
+            ) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
