@@ -37,6 +37,7 @@ from deployments.video.pool import Pool
 AGAIN_S = (
     15.0  # before a tier whose replicas could not start is tried again; whoever deploys sees meanwhile that it failed
 )
+VERSION = version("moray")  # read from files: once
 log = logging.getLogger("moray.control")
 
 
@@ -113,7 +114,7 @@ class Control:
             targets=dict(self._controller.targets),
             picture=self._picture(),
             pages=self._gateways.addresses(),
-            moray=version("moray"),
+            moray=VERSION,
         )
 
     def _picture(self) -> Picture | None:

@@ -44,6 +44,8 @@ from deployments.stores.keys import KEYS_FILE, KeyStore
 from deployments.stores.storyboards import STORYBOARDS_FILE, StoryboardStore
 from monitoring.scrape import TARGETS_PATH, discovered
 
+VERSION = version("moray")  # read from files: once
+
 
 class Gateway:
     """One per ingress replica. State on disk lies in the family's state folder."""
@@ -79,10 +81,10 @@ class Gateway:
             self._edits = VideoEdits(self._videos, jobs, files)
             boards = StoryboardStore(folder / STORYBOARDS_FILE)
             self._storyboards = Storyboards(self._videos, boards, jobs, Cuts(files, folder), self._chat)
-            self._rendering = asyncio.create_task(self._videos.run())
         self._console = Console(lambda: self._family, self._desk, self._metrics, self._unfinished, clock)
         self._follow(family)
         if self._videos is not None:
+            self._rendering = asyncio.create_task(self._videos.run())
             self._joining = asyncio.create_task(self._storyboards.run())
         self._talk = asyncio.create_task(self._announcer.run())
 
@@ -152,7 +154,7 @@ class Gateway:
         """
         health = {
             "status": "ok",
-            "version": version("moray"),
+            "version": VERSION,
             "family": self._family.name,
             "family_version": self._version,
             "replicas": {key: len(seen.replicas(key)) for key in self._family.tiers},
