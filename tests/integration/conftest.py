@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,28 @@ class Stage:
 
 
 @pytest.fixture(scope="session")
-def stage() -> Iterator[Stage]:
+def stages() -> Iterator[Stage]:
     stage = Stage()
     yield stage
     stage.clear()
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = report.failed or (report.when != "setup" and item.stash.get(FAILED, False))
+    return report
+
+
+@pytest.fixture
+def stage(stages: Stage, request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """What a failed test leaves is not trusted: the next one begins on a new server."""
+    yield stages
+    if request.node.stash.get(FAILED, False):
+        stages.clear()
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def impatient(folder: Path, port: int) -> dict[str, Any]:
     return raw
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server(stage: Stage) -> Server:
     for name in ("prometheus", "prometheus-alertmanager"):
         program(name)

@@ -25,8 +25,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def server(stage: Stage) -> Server:
-    return stage.serve("spread", spread, NODES)
+def server(stages: Stage) -> Server:
+    return stages.serve("spread", spread, NODES)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(page: Page) -> None
     assert page.locator("main, header, footer, nav").count() == 4
 
 
-def test_a_gateway_that_stops_is_not_held_up_and_the_page_says_that_it_is_gone(page: Page, stage: Stage) -> None:
-    stage.clear()
+def test_a_gateway_that_stops_is_not_held_up_and_the_page_says_that_it_is_gone(page: Page, stages: Stage) -> None:
+    stages.clear()
     expect(page.locator("#link")).to_contain_text("Connection lost; trying again", timeout=SOON_MS)
     expect(page.locator("#tier-list article").first).to_be_visible()

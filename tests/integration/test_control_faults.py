@@ -80,11 +80,11 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def scene(stages: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
     rule_file = folder / "rules.yml"
     rule_file.write_text(yaml.safe_dump(rules(scale=0.1)))
-    server = stage.start(watched)
+    server = stages.start(watched)
     page = {"targets": [f"127.0.0.1:{server.port}"]}
     try:
         with prometheus(folder, [page], rules=[rule_file], port=port) as url, Flaky("127.0.0.1", port) as flaky:

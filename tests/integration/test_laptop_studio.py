@@ -16,8 +16,8 @@ RENDERED_MS = 120_000
 
 
 @pytest.fixture(scope="module")
-def server(stage: Stage) -> Server:
-    return stage.serve("laptop", shipped)
+def server(stages: Stage) -> Server:
+    return stages.serve("laptop", shipped)
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,10 @@ def test_the_openai_client_reads_past_the_ledger(server: Server) -> None:
 def test_stages_are_counted_by_the_tier_that_served(server: Server) -> None:
     before = server.metric("moray_stage_seconds_count", tier="turbo", stage="decode")
     whole(server, "turbo", tokens=5)
-    assert server.metric("moray_stage_seconds_count", tier="turbo", stage="decode") == before + 1
+    # At least: what a stream before this test took is counted after its last event was read.
+    eventually(
+        lambda: server.metric("moray_stage_seconds_count", tier="turbo", stage="decode") > before, SOON_S, "counted"
+    )
 
 
 @pytest.mark.parametrize("model", ["turbo", "mini"])

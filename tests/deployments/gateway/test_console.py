@@ -149,7 +149,7 @@ async def test_a_stream_tells_a_snapshot_each_period_and_ends_by_itself(
     ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routes, "PERIOD_S", 0.01)
-    monkeypatch.setattr(routes, "LIFE_S", 0.1)
+    monkeypatch.setattr(routes, "LIFE_S", 1.0)
     answer = await ask("/console/events")
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.body.startswith(b"retry: 1000\n\n")
