@@ -1,29 +1,16 @@
 """Video jobs in PostgreSQL, for several gateways, on several machines, that share one queue.
 
-`FOR UPDATE SKIP LOCKED` lets each claim a job at once without waiting for another's claim. The password comes from the
-file that PGPASSFILE names, as libpq reads it, never from the URL. A store has one connection, used by one thread at a
-time; where it was cut, as by a server that restarted, the statement is asked once more on a new one. That is safe: what
-the first attempt may have done unseen, the second finds done. A job that was claimed unseen waits for its lease to end.
+`FOR UPDATE SKIP LOCKED` lets each claim a job at once without waiting for another's claim. Where the connection was cut
+the statement is asked again: what the first attempt may have done unseen, the second finds done. A job that was claimed
+unseen waits for its lease to end.
 """
 
-import contextlib
-import logging
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.types.json import set_json_loads
-
-from cluster.errors import ConfigurationError, Unavailable
 from deployments.stores.job_rows import UNFINISHED, VERSION, JobRows
+from deployments.stores.postgres_tables import Layout, PostgresTables
 
-log = logging.getLogger("ray.serve")
-CONNECT_S = 5
-ANSWER_S = 10  # of a statement, and of packets on their way
-FAULTS = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
-LOCK = 7_205_759_403  # of this layout, among the advisory locks of the database
 SCHEMA = f"""
 CREATE TABLE video_layout (version integer NOT NULL);
 INSERT INTO video_layout VALUES ({VERSION});
@@ -64,100 +51,21 @@ CREATE TABLE video_characters (
 );
 CREATE INDEX video_characters_of_owner ON video_characters (owner, seq);
 """
+LAYOUT = Layout(of="videos", table="video_layout", version=VERSION, schema=SCHEMA, lock=7_205_759_403)
 
 
 class PostgresJobs(JobRows):
-    """A server that does not answer is Unavailable after CONNECT_S, or twice ANSWER_S where it hangs."""
+    """A server that does not answer is Unavailable."""
 
     skip_locked = "FOR UPDATE SKIP LOCKED"
 
     def __init__(self, url: str) -> None:
         """The tables are made where there are none. Raises Unavailable, ConfigurationError."""
-        self._lock = Lock()
-        self._connection: psycopg.Connection | None = None
-        self._where = f"video.database: {url}"
-        self._conninfo = self._checked(url)
-        try:
-            version = _laid_out(self._connected())
-        except psycopg.Error as error:
-            self._disconnect()
-            if isinstance(error, FAULTS):
-                raise Unavailable(
-                    f"{self._where}: {_line(error)}; a server that takes us is allowed; start it, or mend the URL"
-                ) from error
-            raise ConfigurationError(
-                f"{self._where}: {_line(error)}; a database where this user may make tables is allowed; grant it"
-            ) from error
-        if version != VERSION:
-            self._disconnect()
-            raise ConfigurationError(
-                f"{self._where}: its layout is version {version}; version {VERSION} is allowed; serve it with the "
-                "release that made it, or name another database"
-            )
+        self._tables = PostgresTables(url, LAYOUT)
 
     def close(self) -> None:
         """A later call connects again."""
-        with self._lock:
-            self._disconnect()
+        self._tables.close()
 
     def _run(self, statement: str, values: Sequence[object]) -> list[Any]:
-        asked = statement.replace("?", "%s")
-        with self._lock:
-            if self._connection is not None:
-                with contextlib.suppress(*FAULTS):
-                    return self._connection.execute(asked, values).fetchall()
-                self._disconnect()
-            try:
-                return self._connected().execute(asked, values).fetchall()
-            except FAULTS as error:
-                self._disconnect()
-                log.warning("%s: %s", self._where, _line(error))
-                raise Unavailable(
-                    "videos: the database does not answer; one that does is allowed; try again soon"
-                ) from error
-
-    def _connected(self) -> psycopg.Connection:
-        self._connection = psycopg.connect(self._conninfo, autocommit=True)
-        set_json_loads(_as_it_is, self._connection)
-        return self._connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
-
-    def _checked(self, url: str) -> str:
-        """What libpq is told: the URL, and how long it may wait."""
-        try:
-            given = conninfo_to_dict(url)
-        except psycopg.ProgrammingError as error:
-            raise ConfigurationError(
-                f"video.database: {_line(error)}; a URL such as postgresql://user@host/database is allowed; mend it"
-            ) from error
-        if given.pop("password", None) is not None:
-            raise ConfigurationError(
-                "video.database: given with a password; a URL without one is allowed; move it into the file that "
-                "PGPASSFILE names"
-            )
-        waits = {"connect_timeout": CONNECT_S, "tcp_user_timeout": 1000 * ANSWER_S}
-        options = f"{given.pop('options', '')} -c statement_timeout={ANSWER_S}s"
-        return make_conninfo("", **waits, **given, options=options)
-
-
-def _laid_out(connection: psycopg.Connection) -> int:
-    """The version of the layout, which one of several gateways that start at once makes."""
-    with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-        (found,) = connection.execute("SELECT to_regclass('video_layout')").fetchall()
-        if found[0] is None:
-            connection.execute(SCHEMA)
-        (version,) = connection.execute("SELECT version FROM video_layout").fetchall()
-    return int(version[0])
-
-
-def _as_it_is(document: str | bytes) -> str | bytes:
-    return document
-
-
-def _line(error: psycopg.Error) -> str:
-    return " ".join(str(error).split())
+        return self._tables.run(statement, values)
