@@ -3,12 +3,13 @@
 The first step is full and records, per layer and stream of guidance, the keys and values of every token; so is every
 `refresh_steps`-th one, by its index. Between them the context does not see the edit: an approximation, whose error
 tests/bench/edit_bench.py measures. What is kept takes 2 x layers x tokens x width numbers, twice with guidance.
-It works by hooks on parts of WanTransformer3DModel, so that subclasses keep their own forward.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+
+from deployments.video.adapters.part import attended, narrow, turned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,12 +61,8 @@ class _Remembering:
         self._layers, self._at, self._active = layers, at, active
 
     def __call__(self, attn: Any, hidden: "Tensor", _text: None, _mask: None, rotary: "tuple[Tensor, Tensor]") -> Any:
-        from diffusers.models.attention_dispatch import dispatch_attention_fn
-
-        query, key = (
-            _rotated(norm(project(hidden)).unflatten(2, (attn.heads, -1)), *rotary)
-            for norm, project in ((attn.norm_q, attn.to_q), (attn.norm_k, attn.to_k))
-        )
+        query = turned(hidden, attn.to_q, attn.norm_q, attn.heads, rotary)
+        key = turned(hidden, attn.to_k, attn.norm_k, attn.heads, rotary)
         value = attn.to_v(hidden).unflatten(2, (attn.heads, -1))
         if self._active is None:
             self._layers.append((key, value))
@@ -73,52 +70,29 @@ class _Remembering:
             keys, values = self._layers[self._at]
             keys[:, self._active], values[:, self._active] = key, value
             key, value = keys, values
-        seen = dispatch_attention_fn(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False)
-        return attn.to_out[1](attn.to_out[0](seen.flatten(2, 3).type_as(query)))
+        return attended(attn, query, key, value)
 
 
-def _rotated(states: Any, cosines: "Tensor", sines: "Tensor") -> "Tensor":
-    """As in WanAttnProcessor."""
-    import torch
+class _Active:
+    """Of the tokens some; the others come out as zeros."""
 
-    first, second = states.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cosines[..., 0::2], sines[..., 1::2]
-    rotated = torch.empty_like(states)
-    rotated[..., 0::2] = first * cos - second * sin
-    rotated[..., 1::2] = first * sin + second * cos
-    return rotated.type_as(states)
+    def __init__(self, active: "Tensor") -> None:
+        self._active = active
+        self._tokens = 0
+
+    def of(self, states: "Tensor", dim: int) -> "Tensor":
+        self._tokens = states.shape[dim]
+        return states.index_select(dim, self._active)
+
+    def whole(self, own: "Tensor") -> "Tensor":
+        whole = own.new_zeros(own.shape[0], self._tokens, own.shape[2])
+        whole[:, self._active] = own
+        return whole
 
 
 @contextmanager
 def _only(model: Any, active: "Tensor") -> Iterator[None]:
-    """Between the embedding of patches and the last projection there are the active tokens alone."""
-    width = active.numel()
-    tokens = 0
-
-    def patches(_module: Any, _args: Any, embedded: Any) -> Any:
-        nonlocal tokens
-        flat = embedded.flatten(2)
-        tokens = flat.shape[2]
-        return flat[:, :, active].unflatten(2, (width, 1, 1))
-
-    def places(_module: Any, _args: Any, rotary: "tuple[Tensor, Tensor]") -> "tuple[Tensor, Tensor]":
-        return rotary[0][:, active], rotary[1][:, active]
-
-    def times(_module: Any, args: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        each = args[0].unflatten(0, (-1, named["timestep_seq_len"]))[:, active]
-        return (each.flatten(), *args[1:]), named | {"timestep_seq_len": width}
-
-    def everywhere(_module: Any, _args: Any, projected: "Tensor") -> "Tensor":
-        whole = projected.new_zeros(projected.shape[0], tokens, projected.shape[2])
-        whole[:, active] = projected
-        return whole
-
     with ExitStack() as hooks:
-        for handle in (
-            model.rope.register_forward_hook(places),
-            model.patch_embedding.register_forward_hook(patches),
-            model.condition_embedder.register_forward_pre_hook(times, with_kwargs=True),
-            model.proj_out.register_forward_hook(everywhere),
-        ):
+        for handle in narrow(model, _Active(active)):
             hooks.callback(handle.remove)
         yield
