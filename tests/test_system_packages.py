@@ -13,6 +13,7 @@ PROGRAMS = {
     "amtool": "prometheus-alertmanager",
     "chromium": "chromium",
     "pg_ctlcluster": "postgresql",
+    "redis-server": "redis-server",
 }
 PACKAGES = tuple(PROGRAMS.values())
 
@@ -84,6 +85,7 @@ def test_what_is_there_is_not_installed_again(machine: Machine) -> None:
     machine.has("promtool")
     machine.has("amtool")
     machine.has("pg_ctlcluster")
+    machine.has("redis-server")
     assert machine.run() == "== installing Debian packages for tests: chromium\n"
     assert all(call.endswith(" chromium") for call in machine.fetched)
 
