@@ -1,7 +1,7 @@
 """What a videos request sends along, as checked files in a folder of its own until they are in the file store.
 
-What is sent is read once, by deployments.video.inputs, in threads and a few at a time: pictures in this process, videos
-and sound in one of their own. References to characters, and the sound of a clip that is worked on, are files of ours.
+What is sent is read once, by deployments.video.inputs, in processes of their own and a few at a time. References to
+characters, and the sound of a clip that is worked on, are files of ours.
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class VideoInputs:
 
             def draw() -> None:
                 if data.startswith(PICTURES):
-                    picture.write_bytes(inputs.image(data, clip, param=param, limit_bytes=self._limit))
+                    inputs.image(data, clip, picture, param=param, limit_bytes=self._limit)
                     return
                 inputs.video(data, clip, picture.with_suffix(".mkv"), param=param, limit_bytes=self._limit)
                 stills.thumbnail(picture.with_suffix(".mkv"), picture)
@@ -130,7 +130,7 @@ class VideoInputs:
 
     async def _image(self, given: Given, clip: Clip, out: Path, owner: str, param: str) -> None:
         data = await self._bytes(given, owner, param)
-        await self._read(lambda: out.write_bytes(inputs.image(data, clip, param=param, limit_bytes=self._limit)))
+        await self._read(lambda: inputs.image(data, clip, out, param=param, limit_bytes=self._limit))
 
     async def _mask(self, given: Given, request: VideoRequest, out: Path, owner: str) -> None:
         """It is as large as what is delivered; of what is rendered it marks every pixel that it touches."""
@@ -139,7 +139,7 @@ class VideoInputs:
         clip = replace(_clip(request), width=width, height=height)
 
         def draw() -> None:
-            out.write_bytes(inputs.mask(data, clip, param="mask", limit_bytes=self._limit))
+            inputs.mask(data, clip, out, param="mask", limit_bytes=self._limit)
             if request.out_size is not None:
                 _shrink(out, sides(request.size))
 

@@ -1,16 +1,25 @@
-"""A client's video or sound is read in a process of its own, which may crash, run out of its memory or of its time.
+"""A client's media are read in a process of their own, which may crash, run out of its memory or of its time.
 
-libav decodes in C whatever it is sent, so its faults end that process and no other, and the kernel bounds it. Bytes go
-in, a file and one line of JSON come out. Some 0.5 s of a start each.
+libav and Pillow decode in C whatever they are sent, so their faults end that process and no other, and the kernel
+bounds it. A server that has both loaded forks such a process for each file, over a socket on which bytes go in and one
+line of JSON comes out, beside a file. The server begins with the first that is read, once more where it has ended, and
+ends with the process that began it. A fork costs some ms, the server's start a second.
 """
 
+import atexit
+import contextlib
 import json
+import os
 import resource
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 from cluster.errors import InvalidRequest
@@ -19,22 +28,38 @@ from deployments.video.fit import Clip, refused
 MOST_BYTES = 3 << 30  # of memory, writable and private
 MOST_CPU_S = 300
 MOST_WALL_S = 600
+BEGUN = b"\n"  # the first word of a process: who ends without another met a bound
+Kind = Literal["video", "sound", "image", "mask"]
 
 
-def run(kind: Literal["video", "sound"], data: bytes, clip: Clip, out: Path, param: str) -> int:
-    """What demux says of it. Blocking. Raises InvalidRequest; OSError where the disk says no."""
+def run(kind: Kind, data: bytes, clip: Clip, out: Path, param: str) -> int:
+    """What demux or raster says of it. Blocking. Raises InvalidRequest; OSError where the disk says no."""
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".reading-") as folder:
         made = Path(folder) / out.name
-        command = [sys.executable, "-m", __name__, kind, json.dumps(asdict(clip)), str(made), param]
-        try:
-            done = subprocess.run(command, input=data, capture_output=True, timeout=MOST_WALL_S, check=False)
-        except subprocess.TimeoutExpired:
-            done = None
-        if done is None or done.returncode < 0:  # by a signal
+        asked = {"kind": kind, "clip": asdict(clip), "out": str(made), "param": param}
+        heard = _asked(json.dumps(asked).encode() + b"\n", data)
+        if heard == BEGUN:
             raise _too_much(param)
-        if done.returncode:
-            raise OSError(f"{kind}: its reader failed: {done.stderr.decode(errors='replace')[-500:]}")
-        return _told(json.loads(done.stdout), made, out, param)
+        if not heard:
+            raise OSError(f"{kind}: its reader did not begin")
+        return _told(json.loads(heard), made, out, param)
+
+
+def _asked(head: bytes, data: bytes) -> bytes:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            SERVER.fork(theirs)
+        ours.settimeout(MOST_WALL_S + 1)
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; what it said is still to be heard
+            ours.sendall(head)
+            ours.sendall(data)
+            ours.shutdown(socket.SHUT_WR)
+        heard = b""
+        with contextlib.suppress(ConnectionResetError, TimeoutError):  # it has not read all of it
+            while said := ours.recv(65_536):
+                heard += said
+        return heard
 
 
 def _told(answer: dict[str, int | str], made: Path, out: Path, param: str) -> int:
@@ -43,6 +68,8 @@ def _told(answer: dict[str, int | str], made: Path, out: Path, param: str) -> in
             raise InvalidRequest(message, param=param)
         case {"errno": int(number), "error": str(text)}:
             raise OSError(number, text)
+        case {"failed": str(text)}:
+            raise OSError(f"{param}: its reader failed: {text}")
         case {"made": int(value)}:
             made.replace(out)
             return value
@@ -54,7 +81,64 @@ def _too_much(param: str) -> InvalidRequest:
     return refused(param, "takes too much time or memory to read", allowed, "send a smaller one")
 
 
-def main(kind: str, clip: str, out: str, param: str) -> None:
+class Server:
+    """One is enough for a process, `SERVER`."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._lock = Lock()
+
+    def fork(self, client: socket.socket) -> None:
+        """A process on the other end of `client`."""
+        with self._lock:
+            if self._control is None or self.process is None or self.process.poll() is not None:
+                self._end()
+                self._control, theirs = socket.socketpair()
+                with theirs:
+                    command = [sys.executable, "-m", __name__]
+                    self.process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
+            socket.send_fds(self._control, [b"."], [client.fileno()])
+
+    def end(self) -> None:
+        """Another begins with the next that is read."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        if self._control is not None and self.process is not None:
+            self._control.close()
+            self.process.wait()
+        self._control = self.process = None
+
+
+SERVER = Server()
+atexit.register(SERVER.end)
+
+
+def serve(control: socket.socket) -> None:
+    """Until who began it has ended."""
+    from deployments.video import demux, raster
+
+    readers = {"video": demux.video, "sound": demux.sound, "image": raster.image, "mask": raster.mask}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who began it
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    while True:
+        word, given, _, _ = socket.recv_fds(control, 1, 1)
+        if not word:
+            return
+        with socket.socket(fileno=given[0]) as client, contextlib.suppress(OSError):
+            if os.fork() == 0:
+                try:
+                    control.close()
+                    _bound()
+                    _answer(client, readers)
+                finally:
+                    os._exit(0)
+
+
+def _bound() -> None:
+    signal.alarm(MOST_WALL_S)
     for bound, most in (
         (resource.RLIMIT_DATA, MOST_BYTES),
         (resource.RLIMIT_CPU, MOST_CPU_S),
@@ -63,20 +147,27 @@ def main(kind: str, clip: str, out: str, param: str) -> None:
         _, hard = resource.getrlimit(bound)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(bound, (most, most))
-    from deployments.video import demux
 
-    read = demux.video if kind == "video" else demux.sound
-    answer: dict[str, int | str]
-    try:
-        answer = {"made": read(sys.stdin.buffer.read(), Clip(**json.loads(clip)), Path(out), param)}
-    except MemoryError:
-        answer = {"refused": _too_much(param).message}
-    except InvalidRequest as error:
-        answer = {"refused": error.message}
-    except OSError as error:
-        answer = {"errno": error.errno or 0, "error": str(error.strerror or error)}
-    sys.stdout.write(json.dumps(answer))
+
+def _answer(client: socket.socket, readers: Mapping[str, Callable[[bytes, Clip, Path, str], int]]) -> None:
+    client.sendall(BEGUN)
+    with client.makefile("rb") as given:
+        asked = json.loads(given.readline())
+        param = asked["param"]
+        answer: dict[str, int | str]
+        try:
+            made = readers[asked["kind"]](given.read(), Clip(**asked["clip"]), Path(asked["out"]), param)
+            answer = {"made": made}
+        except MemoryError:
+            answer = {"refused": _too_much(param).message}
+        except InvalidRequest as error:
+            answer = {"refused": error.message}
+        except OSError as error:
+            answer = {"errno": error.errno or 0, "error": str(error.strerror or error)}
+        except Exception as error:
+            answer = {"failed": repr(error)[:500]}
+    client.sendall(json.dumps(answer).encode())
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(socket.socket(fileno=os.dup(sys.stdin.fileno())))

@@ -2,10 +2,10 @@
 
 import base64
 import contextlib
-import errno
 import io
 import json
 import math
+import resource
 import struct
 import wave
 from collections.abc import AsyncIterator
@@ -29,6 +29,7 @@ from deployments.gateway.video_inputs import VideoInputs, taking
 from deployments.gateway.video_requests import Caller
 from deployments.stores.files import KEPT, Files
 from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
+from deployments.video import apart
 from deployments.video.encode import write
 from deployments.video.jobs import Jobs, VideoJob
 from deployments.video.spec import Edit
@@ -334,20 +335,20 @@ async def test_a_model_publishes_its_limits(tmp_path: Path) -> None:
         assert told["takes"] == EVERYTHING.model_dump(mode="json")
 
 
-async def test_a_disk_without_room_refuses_the_request_and_no_job_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_disk_without_room_refuses_the_request_and_no_job_is_made(tmp_path: Path) -> None:
     async with served(tmp_path) as here:
-
-        def write(path: Path, data: bytes) -> int:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(Path, "write_bytes", write)
-        with pytest.raises(APIStatusError) as caught:
-            await here.client.videos.create(prompt="a ball", input_reference=("a.png", png(), "image/png"))
+        made = await here.client.videos.create(prompt="a ball", input_reference=("a.png", png(), "image/png"))
+        reader = apart.SERVER.process
+        assert reader is not None
+        resource.prlimit(reader.pid, resource.RLIMIT_FSIZE, (100, 100))  # the kernel refuses more, as a full disk
+        try:
+            with pytest.raises(APIStatusError) as caught:
+                await here.client.videos.create(prompt="a ball", input_reference=("a.png", png(), "image/png"))
+        finally:
+            apart.SERVER.end()
         assert refusal(caught) == (503, "unavailable", None)
-        assert "No space left on device" in caught.value.message
-        assert (await here.client.videos.list()).data == []
+        assert "File too large" in caught.value.message
+        assert [each.id for each in (await here.client.videos.list()).data] == [made.id]
 
 
 def test_a_key_has_its_plans_priority_and_may_ask_for_less(tmp_path: Path) -> None:

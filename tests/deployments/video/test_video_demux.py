@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import InvalidRequest
-from deployments.video import demux, inputs
+from deployments.video import apart, demux, inputs
 from deployments.video.encode import read, write
 from deployments.video.inputs import Clip
 from deployments.video.spec import Frames
@@ -248,11 +248,14 @@ def test_a_file_that_would_unfold_to_gigabytes_is_refused_by_the_bound_on_memory
 
 
 def test_a_disk_that_takes_no_more_is_an_os_error_and_leaves_nothing(tmp_path: Path) -> None:
-    bound = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, bound[1]))  # inherited; the kernel refuses more, as a full disk
+    given = {"param": "audio_reference", "limit_bytes": 1 << 20}
+    inputs.audio(tone(0.1), CLIP, tmp_path / "made.wav", **given)  # type: ignore[arg-type]
+    server = apart.SERVER.process
+    assert server is not None
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))  # the kernel refuses more, as a full disk
     try:
         with pytest.raises(OSError, match="too large"):
-            inputs.audio(tone(2.0), CLIP, tmp_path / "made.wav", param="audio_reference", limit_bytes=1 << 20)
+            inputs.audio(tone(2.0), CLIP, tmp_path / "other.wav", **given)  # type: ignore[arg-type]
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, bound)
-    assert list(tmp_path.iterdir()) == []
+        apart.SERVER.end()
+    assert [each.name for each in tmp_path.iterdir()] == ["made.wav"]

@@ -1,7 +1,11 @@
+"""Images are made by Pillow. Most are read in this process, some as in production, in one of their own."""
+
 import contextlib
 import io
+import resource
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +18,13 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from cluster.errors import InvalidRequest
-from deployments.video.inputs import MOST_PIXELS, Clip, image, mask
+from deployments.video import apart, inputs, raster
+from deployments.video.inputs import Clip
+from deployments.video.raster import MOST_PIXELS
 
 CLIP = Clip(width=96, height=64, frames=16, fps=8)
 LIMIT_BYTES = 1 << 20
+Reader = Callable[[bytes, Clip, Path, str], int]
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
@@ -40,14 +47,21 @@ def halves(size: tuple[int, int]) -> Image.Image:
 
 def read(data: bytes, clip: Clip = CLIP) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """As the model gets it."""
-    with Image.open(io.BytesIO(image(data, clip, param="input_reference", limit_bytes=LIMIT_BYTES))) as picture:
+    with Image.open(io.BytesIO(made(raster.image, data, clip))) as picture:
         assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (clip.width, clip.height))
         return np.asarray(picture)
 
 
-def refusal(read_it: Callable[..., object], data: bytes, limit_bytes: int = LIMIT_BYTES) -> str:
+def made(read_it: Reader, data: bytes, clip: Clip = CLIP) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "made"
+        assert read_it(data, clip, out, "input_reference") == out.stat().st_size
+        return out.read_bytes()
+
+
+def refusal(read_it: Reader, data: bytes) -> str:
     with pytest.raises(InvalidRequest) as refused:
-        read_it(data, CLIP, param="input_reference", limit_bytes=limit_bytes)
+        made(read_it, data)
     assert refused.value.param == "input_reference"
     where, given_, allowed, mend = refused.value.message.replace(": ", "; ", 1).split("; ")
     assert where == "input_reference"
@@ -133,7 +147,6 @@ MOVING = file(solid(), "WEBP", save_all=True, append_images=[solid(colour=BLUE)]
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "is empty; a file with content is allowed"),
         (b"hello", "is no image that can be read here; PNG, JPEG and WebP are allowed"),
         (file(solid(), "GIF"), "is no image that can be read here; PNG, JPEG and WebP are allowed"),
         (file(solid(), "PNG")[:-40], "is corrupt or cut short"),
@@ -147,19 +160,25 @@ MOVING = file(solid(), "WEBP", save_all=True, append_images=[solid(colour=BLUE)]
     ],
 )
 def test_what_is_no_image_is_refused_and_says_why(data: bytes, said: str) -> None:
-    assert refusal(image, data).startswith(said)
-    assert refusal(mask, data).startswith(said)
+    assert refusal(raster.image, data).startswith(said)
+    assert refusal(raster.mask, data).startswith(said)
 
 
-def test_a_file_beyond_the_limit_is_refused_unread() -> None:
-    assert refusal(image, bytes(11), limit_bytes=10) == "11 bytes; at most 10 are allowed"
+@pytest.mark.parametrize(("data", "said"), [(bytes(11), "11 bytes; at most 10 are allowed"), (b"", "is empty")])
+@pytest.mark.parametrize("read_it", [inputs.image, inputs.mask, inputs.video, inputs.audio])
+def test_a_file_beyond_the_limit_or_without_content_is_refused_unread(
+    read_it: Callable[..., object], data: bytes, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"image: {said}"):
+        read_it(data, CLIP, tmp_path / "made", param="image", limit_bytes=10)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mask_is_black_and_white_and_of_the_clips_size() -> None:
     painted = solid(colour=(100, 100, 100))
     painted.paste((160, 160, 160), (0, 0, 48, 64))
-    with Image.open(io.BytesIO(mask(file(painted), CLIP, param="mask", limit_bytes=LIMIT_BYTES))) as made:
-        pixels = np.asarray(made)
+    with Image.open(io.BytesIO(made(raster.mask, file(painted)))) as drawn:
+        pixels = np.asarray(drawn)
     assert (pixels[:, :48] == 255).all()
     assert (pixels[:, 48:] == 0).all()
 
@@ -174,7 +193,7 @@ def test_a_mask_is_black_and_white_and_of_the_clips_size() -> None:
     ],
 )
 def test_what_is_no_mask_of_the_clip_is_refused(picture: Image.Image, said: str) -> None:
-    assert refusal(mask, file(picture)) == said
+    assert refusal(raster.mask, file(picture)) == said
 
 
 @st.composite
@@ -199,14 +218,17 @@ def test_any_bytes_at_all_are_an_image_or_are_refused(data: bytes) -> None:
 
 PEAK = """
 import resource, sys, zlib
-from deployments.video.inputs import Clip, image
+from pathlib import Path
+from deployments.video.fit import Clip
+from deployments.video.raster import image
 from cluster.errors import InvalidRequest
 clip = Clip(width=96, height=64, frames=1, fps=1)
-small = image(open(sys.argv[1], "rb").read(), clip, param="image", limit_bytes=1 << 20)
+out = Path(sys.argv[1]).with_name("made")
+image(Path(sys.argv[1]).read_bytes(), clip, out, "image")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[2:]:
     try:
-        image(open(name, "rb").read(), clip, param="image", limit_bytes=1 << 20)
+        image(Path(name).read_bytes(), clip, out, "image")
     except InvalidRequest:
         pass
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -224,3 +246,45 @@ def test_a_bomb_of_pixels_takes_no_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", PEAK, *(str(tmp_path / name) for name in files)]
     grown_kib = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
     assert grown_kib < 16 * 1024
+
+
+def test_a_process_of_its_own_reads_what_this_one_would(tmp_path: Path) -> None:
+    out, given = tmp_path / "first.png", {"param": "input_reference", "limit_bytes": LIMIT_BYTES}
+    inputs.image(file(halves((300, 200)), "JPEG"), CLIP, out, **given)  # type: ignore[arg-type]
+    assert out.read_bytes() == made(raster.image, file(halves((300, 200)), "JPEG"))
+    inputs.mask(file(solid(colour="white")), CLIP, out, **given)  # type: ignore[arg-type]
+    assert out.read_bytes() == made(raster.mask, file(solid(colour="white")))
+    with pytest.raises(InvalidRequest, match=r"input_reference: is no image that can be read here; .*; convert it"):
+        inputs.image(bytes(LIMIT_BYTES), CLIP, tmp_path / "other.png", **given)  # type: ignore[arg-type]
+    assert [each.name for each in tmp_path.iterdir()] == ["first.png"]
+
+
+def test_the_process_that_reads_a_picture_is_bounded_and_no_other(tmp_path: Path) -> None:
+    clip, given = Clip(width=4000, height=4000, frames=1, fps=1), {"param": "image", "limit_bytes": LIMIT_BYTES}
+    inputs.image(file(solid()), CLIP, tmp_path / "made", **given)  # type: ignore[arg-type]
+    server = apart.SERVER.process
+    assert server is not None
+    resource.prlimit(server.pid, resource.RLIMIT_DATA, (150 << 20, 150 << 20))  # less than production's, for the test
+    try:
+        with pytest.raises(InvalidRequest, match="image: takes too much time or memory to read"):
+            inputs.image(file(solid((5000, 5000), 1, "L")), clip, tmp_path / "large", **given)  # type: ignore[arg-type]
+        inputs.image(file(solid()), CLIP, tmp_path / "made", **given)  # type: ignore[arg-type]
+    finally:
+        apart.SERVER.end()
+    assert [each.name for each in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_server_that_was_killed_is_begun_again_and_ends_with_who_began_it(tmp_path: Path) -> None:
+    def read_one() -> None:
+        inputs.image(file(solid()), CLIP, tmp_path / "made", param="image", limit_bytes=LIMIT_BYTES)
+
+    read_one()
+    process = apart.SERVER.process
+    assert process is not None
+    process.kill()
+    process.wait()
+    read_one()
+    begun = apart.SERVER.process
+    assert begun is not None
+    apart.SERVER.end()
+    assert begun.returncode == 0
