@@ -13,9 +13,10 @@ LABELS = {
     "tier": "the tiers of the family file, video, and none where no tier was reached",
     "code": "ok, client_gone, or the codes of the error tree",
     "method": "the routing methods: predicted, two_choices, none",
-    "outcome": "kept or missed",
+    "outcome": "of a promise: kept or missed; of a shot or a cut: ok or failed, or hindered where another try follows",
     "action": "what admission did: dispatch, hold, postpone, spill, refuse",
-    "state": "ready, starting or draining",
+    "state": "of a replica: ready, starting or draining; of a storyboard: in_progress, joining, completed, incomplete, "
+    "failed",
     "cause": "the causes of scaling decisions: rise, fall, hold, blind, budget",
     "fault": "what is wrong with signals: unreachable, stale, missing, contradictory, skewed",
     "stage": "the stages of a request's ledger: gateway, queue, lost, router, wait, prefill, decode, stream; or of a "
@@ -168,6 +169,9 @@ VIDEO = (
     _counter("moray_video_lost_steps_total", "Denoising steps that were done and had to be done again."),
     _counter("moray_video_unsigned_total", "Videos finished without content credentials.", "intended"),
     _counter("moray_video_store_errors_total", "Times that the store of video jobs did not answer."),
+    _gauge("moray_storyboards", "Storyboards in the store, by state.", "state"),
+    _counter("moray_storyboard_shots_total", "Takes of storyboards' shots that ended, by outcome.", "outcome"),
+    _counter("moray_storyboard_cuts_total", "Attempts to join a storyboard's shots, by outcome.", "outcome"),
 )
 
 # What the control loop sees and decides. `tier` is also video.

@@ -41,7 +41,7 @@ from deployments.ranks import node_address
 from deployments.stores.files import files_of
 from deployments.stores.jobs import jobs_of
 from deployments.stores.keys import KEYS_FILE, KeyStore
-from deployments.stores.storyboards import STORYBOARDS_FILE, StoryboardStore
+from deployments.stores.storyboards import boards_of
 from monitoring.scrape import TARGETS_PATH, discovered
 
 VERSION = version("moray")  # read from files: once
@@ -61,9 +61,12 @@ class Gateway:
         self._keys = KeyStore(folder / KEYS_FILE)
         listener = Listener()
         jobs = jobs_of(family.video, folder) if family.video else None
+        boards = boards_of(family.video, folder) if family.video else None
         self._announcer = Announcer(family, self._hello, self._heard)
         self._desk = Desk(family, clock=clock, on_sleep=self._announcer.wake)
-        self._metrics = GatewayMetrics(listener.counts, jobs.counts if jobs else None, self._desk)
+        self._metrics = GatewayMetrics(
+            listener.counts, jobs.counts if jobs else None, self._desk, boards.counts if boards else None
+        )
         self._address = self._metrics.serve(node_address())
         self._clock = clock
         self._told: tuple[float, Standing] | None = None  # by the control loop, and when
@@ -75,12 +78,12 @@ class Gateway:
         self._courses = Courses(family, self._handles, path, self._desk, self._metrics)
         self._chat = ChatCompletions(self._courses, self._keys, self._metrics, clock, Tracer(family))
         self._videos: Videos | None = None
-        if family.video is not None and jobs is not None:
+        if family.video is not None and jobs is not None and boards is not None:
             files = files_of(family.video, folder)
             self._videos = Videos(family, jobs, files, self._metrics.video)
             self._edits = VideoEdits(self._videos, jobs, files)
-            boards = StoryboardStore(folder / STORYBOARDS_FILE)
-            self._storyboards = Storyboards(self._videos, boards, jobs, Cuts(files, folder), self._chat)
+            cuts = Cuts(files, folder, self._metrics.video)
+            self._storyboards = Storyboards(self._videos, boards, jobs, cuts, self._chat)
         self._console = Console(lambda: self._family, self._desk, self._metrics, self._unfinished, clock)
         self._follow(family)
         if self._videos is not None:

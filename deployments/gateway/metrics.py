@@ -22,6 +22,7 @@ from deployments.gateway.desk import Desk
 from deployments.gateway.video_metrics import VideoMetrics
 from deployments.link import LinkCounts
 from deployments.observe import Meters
+from deployments.stores.storyboards import State
 from deployments.video.jobs import Status
 from monitoring.metrics import GATEWAY, LINK, VIDEO
 
@@ -36,11 +37,15 @@ class GatewayMetrics(Collector):
     """
 
     def __init__(
-        self, link: LinkCounts, video_jobs: Callable[[], Mapping[str, int]] | None = None, desk: Desk | None = None
+        self,
+        link: LinkCounts,
+        video_jobs: Callable[[], Mapping[str, int]] | None = None,
+        desk: Desk | None = None,
+        storyboards: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         self.control_address = ""  # host:port of the control loop's page; empty where it is not known
         self._link = link
-        self._video_jobs = video_jobs
+        self._video_jobs, self._storyboards = video_jobs, storyboards
         self._desk = desk
         self._tiers: tuple[str, ...] = ()
         self._taken: Counter[tuple[str, ...]] = Counter()
@@ -50,6 +55,7 @@ class GatewayMetrics(Collector):
         self.video = VideoMetrics(self._meters)
         self._client = httpx.AsyncClient(timeout=PAGE_TIMEOUT_S, trust_env=False)  # a proxy knows no replicas
         self._jobs: Mapping[str, int] = {}
+        self._boards: Mapping[str, int] = {}
         self._making: asyncio.Task[bytes] | None = None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
 
@@ -124,6 +130,8 @@ class GatewayMetrics(Collector):
             self._raise("moray_routing_errors_total", count, tier=tier)
         for status, count in (dict.fromkeys(get_args(Status), 0) | dict(self._jobs)).items():
             self._meters.gauge("moray_video_jobs").labels(status=status).set(count)
+        for state, count in (dict.fromkeys(get_args(State), 0) | dict(self._boards)).items():
+            self._meters.gauge("moray_storyboards").labels(state=state).set(count)
         self._meters.gauge("moray_links").set(self._link.links)
         self._raise("moray_link_frames_total", self._link.frames)
         self._raise("moray_link_bytes_total", self._link.bytes)
@@ -160,6 +168,8 @@ class GatewayMetrics(Collector):
     async def _count_jobs(self) -> None:
         if self._video_jobs is not None:
             self._jobs = await asyncio.to_thread(self._video_jobs)
+        if self._storyboards is not None:
+            self._boards = await asyncio.to_thread(self._storyboards)
 
     async def _everything(self) -> bytes:
         pages = {r.replica_id: r.metrics_address for each in seen.everywhere().values() for r in each}

@@ -7,7 +7,6 @@ is a video of its own, stays one when the storyboard is deleted, and can be rend
 
 import asyncio
 import json
-import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -17,12 +16,13 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp
 
-from cluster.errors import Conflict, InvalidRequest, MorayError, NotFound, Overloaded, RequestError, Unavailable
+from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded, RequestError
 from cluster.family import Family
 from cluster.storyboard import Model, Shot, warnings
 from deployments.gateway.asgi import authorize
 from deployments.gateway.script import writer, written
 from deployments.gateway.storyboard_cut import Cuts
+from deployments.gateway.storyboard_progress import Progress
 from deployments.gateway.storyboards_wire import (
     RetakeBody,
     StoryboardBody,
@@ -39,12 +39,9 @@ from deployments.gateway.video_requests import Caller, created
 from deployments.gateway.videos import IDEMPOTENCY_KEY, RETRY_AFTER_S, Videos, idempotency_key
 from deployments.gateway.videos_wire import parse_listing
 from deployments.stores.keys import KeyRecord, KeyStore
-from deployments.stores.storyboards import Storyboard, StoryboardStore, Take
-from deployments.video.jobs import Jobs, VideoJob
+from deployments.stores.storyboards import Retake, Storyboard, StoryboardStore, Take
+from deployments.video.jobs import Jobs
 
-log = logging.getLogger("ray.serve")
-TURN_S = 1.0  # between looks at what is unsettled
-JOIN_S = 60.0  # whoever joins has so long before another may
 MOST_TRIES = 5  # to write over what was read
 
 
@@ -61,12 +58,13 @@ class Storyboards:
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._videos, self._boards, self._jobs, self._cuts, self._chat = videos, boards, jobs, cuts, chat
-        self._now_s = now_s
+        self._progress, self._now_s = Progress(videos, boards, jobs, cuts, now_s), now_s
 
     def follow(self, family: Family) -> None:
         """Serve a changed family; shots stay as they were asked for."""
         assert family.video is not None
         self._family, self._video = family, family.video
+        self._progress.follow(family)
         takes = family.video.takes
         references = takes is not None and "image_references" in takes.inputs
         self._model = Model(seconds=family.video.seconds, references=references)
@@ -82,13 +80,7 @@ class Storyboards:
 
     async def run(self) -> None:
         """Sees to what is unsettled. Never ends."""
-        while True:
-            try:
-                for board in await asyncio.to_thread(self._boards.unsettled):
-                    await self._see_to(board)
-            except Exception:  # none of it may end the loop; the next turn tries again
-                log.exception("storyboards: not seen to; tried again")
-            await asyncio.sleep(TURN_S)
+        await self._progress.run()
 
     async def _create(self, request: Request) -> Response:
         record, key = authorize(request.scope, self._keys), idempotency_key(request)
@@ -99,13 +91,8 @@ class Storyboards:
         if made is None:
             board = await self._drawn(body, asked, record, key, request)
             made = await asyncio.to_thread(self._boards.create, board)
-        if made.request != asked:
-            raise Conflict(
-                f"{IDEMPOTENCY_KEY}: it was sent with another request; the same request again is allowed; "
-                "send a new key with a new request",
-                code="idempotency_key_reused",
-            )
-        return await self._told(await self._begun(made))
+        _same(made.request, asked)
+        return await self._told(await self._progress.begun(made))
 
     async def _drawn(
         self, body: StoryboardBody, asked: str, record: KeyRecord, key: str | None, request: Request
@@ -169,61 +156,27 @@ class Storyboards:
             raise
         return asked.size, asked.delivered_size
 
-    async def _begun(self, board: Storyboard) -> Storyboard:
-        """With a video for every take that had none. What is accepted once stays so, whoever asks again."""
-        takes = [await self._accepted(board, index, take) for index, take in enumerate(board.takes)]
-        if tuple(takes) == board.takes:
-            return board
-        now = await asyncio.to_thread(self._boards.update, replace(board, takes=tuple(takes)))
-        return now or await asyncio.to_thread(self._boards.get, board.owner, board.id) or board
-
-    async def _accepted(self, board: Storyboard, index: int, take: Take) -> Take:
-        if take.video_id is not None or take.refused is not None:
-            return take
-        fields = json.loads(take.asked)
-        caller = Caller(seed=fields["seed"], priority=board.priority, highest=board.priority)
-        key = f"{board.id}/{index}/{len(take.earlier)}"
-        try:
-            async with self._videos.inputs.ready(created(fields, self._video, caller), board.owner) as (asked, files):
-                return replace(take, video_id=(await self._videos.accept(asked, board.owner, key, files)).id)
-        except Unavailable:
-            return take  # at the next turn
-        except MorayError as error:
-            return replace(take, refused=error.message)
-
-    async def _see_to(self, board: Storyboard) -> None:
-        board = await self._begun(board)
-        jobs = await self._jobs_of(board)
-        status = status_of(board, jobs)
-        if status in ("incomplete", "completed", "failed"):
-            await asyncio.to_thread(self._boards.update, replace(board, settled=True))
-        elif status == "joining" and board.joining_until_s <= self._now_s():
-            held = replace(board, joining_until_s=self._now_s() + JOIN_S)
-            mine = await asyncio.to_thread(self._boards.update, held)
-            if mine is not None:
-                await self._join(mine)
-
-    async def _join(self, board: Storyboard) -> None:
-        """The shots stay whatever comes of it."""
-        ended = await self._cuts.joined(board, self._video, int(self._now_s()))
-        if ended is None or await asyncio.to_thread(self._boards.update, ended) is not None:
-            return
-        now = await asyncio.to_thread(self._boards.get, board.owner, board.id)
-        if now is None or now.videos != board.videos:  # it was deleted, or a retake came between
-            await self._cuts.forget(ended)
-
     async def _retake(self, board_id: str, index: int, request: Request) -> Response:
         """One shot again: another seed, or other words. Its earlier videos stay."""
-        record = authorize(request.scope, self._keys)
+        record, key = authorize(request.scope, self._keys), idempotency_key(request)
         async with self._videos.inputs.fields(request) as fields:
             body = parsed(RetakeBody, fields)
-        self._videos.admit(record.id, None)
+        asked = digest({"index": index, **body.model_dump(mode="json")})
         for _ in range(MOST_TRIES):
             board = await self._board(board_id, record)
-            now = await asyncio.to_thread(self._boards.update, self._retaken(board, index, body, record))
+            if key is not None and (before := {each.key: each.request for each in board.retakes}.get(key)):
+                _same(before, asked)
+                return await self._told(await self._progress.begun(board))
+            self._videos.admit(record.id, None)
+            seen = await self._progress.noted(board)
+            new = self._retaken(seen, index, body, record)
+            if key is not None:
+                new = replace(new, retakes=(*board.retakes, Retake(key=key, request=asked)))
+            now = await asyncio.to_thread(self._boards.update, new)
             if now is not None:
+                self._progress.count(board, seen)
                 await self._cuts.forget(board)
-                return await self._told(await self._begun(now))
+                return await self._told(await self._progress.begun(now))
         raise Conflict("storyboards: others change it at the same time; ask again", code="storyboard_changed")
 
     def _retaken(self, board: Storyboard, index: int, body: RetakeBody, record: KeyRecord) -> Storyboard:
@@ -247,9 +200,8 @@ class Storyboards:
         doubts = warnings(
             [each.shot for each in takes], board.cast, self._model, rendered=rendered, delivered=delivered
         )
-        return replace(
-            board, takes=takes, warnings=doubts, settled=False, cut_error=None, joined=(), joining_until_s=0.0
-        )
+        anew = replace(board, takes=takes, warnings=doubts, state="in_progress", expires_at_s=None)
+        return replace(anew, cut_error=None, joined=(), joining_until_s=0.0)
 
     async def _list(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
@@ -258,7 +210,7 @@ class Storyboards:
             self._boards.page, owner, after=asked.after, limit=asked.limit, order=asked.order
         )
         boards, more = page
-        told = [storyboard_object(board, await self._jobs_of(board), {}) for board in boards]
+        told = [storyboard_object(board, await self._progress.jobs_of(board), {}) for board in boards]
         ends = {"first_id": boards[0].id if boards else None, "last_id": boards[-1].id if boards else None}
         return _json({"object": "list", "data": told, **ends, "has_more": more})
 
@@ -268,13 +220,13 @@ class Storyboards:
     async def _delete(self, board_id: str, request: Request) -> Response:
         """The storyboard and its cut; the shots' videos stay."""
         board = await self._board(board_id, authorize(request.scope, self._keys))
+        await self._cuts.delete(board)  # first: what fails on the way can be asked again
         await asyncio.to_thread(self._boards.delete, board.owner, board.id)
-        await self._cuts.delete(board)
         return _json({"id": board.id, "object": "storyboard.deleted", "deleted": True})
 
     async def _content(self, board_id: str, request: Request) -> Response:
         board = await self._board(board_id, authorize(request.scope, self._keys))
-        status = status_of(board, await self._jobs_of(board))
+        status = status_of(board, await self._progress.jobs_of(board))
         if status != "completed":
             raise InvalidRequest(
                 f"storyboards: {board.id} is {status}; a completed one has a cut; poll it, render again the shots that "
@@ -291,13 +243,18 @@ class Storyboards:
             )
         return board
 
-    async def _jobs_of(self, board: Storyboard) -> dict[str, VideoJob]:
-        videos = [video for video in board.videos if video is not None]
-        found = await asyncio.to_thread(lambda: [self._jobs.get(board.owner, video) for video in videos])
-        return {job.id: job for job in found if job is not None}
-
     async def _told(self, board: Storyboard) -> Response:
-        return _json(storyboard_object(board, await self._jobs_of(board), self._videos.outlooks()))
+        return _json(storyboard_object(board, await self._progress.jobs_of(board), self._videos.outlooks()))
+
+
+def _same(before: str, asked: str) -> None:
+    """Both digests of what came with one idempotency key. Raises Conflict."""
+    if before != asked:
+        raise Conflict(
+            f"{IDEMPOTENCY_KEY}: it was sent with another request; the same request again is allowed; "
+            "send a new key with a new request",
+            code="idempotency_key_reused",
+        )
 
 
 def _json(value: Any) -> Response:

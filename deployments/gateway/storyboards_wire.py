@@ -12,13 +12,12 @@ from cluster.errors import InvalidRequest
 from cluster.storyboard import Character, Model, Shot, present, prompt_of, seconds_of
 from deployments.gateway.body import Strict, refusal
 from deployments.gateway.videos_wire import LONGEST_PROMPT_CHARS, MOST_REFERENCES, Outlook, video_object
-from deployments.stores.storyboards import Storyboard, Take
+from deployments.stores.storyboards import State, Storyboard, Take
 from deployments.video.jobs import VideoJob
 
 MOST_SHOTS = 32
 LONGEST_PHRASE_CHARS = 1000
 LONGEST_DIALOGUE_CHARS = 4000
-Status = Literal["in_progress", "joining", "completed", "incomplete", "failed"]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 _B = TypeVar("_B", bound=BaseModel)
 
@@ -123,7 +122,7 @@ def video_fields(shot: Shot, cast: Sequence[Character], model: Model, shared: Ma
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def status_of(board: Storyboard, jobs: Mapping[str, VideoJob]) -> Status:
+def status_of(board: Storyboard, jobs: Mapping[str, VideoJob]) -> State:
     """incomplete: some shots failed, the others are there; failed: only the cut did. A cut outlives its shots."""
     if board.joined == board.videos:
         return "completed"
@@ -135,6 +134,12 @@ def status_of(board: Storyboard, jobs: Mapping[str, VideoJob]) -> Status:
     return "joining" if board.cut_error is None else "failed"
 
 
+def ended(take: Take, jobs: Mapping[str, VideoJob]) -> Literal["ok", "failed"] | None:
+    """None while it may still be made, and where nobody can tell any more."""
+    ends: dict[str, Literal["ok", "failed"]] = {"completed": "ok", "failed": "failed"}
+    return ends.get(_status(take, jobs))
+
+
 def storyboard_object(
     board: Storyboard, jobs: Mapping[str, VideoJob], outlooks: Mapping[str, Outlook]
 ) -> dict[str, Any]:
@@ -144,6 +149,7 @@ def storyboard_object(
         "object": "storyboard",
         "created_at": board.created_at_s,
         "completed_at": board.joined_at_s if status == "completed" else None,
+        "expires_at": board.expires_at_s,
         "status": status,
         "title": board.title,
         "characters": [asdict(one) for one in board.cast],

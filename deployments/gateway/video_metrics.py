@@ -1,13 +1,14 @@
-"""What this gateway counts of video jobs."""
+"""What this gateway counts of video jobs and storyboards."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import get_args
+from typing import Literal, get_args
 
 from deployments.observe import Meters
 from deployments.video.spec import Stage
 
+Cut = Literal["ok", "failed", "hindered"]
 COUNTED = ("resumed", "lost_steps", "preemptions", "hindered", "store_errors")
 
 
@@ -22,6 +23,10 @@ class VideoMetrics:
         for intended in ("yes", "no"):
             self._meters.counter("moray_video_unsigned_total").labels(intended=intended)
         self._meters.counter("moray_video_jobs_finished_total").labels(code="ok")
+        for outcome in ("ok", "failed"):
+            self._meters.counter("moray_storyboard_shots_total").labels(outcome=outcome)
+        for outcome in get_args(Cut):
+            self._meters.counter("moray_storyboard_cuts_total").labels(outcome=outcome)
         for stage in get_args(Stage):
             self._meters.histogram("moray_video_stage_seconds").labels(stage=stage)
 
@@ -75,6 +80,14 @@ class VideoMetrics:
         self._meters.counter("moray_video_jobs_finished_total").labels(code=code).inc()
         if code == "ok" and not signed:
             self._meters.counter("moray_video_unsigned_total").labels(intended="yes" if intended else "no").inc()
+
+    def shot(self, outcome: str) -> None:
+        """A take of a storyboard's shot ended."""
+        self._meters.counter("moray_storyboard_shots_total").labels(outcome=outcome).inc()
+
+    def cut(self, outcome: Cut) -> None:
+        """hindered: another try follows."""
+        self._meters.counter("moray_storyboard_cuts_total").labels(outcome=outcome).inc()
 
     def _count(self, name: str, by: int = 1) -> None:
         self._meters.counter(f"moray_video_{name}_total").inc(by)

@@ -102,6 +102,31 @@ VIDEO = Board(
             ),
         ),
         Row(
+            title="Storyboards",
+            panels=(
+                Panel(
+                    title="Storyboards",
+                    says="Those in the store, by state. Joining ones that stay: cuts cannot be signed, or written.",
+                    unit="short",
+                    queries=(by("state", "max by (state) (moray_storyboards)"),),
+                ),
+                Panel(
+                    title="Shots",
+                    says="Takes of shots that ended, by outcome, per hour.",
+                    unit="short",
+                    kind="stacked",
+                    queries=(by("outcome", f"3600 * {per_s('moray_storyboard_shots_total', 'outcome')}"),),
+                ),
+                Panel(
+                    title="Cuts",
+                    says="Attempts to join a storyboard's shots, by outcome, per hour. Hindered ones are tried again.",
+                    unit="short",
+                    kind="stacked",
+                    queries=(by("outcome", f"3600 * {per_s('moray_storyboard_cuts_total', 'outcome')}"),),
+                ),
+            ),
+        ),
+        Row(
             title="Lending",
             panels=(
                 Panel(

@@ -5,19 +5,21 @@ import contextlib
 import errno
 import json
 import logging
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from shell import Exchange, Handle, application, family
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.errors import EngineFailed
 from cluster.family import Family
-from deployments.gateway import storyboards
+from deployments.gateway import storyboard_progress
 from deployments.stores.files import VIDEO
 from deployments.stores.keys import KEYS_FILE, KeyStore
 from deployments.video import credentials, cut, encode
@@ -58,16 +60,27 @@ class Served:
         assert self.jobs.update(job.completed(2000))
         return b"".join(chunk.tobytes() for chunk in encode.read(clip))
 
-    async def once(self, board: Any, status: str) -> Any:
+    async def until(self, board: Any, met: Callable[[Any], bool]) -> Any:
         async with asyncio.timeout(30):
-            while (told := (await self.ask("GET", f"/{board['id']}")).json())["status"] != status:
+            while not met(told := (await self.ask("GET", f"/{board['id']}")).json()):
                 await asyncio.sleep(0.01)
         return told
 
+    async def once(self, board: Any, status: str) -> Any:
+        return await self.until(board, lambda told: told["status"] == status)
+
+    async def shown(self, name: str, **labels: str) -> float:
+        """A metric's value."""
+        page = (await Exchange(self._app, "/metrics", method="GET").finished()).body.decode()
+        samples = [sample for found in text_string_to_metric_families(page) for sample in found.samples]
+        (value,) = [sample.value for sample in samples if (sample.name, sample.labels) == (name, labels)]
+        return value
+
 
 @contextlib.asynccontextmanager
-async def served(folder: Path) -> AsyncIterator[Served]:
+async def served(folder: Path, **video: Any) -> AsyncIterator[Served]:
     spec: Family = family(folder, video=True)
+    spec = spec.model_copy(update={"video": spec.video and spec.video.model_copy(update=video)})
     gateway, app, key = await application(spec, {name: Handle(object()) for name in spec.tiers})
     try:
         yield Served(gateway, app, key, folder)
@@ -80,7 +93,7 @@ async def served(folder: Path) -> AsyncIterator[Served]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storyboards, "TURN_S", 0.02)
+    monkeypatch.setattr(storyboard_progress, "TURN_S", 0.02)
 
 
 @pytest.fixture
@@ -178,7 +191,7 @@ async def test_a_disk_that_is_full_only_makes_the_cut_late(here: Served, monkeyp
 
     joined = cut.join
     monkeypatch.setattr(cut, "join", join)
-    monkeypatch.setattr(storyboards, "JOIN_S", 0.02)
+    monkeypatch.setattr(storyboard_progress, "JOIN_S", 0.02)
     board = await here.made()
     for shot in board["shots"]:
         await here.ended(shot["video"])
@@ -206,6 +219,63 @@ async def test_a_request_that_is_sent_again_makes_nothing_twice(here: Served) ->
     assert (other.status, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
 
 
+async def test_another_take_that_is_asked_for_again_is_one_take(here: Served) -> None:
+    board = await here.made()
+    asked = ("POST", f"/{board['id']}/shots/0", {"prompt": "a path"})
+    first, again = [(await here.ask(*asked, idempotency_key="k")).json() for _ in range(2)]
+    assert again["shots"][0]["video"]["id"] == first["shots"][0]["video"]["id"]
+    assert again["shots"][0]["earlier_videos"] == [board["shots"][0]["video"]["id"]]
+    later = (await here.ask(*asked, idempotency_key="other")).json()
+    assert len(later["shots"][0]["earlier_videos"]) == 2
+    assert (await here.ask(*asked, idempotency_key="k")).json()["shots"] == later["shots"]
+    for other in ((f"/{board['id']}/shots/1", {"prompt": "a path"}), (asked[1], {"prompt": "a road"})):
+        refused = await here.ask("POST", *other, idempotency_key="k")
+        assert (refused.status, refused.json()["error"]["code"]) == (409, "idempotency_key_reused")
+
+
+async def test_a_storyboard_and_its_cut_expire_as_a_video_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storyboard_progress, "SWEEP_S", 0.0)
+    async with served(tmp_path, expires_s=100) as here:
+        kept, lost = await here.made(), await here.made(shots=SHOTS[:1])
+        for shot in (*kept["shots"], *lost["shots"]):
+            await here.ended(shot["video"], fault=shot in lost["shots"])
+        told = await here.once(kept, "completed")
+        assert told["expires_at"] == told["completed_at"] + 100
+        await here.until(lost, lambda told: told["expires_at"] is not None)
+        assert list((here.folder / "videos" / kept["id"]).iterdir())
+        progress = here.gateway._storyboards._progress
+        monkeypatch.setattr(progress, "_now_s", lambda: told["expires_at"] + 10.0)
+        async with asyncio.timeout(30):
+            while (await here.ask("GET")).json()["data"]:
+                await asyncio.sleep(0.01)
+        assert not (here.folder / "videos" / kept["id"]).exists()
+
+
+async def test_another_take_keeps_a_storyboard_from_expiring(tmp_path: Path) -> None:
+    async with served(tmp_path, expires_s=100) as here:
+        board = await here.made(shots=SHOTS[:1])
+        await here.ended(board["shots"][0]["video"])
+        await here.once(board, "completed")
+        assert (await here.ask("POST", f"/{board['id']}/shots/0", {})).json()["expires_at"] is None
+
+
+async def test_states_shots_and_cuts_are_counted_once(here: Served) -> None:
+    board = await here.made()
+    kept, lost = (shot["video"] for shot in board["shots"])
+    assert await here.shown("moray_storyboards", state="in_progress") == 1
+    await here.ended(kept)
+    await here.ended(lost, fault=True)
+    await here.once(board, "incomplete")
+    again = (await here.ask("POST", f"/{board['id']}/shots/1", {})).json()
+    await here.ended(again["shots"][1]["video"])
+    await here.once(board, "completed")
+    assert await here.shown("moray_storyboards", state="completed") == 1
+    shots = [await here.shown("moray_storyboard_shots_total", outcome=each) for each in ("ok", "failed")]
+    assert shots == [2, 1]
+    cuts = [await here.shown("moray_storyboard_cuts_total", outcome=each) for each in ("ok", "failed", "hindered")]
+    assert cuts == [1, 0, 0]
+
+
 async def test_storyboards_are_listed_and_deleted_and_their_videos_stay(here: Served) -> None:
     one, two = await here.made(), await here.made()
     told = (await here.ask("GET")).json()
@@ -214,6 +284,40 @@ async def test_storyboards_are_listed_and_deleted_and_their_videos_stay(here: Se
     assert gone == {"id": one["id"], "object": "storyboard.deleted", "deleted": True}
     assert (await here.ask("GET", f"/{one['id']}")).status == 404
     assert here.jobs.get(here.owner, one["shots"][0]["video"]["id"]) is not None
+
+
+async def test_the_file_of_a_cut_goes_with_its_storyboard(here: Served) -> None:
+    board = await here.made(shots=SHOTS[:1])
+    await here.ended(board["shots"][0]["video"])
+    await here.once(board, "completed")
+    files = here.folder / "videos"
+    assert (files / board["id"]).exists()
+    await here.ask("DELETE", f"/{board['id']}")
+    assert [each.name for each in files.iterdir()] == [board["shots"][0]["video"]["id"]]
+
+
+async def test_a_cut_whose_storyboard_is_deleted_meanwhile_leaves_no_file(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining, deleted = threading.Event(), threading.Event()
+
+    def join(clips: list[Path], out: Path) -> bool:
+        joining.set()
+        assert deleted.wait(30)
+        return joined(clips, out)
+
+    joined = cut.join
+    monkeypatch.setattr(cut, "join", join)
+    board = await here.made(shots=SHOTS[:1])
+    await here.ended(board["shots"][0]["video"])
+    await asyncio.to_thread(joining.wait, 30)
+    assert (await here.ask("DELETE", f"/{board['id']}")).status == 200
+    deleted.set()
+    following = await here.made(shots=SHOTS[:1])
+    await here.ended(following["shots"][0]["video"])
+    await here.once(following, "completed")  # the loop has come past the first
+    folder = here.folder / "videos" / board["id"]
+    assert not folder.exists() or not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""What becomes of storyboards: takes that are accepted and end, cuts, and what expires."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from cluster.errors import MorayError, Unavailable
+from cluster.family import Family
+from deployments.gateway.storyboard_cut import Cuts
+from deployments.gateway.storyboards_wire import digest, ended, status_of
+from deployments.gateway.video_clearing import expire_storyboards
+from deployments.gateway.video_requests import Caller, created
+from deployments.gateway.videos import Videos
+from deployments.stores.storyboards import Storyboard, StoryboardStore, Take
+from deployments.video.jobs import Jobs, VideoJob
+
+log = logging.getLogger("ray.serve")
+TURN_S = 1.0  # between looks at what is unsettled
+SWEEP_S = 60.0  # between looks for what has expired
+JOIN_S = 60.0  # whoever joins has so long before another may
+
+
+class Progress:
+    """`now_s`: Unix seconds."""
+
+    def __init__(
+        self,
+        videos: Videos,
+        boards: StoryboardStore,
+        jobs: Jobs,
+        cuts: Cuts,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._videos, self._boards, self._jobs, self._cuts, self._now_s = videos, boards, jobs, cuts, now_s
+        self._sweep_s = 0.0  # when next, on the loop's clock
+
+    def follow(self, family: Family) -> None:
+        assert family.video is not None
+        self._video = family.video
+
+    async def run(self) -> None:
+        """Sees to what is unsettled. Never ends."""
+        while True:
+            try:
+                for board in await asyncio.to_thread(self._boards.unsettled):
+                    await self._see_to(board)
+                await self._sweep()
+            except Unavailable as failure:
+                self._cuts.metrics.store_failed()
+                log.warning("storyboards: %s", failure)
+            except Exception:  # none of it may end the loop; the next turn tries again
+                log.exception("storyboards: not seen to; tried again")
+            await asyncio.sleep(TURN_S)
+
+    async def _sweep(self) -> None:
+        loop_s = asyncio.get_running_loop().time()
+        if loop_s >= self._sweep_s:
+            self._sweep_s = loop_s + SWEEP_S
+            await expire_storyboards(self._boards, self._cuts.files, self._now_s())
+
+    async def begun(self, board: Storyboard) -> Storyboard:
+        """With a video for every take that had none. What is accepted once stays so, whoever asks again."""
+        takes = [await self._accepted(board, index, take) for index, take in enumerate(board.takes)]
+        if tuple(takes) == board.takes:
+            return board
+        now = await asyncio.to_thread(self._boards.update, replace(board, takes=tuple(takes)))
+        return now or await asyncio.to_thread(self._boards.get, board.owner, board.id) or board
+
+    async def jobs_of(self, board: Storyboard) -> dict[str, VideoJob]:
+        videos = [video for video in board.videos if video is not None]
+        found = await asyncio.to_thread(lambda: [self._jobs.get(board.owner, video) for video in videos])
+        return {job.id: job for job in found if job is not None}
+
+    async def noted(self, board: Storyboard) -> Storyboard:
+        """With how its takes ended. Whoever writes it down counts it."""
+        jobs = await self.jobs_of(board)
+        return replace(board, takes=tuple(replace(take, ended=take.ended or ended(take, jobs)) for take in board.takes))
+
+    def count(self, before: Storyboard, seen: Storyboard) -> None:
+        for was, take in zip(before.takes, seen.takes, strict=True):
+            if was.ended is None and take.ended is not None:
+                self._cuts.metrics.shot(take.ended)
+
+    async def _accepted(self, board: Storyboard, index: int, take: Take) -> Take:
+        if take.video_id is not None or take.refused is not None:
+            return take
+        fields = json.loads(take.asked)
+        caller = Caller(seed=fields["seed"], priority=board.priority, highest=board.priority)
+        key = f"{board.id}/{index}/{len(take.earlier)}/{digest(fields)[:16]}"
+        try:
+            async with self._videos.inputs.ready(created(fields, self._video, caller), board.owner) as (asked, files):
+                return replace(take, video_id=(await self._videos.accept(asked, board.owner, key, files)).id)
+        except Unavailable:
+            return take  # at the next turn
+        except MorayError as error:
+            return replace(take, refused=error.message)
+
+    async def _see_to(self, board: Storyboard) -> None:
+        seen = await self._counted(await self.begun(board))
+        if seen is None:
+            return
+        status = status_of(seen, await self.jobs_of(seen))
+        if status == "joining" and seen.joining_until_s <= self._now_s():
+            held = replace(seen, state="joining", joining_until_s=self._now_s() + JOIN_S)
+            mine = await asyncio.to_thread(self._boards.update, held)
+            if mine is not None:
+                await self._join(mine)
+        elif status in ("incomplete", "completed", "failed"):
+            settled = self._settled(replace(seen, state=status), int(self._now_s()))
+            await asyncio.to_thread(self._boards.update, settled)
+
+    async def _counted(self, board: Storyboard) -> Storyboard | None:
+        """With how its takes ended; None where another is writing it down."""
+        seen = await self.noted(board)
+        if seen == board:
+            return board
+        now = await asyncio.to_thread(self._boards.update, seen)
+        if now is not None:
+            self.count(board, seen)
+        return now
+
+    def _settled(self, board: Storyboard, now_s: int) -> Storyboard:
+        """It expires as a video does that ends now."""
+        expires_s = self._video.expires_s
+        return replace(board, expires_at_s=None if expires_s is None else now_s + expires_s)
+
+    async def _join(self, board: Storyboard) -> None:
+        """The shots stay whatever comes of it."""
+        now_s = int(self._now_s())
+        made = await self._cuts.joined(board, self._video, now_s)
+        if made is None or await asyncio.to_thread(self._boards.update, self._settled(made, now_s)) is not None:
+            return
+        now = await asyncio.to_thread(self._boards.get, board.owner, board.id)
+        if made.joined and (now is None or now.videos != board.videos):  # it was deleted, or a retake came between
+            await self._cuts.clear(made)
