@@ -69,12 +69,16 @@ class Gateway(Closed):
     """`tokens` pushed: replicas push frames over one link per gateway; streamed: items of the handle's stream.
 
     A replica with more than `coalesce_above_streams` open streams sends what gathers in `coalesce_ms` as one write.
+    `database` and `files`, as those of video, keep what /v1/files, responses, conversations and batches keep.
     """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     replicas: PositiveInt = 1
     max_body_bytes: PositiveInt = 1_048_576
+    max_file_bytes: PositiveInt = 512 * 1024 * 1024
+    files: Annotated[str, Field(pattern=r"^[a-z0-9]+://.+")] | None = None
+    database: Annotated[str, Field(pattern=r"^postgres(ql)?://[^:@]+(@.+)?$")] | None = None
     tokens: Literal["pushed", "streamed"] = "pushed"
     coalesce_ms: NonNegativeFloat = 20.0
     coalesce_above_streams: int = Field(default=8, ge=0)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
@@ -22,6 +23,7 @@ from deployments import seen
 from deployments.control.fleet import tier_app
 from deployments.control.words import Hello, Standing
 from deployments.gateway.announce import Announcer
+from deployments.gateway.api_files import ApiFiles
 from deployments.gateway.asgi import Envelope, authorize
 from deployments.gateway.chat import ChatCompletions
 from deployments.gateway.console.routes import Console
@@ -38,9 +40,10 @@ from deployments.gateway.videos import Videos
 from deployments.gateway.wire import model_object, models_list
 from deployments.link import Listener
 from deployments.ranks import node_address
-from deployments.stores.files import files_of
+from deployments.stores.files import files_at, files_of
 from deployments.stores.jobs import jobs_of
 from deployments.stores.keys import KEYS_FILE, KeyStore
+from deployments.stores.objects import objects_of
 from deployments.stores.storyboards import boards_of
 from monitoring.scrape import TARGETS_PATH, discovered
 
@@ -77,6 +80,8 @@ class Gateway:
         self._handles: dict[str, DeploymentHandle[Any]] = {}
         self._courses = Courses(family, self._handles, path, self._desk, self._metrics)
         self._chat = ChatCompletions(self._courses, self._keys, self._metrics, clock, Tracer(family))
+        objects = objects_of(family.gateway, folder)
+        self._api_files = ApiFiles(family.gateway, objects, files_at(family.gateway.files, folder / "files"))
         self._videos: Videos | None = None
         if family.video is not None and jobs is not None and boards is not None:
             files = files_of(family.video, folder)
@@ -134,6 +139,7 @@ class Gateway:
         app.add_api_route("/health", self._health, methods=["GET"])
         app.add_api_route("/metrics", self._metrics_page, methods=["GET"])
         app.add_api_route(TARGETS_PATH, self._targets, methods=["GET"])
+        self._api_files.add_routes(app, partial(authorize, keys=self._keys))
         self._console.add_routes(app)
         if self._videos is not None:
             self._edits.add_routes(app, self._keys)  # first: its paths look like ids of videos

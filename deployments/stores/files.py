@@ -46,7 +46,12 @@ def files_of(video: Video, state_folder: Path) -> Files:
 
     Raises ConfigurationError for a URL that obstore cannot use.
     """
-    if video.files is None:
-        return LocalFiles(state_folder / "videos")
-    scheme, _, folder = video.files.partition("://")
-    return LocalFiles(Path(folder)) if scheme == "file" else ObjectFiles(video.files)
+    return files_at(video.files, state_folder / "videos")
+
+
+def files_at(url: str | None, folder: Path) -> Files:
+    """As `files_of`; in `folder` where there is no URL."""
+    if url is None:
+        return LocalFiles(folder)
+    scheme, _, shared = url.partition("://")
+    return LocalFiles(Path(shared)) if scheme == "file" else ObjectFiles(url)
