@@ -102,7 +102,10 @@ def _doubts(shot: Shot, cast: Sequence[Character], model: Model) -> Iterator[tup
     if unseen:
         yield "reference", f"the model takes no pictures: {', '.join(unseen)} is drawn by the phrase alone"
     if shot.dialogue:
-        yield "dialogue", "the model does not speak: lips and voice will not say this; add sound to the cut"
+        yield (
+            "dialogue",
+            "the model does not speak: lips will not say this; send the voice as audio_reference",
+        )
         words = len(shot.dialogue.split())
         if words > WORDS_PER_S * made:
             yield "speech", f"{words} words in {made} s are more than {WORDS_PER_S:g} a second; shorten, or lengthen"

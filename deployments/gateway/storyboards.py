@@ -42,6 +42,7 @@ from deployments.stores.keys import KeyRecord, KeyStore
 from deployments.stores.storyboards import Retake, Storyboard, StoryboardStore, Take
 from deployments.video.jobs import Jobs
 
+SHARED = ("model", "size", "style", "negative_prompt", "num_inference_steps")  # what all shots have
 MOST_TRIES = 5  # to write over what was read
 
 
@@ -110,17 +111,19 @@ class Storyboards:
             raise InvalidRequest("shots: one of shots and script is allowed; give one of the two", param="shots")
         given = body.shots
         if given is None:
-            model = writer(self._family, record, body.script_model)
+            by = writer(self._family, record, body.script_model, self._chat)
             assert body.script is not None
-            given = (await written(body.script, model, cast, self._model, self._chat, request.scope)).shots
+            given = (await written(body.script, by, cast, self._model, request.scope)).shots
         shots = tuple(shot_of(one, cast, index) for index, one in enumerate(given))
         self._admit(len(shots))
-        shared = body.model_dump(include={"model", "size", "style", "negative_prompt", "num_inference_steps"})
+        shared = body.model_dump(include=set(SHARED))
         drawn = secrets.randbits(61) if body.seed is None else body.seed
         caller = self._videos.inputs.caller(record, drawn)
         takes, size = [], ("", "")
         for index, shot in enumerate(shots):
-            fields = video_fields(shot, cast, self._model, {**shared, "seed": drawn + index})
+            sound = given[index].audio_reference
+            others = shared | {"seed": drawn + index, "audio_reference": sound and sound.model_dump()}
+            fields = video_fields(shot, cast, self._model, others)
             size = self._check(fields, caller, f"shots[{index}]")
             takes.append(Take(shot=shot, asked=json.dumps(fields)))
         return Storyboard(
@@ -185,14 +188,16 @@ class Storyboards:
                 f"shots: given {index}; 0 to {len(board.takes) - 1} are allowed; mend it", code="shot_not_found"
             )
         take = board.takes[index]
-        given = body.model_dump(exclude={"seed"}, exclude_none=True)
+        given = body.model_dump(exclude={"seed", "audio_reference"}, exclude_none=True)
         given |= {"characters": tuple(body.characters)} if body.characters is not None else {}
         shot = Shot(**{**asdict(take.shot), **given})
         check_names(shot, board.cast, index)
         kept = json.loads(take.asked)
-        shared = {name: kept.get(name) for name in ("model", "size", "style", "negative_prompt", "num_inference_steps")}
         seed = secrets.randbits(61) if body.seed is None else body.seed
-        fields = video_fields(shot, board.cast, self._model, {**shared, "seed": seed})
+        others = {name: kept.get(name) for name in (*SHARED, "audio_reference")} | {"seed": seed}
+        if body.audio_reference is not None:
+            others["audio_reference"] = body.audio_reference.model_dump()
+        fields = video_fields(shot, board.cast, self._model, others)
         rendered, delivered = self._check(fields, self._videos.inputs.caller(record, seed), f"shots[{index}]")
         earlier = take.earlier if take.video_id is None else (*take.earlier, take.video_id)
         new = Take(shot=shot, asked=json.dumps(fields), earlier=earlier)

@@ -22,14 +22,19 @@ Name = Annotated[str, Field(min_length=1, max_length=64)]
 _B = TypeVar("_B", bound=BaseModel)
 
 
+class SoundBody(Strict):
+    audio_url: Annotated[str, Field(min_length=1)]
+
+
 class ShotBody(Strict):
-    """What a shot is; a language model writes such objects, too."""
+    """What a shot is; a language model writes such objects, too, but without sound."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT_CHARS - 9000)]
     seconds: Annotated[float, Field(gt=0, le=3600)]
     camera: Annotated[str, Field(max_length=LONGEST_PHRASE_CHARS)] = ""
     dialogue: Annotated[str, Field(max_length=LONGEST_DIALOGUE_CHARS)] = ""
     characters: Annotated[list[Name], Field(max_length=MOST_REFERENCES)] = Field(default=[])
+    audio_reference: SoundBody | None = None
 
 
 class Script(Strict):
@@ -64,6 +69,7 @@ class RetakeBody(Strict):
     camera: Annotated[str, Field(max_length=LONGEST_PHRASE_CHARS)] | None = None
     dialogue: Annotated[str, Field(max_length=LONGEST_DIALOGUE_CHARS)] | None = None
     characters: Annotated[list[Name], Field(max_length=MOST_REFERENCES)] | None = None
+    audio_reference: SoundBody | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
@@ -113,9 +119,9 @@ def check_names(shot: Shot, cast: Sequence[Character], index: int) -> None:
         )
 
 
-def video_fields(shot: Shot, cast: Sequence[Character], model: Model, shared: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of the shot's /v1/videos. `shared`: what all shots have."""
-    fields = {**shared, "prompt": prompt_of(shot, cast), "seconds": seconds_of(shot, model)}
+def video_fields(shot: Shot, cast: Sequence[Character], model: Model, others: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of the shot's /v1/videos. `others`: its further fields, of which some are None."""
+    fields = {**others, "prompt": prompt_of(shot, cast), "seconds": seconds_of(shot, model)}
     if model.references:
         pictures = [{"id": one.reference} for one in present(shot, cast) if one.reference]
         fields |= {"characters": pictures} if pictures else {}

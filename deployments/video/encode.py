@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import InvalidRequest
+from deployments.video import sound
 from deployments.video.sound import Sound
 from deployments.video.spec import Frames
 
@@ -50,8 +51,8 @@ def write(
         )
     with (
         beside(path) as partial,
-        Sound(audio) if audio else nullcontext() as sound,
-        _Delivered(partial, (width, height), (fps, out_fps), title, sound) as delivered,
+        sound.of(audio) if audio else nullcontext() as heard,
+        _Delivered(partial, (width, height), (fps, out_fps), title, heard) as delivered,
     ):
         for picture in chain([first], pictures):
             delivered.add(picture)

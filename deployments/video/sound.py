@@ -1,9 +1,13 @@
 """Sound for a clip: any file with sound, brought to 48 kHz stereo and to AAC, no further than the picture is."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cluster.errors import InvalidRequest
 
@@ -12,27 +16,12 @@ BIT_RATE = 192_000
 
 
 class Sound:
-    """Read as it is needed. Raises InvalidRequest where the file has no sound."""
+    """`pieces`: 48 kHz stereo, planar floats; they are read as they are needed."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, pieces: Iterator[Any]) -> None:
         import av
 
-        self._source = av.open(str(file))
-        if not self._source.streams.audio:
-            self._source.close()
-            raise InvalidRequest(
-                f"{file.name}: has no sound; a file with an audio stream is allowed; leave the audio out",
-                param="audio_reference",
-            )
-        self._fifo = av.AudioFifo()
-        self._pieces = resampled(self._source.decode(audio=0), "fltp")
-        self._done = 0
-
-    def __enter__(self) -> "Sound":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._source.close()
+        self._pieces, self._fifo, self._done = pieces, av.AudioFifo(), 0
 
     def into(self, container: Any) -> "Sound":
         self._stream = container.add_stream("aac", rate=HZ, layout="stereo")
@@ -42,12 +31,14 @@ class Sound:
     def until(self, seconds: Fraction) -> list[Any]:
         """Packets of the sound up to then, from where the last ones ended; fewer where the file ends before."""
         wanted = int(seconds * HZ) - self._done
+        if wanted <= 0:
+            return []
         while self._fifo.samples < wanted and (piece := next(self._pieces, None)):
             piece.pts = None  # the queue counts samples itself
             self._fifo.write(piece)
-        frame = self._fifo.read(min(wanted, self._fifo.samples)) if self._fifo.samples else None
-        if frame is None or wanted <= 0:
+        if not self._fifo.samples:
             return []
+        frame: Any = self._fifo.read(min(wanted, self._fifo.samples))
         frame.pts, frame.time_base = self._done, Fraction(1, HZ)
         self._done += frame.samples
         packets: list[Any] = self._stream.encode(frame)
@@ -58,6 +49,20 @@ class Sound:
         return packets
 
 
+@contextmanager
+def of(file: Path) -> Iterator[Sound]:
+    """Its sound, at 48 kHz. Raises InvalidRequest where it has none."""
+    import av
+
+    with av.open(str(file)) as source:
+        if not source.streams.audio:
+            raise InvalidRequest(
+                f"{file.name}: has no sound; a file with an audio stream is allowed; leave the audio out",
+                param="audio_reference",
+            )
+        yield Sound(resampled(source.decode(audio=0), "fltp"))
+
+
 def resampled(frames: Iterator[Any], form: str) -> Iterator[Any]:
     """48 kHz stereo of that sample format."""
     import av
@@ -66,3 +71,12 @@ def resampled(frames: Iterator[Any], form: str) -> Iterator[Any]:
     for frame in frames:
         yield from to_pcm.resample(frame)
     yield from to_pcm.resample(None)
+
+
+def of_samples(samples: NDArray[np.float32]) -> Any:
+    """48 kHz stereo, [2, samples], as a piece of sound."""
+    import av
+
+    piece = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout="stereo")
+    piece.sample_rate = HZ
+    return piece

@@ -1,11 +1,14 @@
 """Storyboards through the whole gateway in this process; shots end as a replica would have left them."""
 
 import asyncio
+import base64
 import contextlib
 import errno
+import io
 import json
 import logging
 import threading
+import wave
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +128,22 @@ async def test_the_cut_is_every_frame_of_every_shot_signed_with_them_as_parts(he
     assert parts == [shot["video"]["id"] for shot in board["shots"]]
     part = await here.ask("GET", f"/{board['id']}/content", range="bytes=4-7")
     assert (part.status, part.body) == (206, b"ftyp")
+
+
+async def test_a_shot_keeps_its_sound_over_its_takes(here: Served) -> None:
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
+        file.writeframes(bytes(2 * 8000))
+    url = f"data:audio/wav;base64,{base64.b64encode(sound.getvalue()).decode()}"
+    board = await here.made(shots=[SHOTS[0] | {"audio_reference": {"audio_url": url}}, SHOTS[1]])
+    assert [shot["video"]["moray"]["audio"] for shot in board["shots"]] == ["muxed", None]
+    again = (await here.ask("POST", f"/{board['id']}/shots/0", {})).json()["shots"][0]
+    assert again["video"]["moray"]["audio"] == "muxed"
+    silent = {"audio_reference": {"audio_url": "data:audio/wav;base64,eA=="}}
+    refused = (await here.ask("POST", f"/{board['id']}/shots/0", silent)).json()["shots"][0]
+    assert (refused["status"], refused["video"]) == ("failed", None)
+    assert "audio_reference" in refused["error"]["message"]
 
 
 async def test_a_shot_that_fails_takes_no_other_and_is_rendered_again_alone(here: Served) -> None:
@@ -397,8 +416,9 @@ async def test_a_script_is_turned_into_shots_by_a_tier_that_holds_to_the_schema(
     board = (await here.ask("POST", body={"script": "Anna is late.", "characters": [ANNA]})).json()
     assert board["shots"][0]["video"]["prompt"] == "Anna runs. camera: static. Anna: a woman in a red coat"
     assert writer.asked["model"] == "mini"
-    schema = writer.asked["response_format"]["json_schema"]["schema"]
-    assert schema["properties"]["shots"]["items"]["properties"]["characters"]["items"]["enum"] == ["Anna"]
+    fields = writer.asked["response_format"]["json_schema"]["schema"]["properties"]["shots"]["items"]["properties"]
+    assert fields["characters"]["items"]["enum"] == ["Anna"]
+    assert fields["seconds"]["enum"] == list(here.gateway._storyboards._video.seconds)
     assert writer.asked["messages"][1] == {"role": "user", "content": "Anna is late."}
 
 
