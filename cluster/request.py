@@ -115,9 +115,9 @@ class Generation:
 
     `given`: the first tokens of the answer, generated elsewhere. They are computed as a prompt is and emit nothing;
     what follows is the same as if this engine had generated them: text, calls, penalties, draws, limit and usage.
-    An answer held to a schema has none given. `domain` and `priority` as in Chat: neither changes an answer. Engines
-    that cannot order by priority, torch and simulated, serve in order of arrival. `tools`: those whose calls are to be
-    found in the answer; the prompt has them already.
+    An answer held to a schema has some only where the tier `takes_up`. `domain` and `priority` as in Chat: neither
+    changes an answer. Engines that cannot order by priority, torch and simulated, serve in order of arrival. `tools`:
+    those whose calls are to be found in the answer; the prompt has them already.
     """
 
     request_id: str

@@ -130,7 +130,12 @@ class Tier(Closed):
     @property
     def structured(self) -> bool:
         """Whether answers can be held to a JSON schema."""
-        return self.engine == "vllm"
+        return self.engine in ("torch", "vllm")
+
+    @property
+    def takes_up(self) -> bool:
+        """Whether an answer held to a schema goes on here behind tokens that another replica generated."""
+        return self.engine == "torch"
 
     @property
     def tools(self) -> bool:

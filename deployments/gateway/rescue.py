@@ -1,8 +1,8 @@
 """A request's course over replicas: held by the desk, asked of one, and of another where that one is lost.
 
 A stream goes on behind the tokens that its client already has: the client sees a pause. A whole answer is asked for
-again. The seed is the same, so is the answer. cluster.retry says how often. An answer held to a JSON schema goes on
-only where its client has none of it yet: engines begin a schema with the answer, and cannot take one up midway.
+again. The seed is the same, so is the answer. cluster.retry says how often. Some engines begin a JSON schema with the
+answer, and cannot take one up midway: there, an answer held to one goes on only where its client has none of it yet.
 """
 
 import asyncio
@@ -61,6 +61,10 @@ class Courses:
         if budget is not None:
             self._budgets[tier] = budget
         return budget is not None
+
+    def takes_up(self, tier: str) -> bool:
+        spec = self.family.tiers.get(tier)
+        return spec is not None and spec.takes_up
 
     def stall_s(self, tier: str) -> float:
         """Where weights are offloaded, a step may take as long as a request."""
@@ -182,7 +186,7 @@ class Course:
             raise error
         tier = place.served.tier
         given = self._chat.given + (answering.ids if answering is not None else ())
-        stuck = bool(given) and self._chat.structured
+        stuck = bool(given) and self._chat.structured and not self._shared.takes_up(tier)
         if stuck or self.rescues == MOST_RESCUES or not self._shared.permit(tier):
             self._shared.metrics.count("moray_retries_refused_total", tier=tier)
             raise _stuck(len(given)) if stuck else error
@@ -232,7 +236,7 @@ class Course:
 def _stuck(given_tokens: int) -> ReplicaLost:
     return ReplicaLost(
         f"stream: its replica was lost behind {given_tokens} tokens; an answer held to a JSON schema cannot go on "
-        "elsewhere; send the request again"
+        "elsewhere on this engine; send the request again"
     )
 
 

@@ -1,9 +1,9 @@
 """JSON schemas that callers send: bounded and walked here, before an engine compiles them.
 
 Their keywords are the engine's to judge: it refuses what it cannot hold an answer to. What is refused here could cost
-it much, or never end: text without bound, deep nesting, patterns that count in counts, and a `$ref` that leads back to
-itself without a step into the value. A schema that holds itself in a property or an item is fine. The order of keys is
-kept: answers follow it.
+it much, or never end: text without bound, deep nesting, patterns that count in counts, long lists counted out, and a
+`$ref` that leads back to itself without a step into the value. A schema that holds itself in a property or an item is
+fine. The order of keys is kept: answers follow it.
 """
 
 import json
@@ -19,6 +19,7 @@ from deployments.gateway.patterns import expanded
 
 MOST_CHARS = 32_768
 MOST_PATTERN = 1000  # characters of all patterns, repetitions written out: a third of a second of an engine's time
+MOST_ITEMS = 4096  # of all lists that count theirs: engines write each item out
 MOST_DEPTH = 48  # of the JSON: some 16 objects in each other
 ANY_OBJECT = '{"type":"object"}'
 SCHEMA_PATH = "response_format.json_schema.schema"
@@ -72,7 +73,15 @@ def bounded(schema: dict[str, Any], param: str) -> str:
     if written > MOST_PATTERN:
         given = f"patterns of {written} characters, counted repetitions written out"
         raise _refusal(param, given, f"at most {MOST_PATTERN} are allowed; shorten their counts, or use maxLength")
+    if sum(map(_counted, _nodes(schema))) > MOST_ITEMS:
+        given = f"minItems and maxItems of more than {MOST_ITEMS} together"
+        raise _refusal(param, given, f"{MOST_ITEMS} are allowed; lower them, or leave maxItems out")
     return text
+
+
+def _counted(node: dict[str, Any]) -> float:
+    counts = (node.get("minItems"), node.get("maxItems"))
+    return max((count for count in counts if isinstance(count, int | float)), default=0)
 
 
 def _patterns(schema: dict[str, Any]) -> Iterator[str]:

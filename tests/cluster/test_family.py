@@ -61,7 +61,7 @@ def test_a_full_batch_of_the_h200_family_keeps_its_promise_at_a_thousand_tokens_
 @pytest.mark.parametrize(
     ("changes", "tools", "structured"),
     [
-        ({}, True, False),
+        ({}, True, True),
         ({"engine": "vllm"}, False, True),
         ({"engine": "vllm", "vllm": {"tool_parser": "hermes"}}, True, True),
         ({"engine": "simulated", "vllm": {"tool_parser": "hermes"}}, False, False),
@@ -72,6 +72,7 @@ def test_what_a_tier_serves_follows_from_its_engine(changes: dict[str, Any], too
     mini = yaml.safe_load(LAPTOP)["tiers"]["mini"]
     tier = parse(changed("tiers.mini", mini | changes), "mine.yaml").tiers["mini"]
     assert (tier.tools, tier.structured) == (tools, structured)
+    assert tier.takes_up == (tier.engine == "torch")
 
 
 def test_a_model_name_finds_its_tier() -> None:

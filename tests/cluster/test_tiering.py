@@ -86,12 +86,14 @@ def test_what_an_engine_must_be_able_to_do_is_asked_of_no_other(need: str, param
         served(wish(**asked), plan("turbo", "mini"), ONLY_PRO_IS_ABLE)
 
 
-def test_of_tools_and_a_schema_the_one_that_no_tier_serves_is_named() -> None:
+def test_tools_and_a_schema_are_asked_of_a_tier_that_serves_both() -> None:
     both: dict[str, Any] = {"tools": True, "structured": True}
     assert served(wish("gpt-5.2-pro", **both)).startswith("pro")
     torch = family(mini={"engine": "torch", "vllm": None})
-    with pytest.raises(InvalidRequest, match=r"response_format: given; .* are ultra, pro, turbo, not mini"):
-        served(wish("gpt-5.2-mini", **both), None, torch)
+    assert served(wish("gpt-5.2-mini", **both), None, torch).startswith("mini")
+    plain = family(mini={"vllm": Vllm()})
+    with pytest.raises(InvalidRequest, match=r"tools: given; .* are ultra, pro, turbo, not mini"):
+        served(wish("gpt-5.2-mini", **both), None, plain)
 
 
 def test_a_tier_without_a_parser_of_calls_holds_answers_to_a_schema_but_serves_no_tools() -> None:

@@ -9,31 +9,34 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from cluster.errors import EngineFailed, InvalidRequest, Overloaded
+from cluster.errors import EngineFailed, InvalidRequest, MorayError, Overloaded
 from cluster.request import Generation, Message, Piece, Sampling, Tool
 from deployments.engines.delivery import Delivery
 from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.limits import most_tokens
 from deployments.engines.torch_engine.chat import ChatTokenizer
+from deployments.engines.torch_engine.grammar import Grammars
 from deployments.engines.torch_engine.kv import BLOCK_TOKENS, blocks_for
 from deployments.engines.torch_engine.meter import Meter
 from deployments.engines.torch_engine.parallel import HEARTBEAT_S, Leader, leave_group
 from deployments.engines.torch_engine.rank import Arrival, Order
-from deployments.engines.torch_engine.schedule import Limits, Scheduler
+from deployments.engines.torch_engine.schedule import Limits, Plan, Scheduler
 from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
 from deployments.engines.torch_engine.streams import Stream, Vocabulary
 
 log = logging.getLogger(__name__)
+COMPILE_S = 5.0  # what the limits of a grammar allow takes less, on any machine that is not stuck
 
 
 class TorchEngine:
     label = ""
-    structured = False
+    structured = True
     tools = True  # of checkpoints that write calls as deployments.engines.calls says
 
     # Set while starting, by the thread, before `start` returns.
@@ -41,6 +44,7 @@ class TorchEngine:
     _scheduler: Scheduler
     _tokenizer: ChatTokenizer
     _vocabulary: Vocabulary
+    _grammars: Grammars
 
     def __init__(
         self, spec: EngineSpec, group: GroupAddress | None = None, now_s: Callable[[], float] = time.monotonic
@@ -54,6 +58,8 @@ class TorchEngine:
         self._wake = threading.Condition()
         self._stopping = False
         self._failure: EngineFailed | None = None
+        self._compilers = ThreadPoolExecutor(2, "grammar")
+        self._compiling = set[asyncio.Task[None]]()  # the loop itself holds them weakly
         self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
 
     async def start(self) -> None:
@@ -84,7 +90,7 @@ class TorchEngine:
             self.check()
             if key in self._streams:
                 raise InvalidRequest(f"request_id: {key!r} is running; a new one is allowed; choose another")
-            taken = self._scheduler.running + self._scheduler.waiting
+            taken = len(self._streams)
             if taken >= self._spec.max_running + self._spec.max_waiting:
                 raise Overloaded(
                     f"engine: {taken} requests run or wait; at most {self._spec.max_running} and "
@@ -93,9 +99,43 @@ class TorchEngine:
                     retry_after_s=min(60.0, max(1.0, self._meter.stream_s / max(1, self._scheduler.running))),
                 )
             self._streams[key] = stream
-            given = len(generation.given)
-            self._scheduler.submit(key, len(generation.prompt) + given, stream.max_tokens - given)
-            self._wake.notify()
+            if not generation.sampling.json_schema:
+                self._queue(stream)
+                return
+        task = asyncio.get_running_loop().create_task(self._hold(stream, generation.sampling.json_schema))
+        self._compiling.add(task)
+        task.add_done_callback(self._compiling.discard)
+
+    def _queue(self, stream: Stream) -> None:
+        """Under the lock."""
+        generation, given = stream.generation, len(stream.generation.given)
+        self._scheduler.submit(generation.request_id, len(generation.prompt) + given, stream.max_tokens - given)
+        self._wake.notify()
+
+    async def _hold(self, stream: Stream, schema: str) -> None:
+        """Queues it once its grammar is compiled, beside the steps."""
+        compiled = asyncio.get_running_loop().run_in_executor(
+            self._compilers, self._grammars.begin, schema, stream.generation.given
+        )
+        error: MorayError
+        try:
+            stream.held = await asyncio.wait_for(compiled, COMPILE_S)
+        except InvalidRequest as refusal:
+            error = refusal
+        except TimeoutError:
+            told = f"response_format: the schema took more than {COMPILE_S:g} s to read; simplify the schema"
+            error = InvalidRequest(told, param="response_format")
+        except Exception:
+            log.exception("%s: its grammar cannot be made", stream.generation.request_id)
+            error = EngineFailed("engine: the schema could not be read; send the request again, or simplify it")
+        with self._wake:
+            if self._streams.get(stream.generation.request_id) is not stream:
+                return  # cancelled, or given up
+            if stream.held is not None:
+                self._queue(stream)
+                return
+            self._forget(stream)
+        self._delivery.send([(stream, Piece(error=error))])
 
     def cancel(self, request_id: str) -> None:
         with self._wake:
@@ -108,7 +148,7 @@ class TorchEngine:
         with self._wake:
             return EngineReport(
                 running=self._scheduler.running,
-                waiting=self._scheduler.waiting,
+                waiting=len(self._streams) - self._scheduler.running,
                 waiting_prefill_tokens=self._scheduler.waiting_prefill_tokens,
                 kv_used_tokens=self._scheduler.held_tokens,
                 kv_capacity_tokens=self._spec.ranks * self._scheduler.limits.rank_tokens,
@@ -126,6 +166,7 @@ class TorchEngine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
+        self._compilers.shutdown(wait=False)
         # A start that was given up may wait for lost ranks for minutes yet; nobody waits for it.
         if self._thread.is_alive() and not self._delivery.started.cancelled():
             await asyncio.to_thread(self._thread.join)
@@ -146,6 +187,8 @@ class TorchEngine:
             failure = EngineFailed("engine: it failed; its replica is being replaced; send the request again")
             self._delivery.settle(error)
         leave_group()
+        if hasattr(self, "_grammars"):
+            self._grammars.close()
         self._give_up(failure)
 
     def _load(self) -> None:
@@ -163,6 +206,7 @@ class TorchEngine:
         )
         self._tokenizer = ChatTokenizer(Path(spec.checkpoint), spec.context_tokens)
         self._vocabulary = Vocabulary(bytes_of=self._tokenizer.bytes_of, end_tokens=self._leader.config.end_tokens)
+        self._grammars = Grammars(self._tokenizer.bytes_of, self._leader.config.end_tokens, self._leader.config.vocab)
         # A first step pages the weights in and lets the libraries choose their kernels.
         first = Generation(request_id="", prompt=(0,) * 8, sampling=Sampling(max_tokens=2))
         self._streams[""] = Stream(generation=first, max_tokens=2, emit=_ignore, submitted_s=0.0)
@@ -196,7 +240,7 @@ class TorchEngine:
         for admission, stream in zip(plan.admissions, arrivals, strict=True):
             self._at[admission.place] = stream
             stream.began_s = began_s
-        rows = self._leader.step(Order(plan=plan, arrivals=tuple(_arrival(stream.generation) for stream in arrivals)))
+        rows = self._compute(plan, arrivals)
         now_s = time.perf_counter()
         self._meter.step(plan, now_s - began_s)
         pieces = [(s, s.take(row, self._vocabulary)) for place, row in rows if (s := self._at[place]).open]
@@ -209,6 +253,13 @@ class TorchEngine:
         if last:
             self._leader.idle()  # a report behind the last piece counts all that was computed
         self._delivery.send(pieces)
+
+    def _compute(self, plan: Plan, arrivals: Sequence[Stream]) -> Iterator[tuple[int, list[float]]]:
+        """Masks are made beside the model, for all places at once."""
+        held = {place: held for place in plan.yields if (held := self._at[place].held) is not None}
+        masks = self._grammars.masks(tuple(held.values())) if held else None
+        told = tuple(_arrival(stream.generation) for stream in arrivals)
+        return self._leader.step(Order(plan=plan, arrivals=told, held=tuple(held)), masks)
 
     def _forget(self, stream: Stream) -> None:
         """Its place is free, unless it was cancelled and its id serves another stream by now."""

@@ -12,12 +12,16 @@ HEARTBEAT_S, so that each side notices the loss of the other.
 import pickle
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.errors import EngineFailed
@@ -63,13 +67,13 @@ class Leader:
         """Whether ranks still have experts to move: steps or idle orders must follow."""
         return self._balancer.moving
 
-    def step(self, order: Order) -> Iterator[tuple[int, list[float]]]:
-        """Every place that has a new token, with its row."""
+    def step(self, order: Order, masks: Future[NDArray[np.int32]] | None = None) -> Iterator[tuple[int, list[float]]]:
+        """Every place that has a new token, with its row. `masks`: those of the places that the order holds."""
         self._steps += 1
         watched = self._steps % _COUNT_STEPS == 0
         self._begin(replace(order, watched=watched))
         began_s = time.perf_counter()
-        tokens = [self._rank.step(order)]
+        tokens = [self._rank.step(order, lambda: self._share(masks))]
         for rank in self._others:
             places = self._rank.yields(order.plan, rank)
             if len(places):
@@ -80,6 +84,14 @@ class Leader:
             self.idle()
         of_rank = (self._rank.yields(order.plan, rank).tolist() for rank in (0, *self._others))
         return zip(chain.from_iterable(of_rank), chain.from_iterable(part.tolist() for part in tokens), strict=True)
+
+    def _share(self, masks: Future[NDArray[np.int32]] | None) -> Tensor:
+        """They were made while the ranks computed."""
+        assert masks is not None
+        words = torch.from_numpy(masks.result())
+        if self._others:
+            dist.broadcast(words, src=0)
+        return words
 
     def idle(self) -> None:
         """A sign of life to the others, which answer with their counters."""
@@ -136,7 +148,8 @@ def follow(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
                         dist.reduce(part, dst=0)
                 if order.move:
                     own.move(order.move)
-                if order.plan.computes and len(tokens := own.step(order)):
+                masks = partial(_hear_masks, len(order.held), own.mask_words)
+                if order.plan.computes and len(tokens := own.step(order, masks)):
                     dist.send(tokens, dst=0)
         except RuntimeError as error:
             raise EngineFailed(
@@ -186,6 +199,12 @@ def _hear() -> Order | None:
         data += rest.numpy().tobytes()
     order: Order | None = pickle.loads(data[:size])
     return order
+
+
+def _hear_masks(held: int, words: int) -> Tensor:
+    masks = torch.empty(held, words, dtype=torch.int32)
+    dist.broadcast(masks, src=0)
+    return masks
 
 
 def _move_s(copy_bytes: int) -> float:

@@ -4,6 +4,7 @@ The state lies in arrays indexed by place, so that a step of decodes needs no wo
 knows who owns each place; all else it keeps only of its own.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -31,7 +32,7 @@ from deployments.engines.torch_engine.kv import (
 from deployments.engines.torch_engine.model import Batch, Model
 from deployments.engines.torch_engine.moe import Exchange
 from deployments.engines.torch_engine.moving import Move, Slots, settled, transfer, transfers
-from deployments.engines.torch_engine.sampling import choose, log_probabilities, penalise, uniform
+from deployments.engines.torch_engine.sampling import allow, choose, log_probabilities, penalise, uniform
 from deployments.engines.torch_engine.schedule import Admission, Chunk, Plan
 from deployments.engines.torch_engine.spec import EngineSpec
 from deployments.engines.torch_engine.weights import load
@@ -55,13 +56,14 @@ class Order:
     """What rank 0 tells every rank at each step; `arrivals` belong to the plan's admissions, in their order.
 
     A `move` is done before the plan, and the counters are summed before a move. A plan that computes nothing sums them.
-    The experts of a step that is `watched` are timed.
+    The experts of a step that is `watched` are timed. `held`: the places whose new token is held to a grammar.
     """
 
     plan: Plan
     arrivals: tuple[Arrival, ...] = ()
     move: Move | None = None
     watched: bool = False
+    held: tuple[int, ...] = ()
 
     @property
     def sums(self) -> bool:
@@ -88,9 +90,14 @@ class Rank:
         self._counts: Tensor | None = None  # [places, vocab] of generated tokens, once a penalty needs them
         self._tally = Tally(self.slots, model.config, places, self._device)
 
-    def step(self, order: Order) -> Tensor:
-        """One row per place of `yields`, float64 [rows, 1 + width], laid out as `_packed` says."""
-        return self.sample(self.compute(order), self.yields(order.plan, self._rank))
+    def step(self, order: Order, masks: Callable[[], Tensor]) -> Tensor:
+        """One row per place of `yields`, float64 [rows, 1 + width], laid out as `_packed` says.
+
+        `masks` is asked once the logits are there, where places are held: int32 [held, `mask_words`], a bit per token.
+        """
+        logits = self.compute(order)
+        words = masks() if order.held else None
+        return self.sample(logits, self.yields(order.plan, self._rank), order.held, words)
 
     def compute(self, order: Order) -> Tensor:
         """Logits of the places that yield a token."""
@@ -112,7 +119,7 @@ class Rank:
 
     def yields(self, plan: Plan, rank: int) -> IntArray:
         """The places of a rank that have a new token after this plan, in the order of its rows."""
-        places = np.array([*plan.decodes, *(chunk.place for chunk in plan.chunks if chunk.last)], np.int64)
+        places = np.array(plan.yields, np.int64)
         own: IntArray = places[self._owner[places] == rank]
         return own
 
@@ -120,6 +127,11 @@ class Rank:
         """Columns beside the token: none, or the chosen token's log-probability and the (id, logprob) of the best."""
         most = int(self._logprobs[places].max(initial=0))
         return 2 * most - 1 if most else 0
+
+    @property
+    def mask_words(self) -> int:
+        """Of 32 bits, for one per token of the vocabulary."""
+        return -(-self.config.vocab // 32)
 
     @property
     def copy_bytes(self) -> int:
@@ -208,11 +220,14 @@ class Rank:
         group = self.model.config.heads // self.model.config.kv_heads
         return chunk_attention(chunk, row, blocks, group, self._kv.pool)
 
-    def sample(self, logits: Tensor, places: IntArray) -> Tensor:
+    def sample(self, logits: Tensor, places: IntArray, held: Sequence[int] = (), words: Tensor | None = None) -> Tensor:
         temperature, top_p, presence, frequency = on(self._device, self._settings[:, places])
         adjusted = logits
         if self._settings[2:, places].any():
             adjusted = penalise(logits, self._counted()[on(self._device, places)], presence, frequency)
+        if words is not None:
+            own = [(row, held.index(place)) for row, place in enumerate(places.tolist()) if place in held]
+            adjusted = allow(adjusted, own, words)
         if self._settings[0, places].any():
             u = uniform(self._seed[places], self._stored[places].astype(np.uint64))
             tokens = choose(adjusted, temperature, top_p, on(self._device, u))

@@ -4,6 +4,8 @@ A draw is one uniform number u, a hash of (seed, position), put through the inve
 row's probabilities after temperature and top_p. Steele et al., "Fast splittable pseudorandom number generators" (2014).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +29,21 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def penalise(logits: Tensor, counts: Tensor, presence: Tensor, frequency: Tensor) -> Tensor:
     """logit -= presence [rows] * (count > 0) + frequency [rows] * count, counts [rows, vocabulary]."""
     return logits - presence[:, None] * (counts > 0) - frequency[:, None] * counts
+
+
+def allow(logits: Tensor, rows: Sequence[tuple[int, int]], words: Tensor) -> Tensor:
+    """-inf for each token without its bit, the lowest first, in int32 words [masks, ceil(vocabulary / 32)] on the CPU.
+
+    rows: of the logits, each with its mask's; others stay as they are.
+    """
+    if not rows:
+        return logits
+    of_logits, of_masks = map(list, zip(*rows, strict=True))
+    data = words[of_masks].numpy().view(np.uint8)
+    bits = torch.from_numpy(np.unpackbits(data, axis=1, count=logits.shape[1], bitorder="little"))
+    allowed = torch.ones_like(logits, dtype=torch.bool)
+    allowed[of_logits] = bits.to(logits.device).bool()
+    return logits.where(allowed, -torch.inf)
 
 
 def choose(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Tensor:

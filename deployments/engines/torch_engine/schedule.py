@@ -74,6 +74,11 @@ class Plan:
         return bool(self.decodes or self.chunks)
 
     @property
+    def yields(self) -> tuple[int, ...]:
+        """The places that have a new token afterwards."""
+        return (*self.decodes, *(chunk.place for chunk in self.chunks if chunk.last))
+
+    @property
     def prefill_tokens(self) -> int:
         return sum(chunk.tokens for chunk in self.chunks)
 

@@ -7,6 +7,7 @@ from cluster.request import FinishReason, Generation, Piece, TokenLogprob, ToolC
 from deployments.engines.calls import CallText
 from deployments.engines.engine import Emit
 from deployments.engines.text import TextStream
+from deployments.engines.torch_engine.grammar import Held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Vocabulary:
 class Stream:
     """One generation. `max_tokens` is resolved: never more than the context leaves. A closed stream emits nothing.
 
-    `tokens` of the answer are there, the given ones included.
+    `tokens` of the answer are there, the given ones included. `held`: what its answer is held to, if anything.
 
     Times are those of one monotonic clock: `began_s` is the start of the first step that had a place for it.
     """
@@ -35,6 +36,7 @@ class Stream:
     began_s: float = 0.0
     open: bool = True
     tokens: int = 0
+    held: Held | None = None
     text: TextStream = field(init=False)
     calls: CallText = field(init=False)
 
@@ -52,6 +54,8 @@ class Stream:
     def take(self, row: Sequence[float], vocabulary: Vocabulary) -> Piece:
         """The piece that one sampled row makes: the token, then its log-probability and the best, where wanted."""
         token = int(row[0])
+        if self.held is not None and (fault := self.held.take(token)) is not None:
+            return Piece(error=fault)
         text, calls, reason = self._advance((token,), vocabulary)
         return Piece(
             tokens=1,

@@ -292,7 +292,17 @@ def test_the_desk_hears_once_of_a_client_that_leaves(play: Play, after_s: float)
     play(scenario, [said(1), 1000.0], wait_s=1.0)
 
 
-def test_an_answer_held_to_a_schema_goes_on_elsewhere_only_while_its_client_has_none_of_it(play: Play) -> None:
+def test_an_answer_held_to_a_schema_goes_on_behind_the_tokens_already_told_where_the_engine_can(play: Play) -> None:
+    async def begun(world: World) -> None:
+        mini = world.courses.family.tiers["mini"].model_copy(update={"engine": "torch"})
+        world.courses.family = world.courses.family.model_copy(update={"tiers": {"mini": mini}})
+        assert await read(world.open(json_schema="{}")) == b"<1><2><3>" + DONE
+        assert [asked.given for asked in world.replicas.asked] == [(), (1, 2)]
+
+    play(begun, [said(1, 2), LOST], [said(3), LAST])
+
+
+def test_elsewhere_it_goes_on_only_while_its_client_has_none_of_it(play: Play) -> None:
     async def unread(world: World) -> None:
         assert await read(world.open(json_schema="{}")) == b"<1>" + DONE
         assert [asked.given for asked in world.replicas.asked] == [(), ()]

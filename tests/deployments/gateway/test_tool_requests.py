@@ -164,6 +164,8 @@ def ring(length: int) -> dict[str, Any]:
         ({"description": "x" * MOST_CHARS}, f"at most {MOST_CHARS} are allowed"),
         (nested(MOST_DEPTH + 1), f"more than {MOST_DEPTH} levels deep"),
         ({"minimum": float("nan")}, "finite numbers"),
+        ({"items": {"minItems": 2000}, "anyOf": [{"maxItems": 2097.0}]}, "lower them, or leave maxItems out"),
+        ({"maxItems": 10**400}, "lower them"),
         ({"$ref": "#"}, "leads back to itself"),
         (ring(1), "leads back to itself"),
         (ring(400), "leads back to itself"),

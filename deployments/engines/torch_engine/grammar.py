@@ -1,0 +1,142 @@
+"""What an answer is held to: at each of its tokens, those that may follow.
+
+llguidance takes a grammar and the bytes of the vocabulary, compiles the one lazily against the other, and says by one
+bit per token what keeps an answer within it. An answer that is whole may be followed by end tokens alone.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
+from numpy.typing import NDArray
+
+from cluster.errors import InvalidRequest
+
+# Not xgrammar: that brings tvm-ffi and triton along, compiles a schema wholly before its first mask, and bounds neither
+# that nor a mask. llguidance needs no other package, and its limits are counted, so that they hold on any machine.
+_LIMITS = LLParserLimits(
+    max_items_in_row=8_000,  # an object of 1000 optional properties has 4000
+    step_lexer_fuel=100_000,  # some 7 ms of a mask
+    max_lexer_states=20_000,  # some 40 MB
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+# Small models may write white space without end: there is one way to write each value.
+_WRITTEN = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": False,
+    "lenient": False,
+}
+_MOST_COMPILED = 64
+_MOST_REASON = 200  # characters
+
+
+class Held:
+    """How far one answer has come in its grammar."""
+
+    __slots__ = ("matcher", "param")
+
+    def __init__(self, matcher: LLMatcher, param: str) -> None:
+        self.matcher, self.param = matcher, param
+
+    def take(self, token: int) -> InvalidRequest | None:
+        """The answer's next token. Why it cannot go on behind it, if it cannot."""
+        if not self.matcher.is_stopped():
+            self.matcher.consume_token(token)
+        return self.fault
+
+    @property
+    def fault(self) -> InvalidRequest | None:
+        if not self.matcher.is_error():
+            return None
+        return InvalidRequest(
+            f"{self.param}: no answer goes on within the schema from here: {_reason(self.matcher)}; a schema that "
+            "holds itself needs an end, and patterns must be simple; mend the schema",
+            param=self.param,
+        )
+
+
+class Grammars:
+    """The grammars of one vocabulary. Its methods may be called from any thread."""
+
+    def __init__(self, bytes_of: Sequence[bytes], end_tokens: frozenset[int], tokens: int, threads: int = 1) -> None:
+        """`tokens`: ids, those that pad the vocabulary included. `threads` compute the masks of a step."""
+        self._ends, self._tokens = sorted(end_tokens), tokens
+        padded = [*bytes_of[:tokens], *[b""] * (tokens - len(bytes_of))]
+        self._tokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary(padded)), eos_token=self._ends or [0])
+        self._executor = LLExecutor(num_threads=threads)
+        self._thread = ThreadPoolExecutor(1, "masks")
+        self._compiled = lru_cache(_MOST_COMPILED)(self._compile)
+
+    def begin(self, schema: str, given: Sequence[int] = ()) -> Held:
+        """An answer that meets the JSON schema, behind its given tokens. Raises InvalidRequest.
+
+        May take a second the first time, which other threads may use.
+        """
+        param = "response_format"
+        if not self._ends:
+            raise InvalidRequest(
+                f"{param}: given; the checkpoint names no end token, which an answer within a schema needs; leave it "
+                "out, or name another tier",
+                param=param,
+            )
+        held = Held(self._compiled(schema, param).deep_copy(), param)
+        held.matcher.consume_tokens([token for token in given if token not in self._ends])
+        if (fault := held.fault) is not None:
+            raise fault
+        return held
+
+    def masks(self, held: Sequence[Held]) -> Future[NDArray[np.int32]]:
+        """Which tokens may come next: int32 [held, ceil(tokens / 32)], the lowest bit first."""
+        return self._thread.submit(self._masks, held)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False)
+
+    def _masks(self, held: Sequence[Held]) -> NDArray[np.int32]:
+        masks = allocate_token_bitmask(len(held), self._tokens)
+        fill_next_token_bitmask_par(self._executor, [(one.matcher, row) for row, one in enumerate(held)], masks)
+        for row, one in enumerate(held):
+            if one.matcher.is_error():
+                masks[row] = -1  # any token, which nobody will see
+        return masks
+
+    def _compile(self, schema: str, param: str) -> LLMatcher:
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_WRITTEN)
+        except ValueError as error:
+            raise InvalidRequest(f"{param}: {error}; a JSON schema is allowed; mend the schema", param=param) from error
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
+        first = matcher.deep_copy()
+        if not matcher.is_error():
+            first.compute_bitmask()
+        if first.is_error():
+            raise InvalidRequest(
+                f"{param}: no answer can be held to this schema: {_reason(first)}; mend the schema", param=param
+            )
+        return matcher
+
+
+class _Vocabulary:
+    """As llguidance reads it. Ids without text get a name that is no text either."""
+
+    eos_token_id = 0
+    bos_token_id = None
+
+    def __init__(self, bytes_of: Sequence[bytes]) -> None:
+        self.special_token_ids = [token for token, data in enumerate(bytes_of) if not data]
+        self.tokens = [data or b"\xff<%d>" % token for token, data in enumerate(bytes_of)]
+        self._single = {data[0]: token for token, data in enumerate(bytes_of) if len(data) == 1}
+
+    def __call__(self, text: bytes) -> list[int]:
+        return [self._single[byte] for byte in text if byte in self._single]
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """The first line: others show the parser's own state."""
+    return matcher.get_error().split("\n")[0].removesuffix(".")[:_MOST_REASON] or "it has none"
