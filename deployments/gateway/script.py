@@ -44,8 +44,8 @@ def writer(family: Family, record: KeyRecord, named: str | None, chat: ASGIApp) 
     if not able:
         what = "no tier" if named is None else "script_model is of no tier"
         raise InvalidRequest(
-            f"script: {what} that this key may use and that can hold an answer to a JSON schema; one with engine vllm "
-            "is allowed; send shots instead, or add such a tier to the family file",
+            f"script: {what} that this key may use and that can hold an answer to a JSON schema; one with engine torch "
+            "or vllm is allowed; send shots instead, or add such a tier to the family file",
             param="script" if named is None else "script_model",
             code=UNSUPPORTED,
         )
