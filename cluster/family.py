@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Valida
 from cluster.checkpoint import GIB, Shape, faults, shape
 from cluster.engines import Closed
 from cluster.errors import CheckpointError, ConfigurationError
+from cluster.plans import LimitStore, Plan, unmet
 from cluster.strict_yaml import mapping
 from cluster.tier import ColdStart, Name, Price, Replicas, Slo, Specialist, StepCost, Tier
 from cluster.video import Video, VideoCost, VideoPrice, VideoSlo
@@ -25,6 +26,7 @@ __all__ = [
     "Control",
     "Family",
     "Gateway",
+    "LimitStore",
     "Plan",
     "Price",
     "Replicas",
@@ -102,26 +104,6 @@ class Control(Closed):
     record_mib: PositiveFloat = 64.0
 
 
-class Plan(Closed):
-    """What a tenant's subscription may use. Higher `priority` goes first; `share` weighs the fair share of GPU-seconds.
-
-    A request may be spilled to other tiers of the plan: `up`, as good or better; `down`, but never below `floor`.
-    """
-
-    tiers: tuple[Name, ...] = Field(min_length=1)
-    priority: int = Field(default=0, ge=0)
-    share: PositiveFloat = 1.0
-    spill: Literal["none", "up", "down", "both"] = "both"
-    floor: Name | None = None
-
-    @model_validator(mode="after")
-    def coherent(self) -> Self:
-        if self.floor is not None and self.floor not in self.tiers:
-            known = ", ".join(self.tiers)
-            raise ValueError(f"floor is {self.floor!r}; tiers of the plan are {known}; name one of them")
-        return self
-
-
 class Auto(Closed):
     """Names that ask for no tier: a hint to a specialist names the tier, otherwise the default.
 
@@ -162,6 +144,7 @@ class Family(Closed):
     tiers: dict[Name, Tier] = Field(min_length=1)
     video: Video | None = None
     plans: dict[Name, Plan] = Field(default={})
+    limits: LimitStore = LimitStore()
     auto: Auto | None = None
     personas: dict[Specialist, tuple[Phrase, ...]] = Field(default={})
 
@@ -202,6 +185,21 @@ class Family(Closed):
         for path, tier in named:
             if tier not in self.tiers:
                 raise ValueError(f"{path} names {tier!r}; tiers are {', '.join(self.tiers)}; name one of them")
+        return self
+
+    @model_validator(mode="after")
+    def sound_limits(self) -> Self:
+        contexts = {key: tier.context_tokens for key, tier in self.tiers.items()}
+        for key, plan in self.plans.items():
+            if fault := unmet(plan, contexts, self.video.seconds if self.video else ()):
+                raise ValueError(f"plans.{key}.{fault}")
+        machines = sum(cell.count for cell in self.cells)
+        limited = [key for key, plan in self.plans.items() if plan.limits]
+        if limited and self.gateway.replicas > 1 and machines > 1 and self.limits.kind == "sqlite":
+            raise ValueError(
+                f"gateway.replicas is {self.gateway.replicas} on {machines} cells; 1 is allowed while the limits of "
+                f"plan {limited[0]!r} are counted in the state folder of one machine; set it to 1, or name limits.store"
+            )
         return self
 
     @model_validator(mode="after")

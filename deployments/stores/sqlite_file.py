@@ -1,8 +1,9 @@
 """A SQLite file of private things, as the stores beside it use it: what returned is on disk, and any thread may ask."""
 
+import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,9 +15,16 @@ BUSY_S = 10.0  # how long a writer waits for another process's commit
 
 
 class SqliteFile:
-    """One connection. `of` names in errors what it holds: videos, storyboards."""
+    """One connection. `of` names in errors what it holds: videos, storyboards, limits."""
 
-    def __init__(self, path: Path, of: str, version: int, lay_out: Callable[[sqlite3.Connection], int]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        of: str,
+        version: int,
+        lay_out: Callable[[sqlite3.Connection], int],
+        busy_s: float = BUSY_S,
+    ) -> None:
         """`lay_out` brings the layout up to date where it can, and returns its version.
 
         Raises ConfigurationError where the file cannot be used, or its layout is another one.
@@ -25,7 +33,7 @@ class SqliteFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)  # prompts are private; SQLite gives its side files the same mode
-            self._connection = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+            self._connection = sqlite3.connect(path, timeout=busy_s, check_same_thread=False, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode = WAL")
             found = lay_out(self._connection)
         except (OSError, sqlite3.Error) as error:
@@ -41,9 +49,21 @@ class SqliteFile:
 
     def run(self, statement: str, values: Sequence[object]) -> list[Any]:
         """Raises Unavailable where the file is busy or has no room."""
+        with self._usable(), self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """What is done within is done whole or not at all, and nobody else writes meanwhile. Raises Unavailable."""
+        with self._usable(), self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._connection:  # commits, or rolls all of it back
+                yield self._connection
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
         try:
-            with self._lock:
-                return self._connection.execute(statement, values).fetchall()
+            yield
         except sqlite3.OperationalError as error:
             log.warning("%s: %s", self._path, error)
             raise Unavailable(

@@ -1,0 +1,94 @@
+"""What is of SQLite or of PostgreSQL alone: files that are held, servers that end, layouts of other releases."""
+
+import asyncio
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import psycopg
+import pytest
+from postgres import Server
+
+from cluster.errors import ConfigurationError, Unavailable
+from cluster.limits import Limit, Reservation
+from deployments.stores.postgres_limits import PostgresLimits
+from deployments.stores.sqlite_limits import SqliteLimits
+
+BUDGET = Limit(currency="usd", amount=100, period="month")
+
+
+def asked(key: str, usd: float) -> Reservation:
+    return Reservation(id=key, amounts={"usd": usd})
+
+
+async def test_a_file_that_another_process_holds_is_unavailable_in_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.stores.limit_rows.ANSWER_S", 0.1)
+    limits = SqliteLimits(tmp_path / "limits.sqlite")
+    other = sqlite3.connect(tmp_path / "limits.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable, match=r"did not answer in 0\.1 s"):
+        await limits.reserve("key_a", [BUDGET], asked("a", 10))
+    other.close()
+    monkeypatch.undo()
+    assert (await limits.reserve("key_a", [BUDGET], asked("b", 90))).granted  # asked in vain, "a" has 10 or nothing
+    await limits.close()
+
+
+async def test_counts_survive_a_gateway_that_never_closed(tmp_path: Path) -> None:
+    before = SqliteLimits(tmp_path / "limits.sqlite")
+    await before.reserve("key_a", [BUDGET], asked("a", 60))
+    again = SqliteLimits(tmp_path / "limits.sqlite")
+    assert not (await again.reserve("key_a", [BUDGET], asked("b", 50))).granted
+    await again.close()
+    await before.close()
+
+
+def test_a_file_is_its_users_alone_and_another_layout_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "limits.sqlite"
+    asyncio.run(SqliteLimits(file).close())
+    assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
+    sqlite3.connect(file).execute("PRAGMA user_version = 9").connection.close()
+    with pytest.raises(ConfigurationError, match="layout is version 9; version 1 is allowed"):
+        SqliteLimits(file)
+    file.write_text("no database")
+    with pytest.raises(ConfigurationError, match="a database of limits that this process may write"):
+        SqliteLimits(file)
+
+
+async def test_a_server_that_ends_is_unavailable_and_has_forgotten_nothing_when_it_is_back(database: Server) -> None:
+    limits = PostgresLimits(database.fresh())
+    assert (await limits.reserve("key_a", [BUDGET], asked("a", 70))).granted
+    database.stop()
+    try:
+        with pytest.raises(Unavailable, match="the database does not answer"):
+            await limits.reserve("key_a", [BUDGET], asked("b", 10))
+    finally:
+        database.start()
+    assert (await limits.reserve("key_a", [BUDGET], asked("a", 70))).granted
+    assert await limits.settle("key_a", "a", {"usd": 60})
+    assert [each.remaining for each in await limits.state("key_a", [BUDGET])] == [40]
+    await limits.close()
+
+
+async def test_an_account_that_another_transaction_holds_is_unavailable_in_bounded_time(
+    database: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.stores.postgres_limits.ANSWER_S", 0.2)
+    url = database.fresh()
+    limits = PostgresLimits(url)
+    await limits.reserve("key_a", [BUDGET], asked("a", 10))
+    with psycopg.connect(url) as other:
+        other.execute("SELECT tenant FROM limit_accounts FOR UPDATE")
+        with pytest.raises(Unavailable):
+            await limits.reserve("key_a", [BUDGET], asked("b", 10))
+        assert (await limits.reserve("key_b", [BUDGET], asked("b", 100))).granted
+    assert await limits.settle("key_a", "a", {"usd": 0})
+    await limits.close()
+
+
+def test_a_server_that_is_not_there_is_unavailable_at_the_start_and_named() -> None:
+    with pytest.raises(Unavailable, match=r"limits\.store: postgresql://moray@/none"):
+        PostgresLimits("postgresql://moray@/none?host=/nonexistent")
