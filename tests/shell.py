@@ -1,6 +1,7 @@
 """Builders for tests of the shell: a small family, a replica in this process, Serve's handle without Serve."""
 
 import asyncio
+import contextlib
 import json
 import pickle
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, MutableMapping
@@ -173,8 +174,13 @@ def _shipped(value: Any) -> Any:
     return pickle.loads(pickle.dumps(value))
 
 
-async def application(family: Family, tiers: dict[str, Handle], *, key: str = "tester") -> tuple[Gateway, ASGIApp, str]:
-    """The gateway as Serve would build it, and a key of its. `gateway._heard` is the control loop's voice."""
+async def application(
+    family: Family, tiers: dict[str, Handle], *, key: str = "tester", background: bool = False
+) -> tuple[Gateway, ASGIApp, str]:
+    """The gateway as Serve would build it, and a key of its. `gateway._heard` is the control loop's voice.
+
+    `background`: whether it looks for what is left to do, in threads, which no virtual time waits for.
+    """
     secret, _ = KeyStore(Path(family.state_folder) / KEYS_FILE).create(key, 0.0)
     gateway = object.__new__(Gateway)
     with (
@@ -182,12 +188,15 @@ async def application(family: Family, tiers: dict[str, Handle], *, key: str = "t
         patch("deployments.gateway.app.node_address", return_value="127.0.0.1"),
         patch("deployments.gateway.metrics.start_http_server", return_value=(Mock(server_port=1), None)),
         patch("deployments.gateway.app.Announcer", Mock(return_value=Mock(run=_nothing))),
+        contextlib.ExitStack() as unless,
     ):
+        for loop in () if background else ("Runs.run", "swept"):
+            unless.enter_context(patch(f"deployments.gateway.app.{loop}", _nothing))
         await gateway.__init__(family, asyncio.get_running_loop().time)  # type: ignore[misc]
     return gateway, gateway.__serve_build_asgi_app__(), secret
 
 
-async def _nothing() -> None:
+async def _nothing(*_: object) -> None:
     pass
 
 

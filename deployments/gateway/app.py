@@ -23,13 +23,16 @@ from deployments import seen
 from deployments.control.fleet import tier_app
 from deployments.control.words import Hello, Standing
 from deployments.gateway.announce import Announcer
-from deployments.gateway.api_files import ApiFiles
+from deployments.gateway.api_files import ApiFiles, swept
 from deployments.gateway.asgi import Envelope, authorize
 from deployments.gateway.chat import ChatCompletions
 from deployments.gateway.console.routes import Console
+from deployments.gateway.conversations import Conversations
 from deployments.gateway.desk import Desk
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Courses
+from deployments.gateway.response_runs import Runs
+from deployments.gateway.responses import Responses
 from deployments.gateway.storyboard_cut import Cuts
 from deployments.gateway.storyboards import Storyboards
 from deployments.gateway.tokens import Pushed, Streamed, TokenPath
@@ -42,7 +45,7 @@ from deployments.link import Listener
 from deployments.ranks import node_address
 from deployments.stores.files import files_at, files_of
 from deployments.stores.jobs import jobs_of
-from deployments.stores.keys import KEYS_FILE, KeyStore
+from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
 from deployments.stores.objects import objects_of
 from deployments.stores.storyboards import boards_of
 from monitoring.scrape import TARGETS_PATH, discovered
@@ -82,6 +85,9 @@ class Gateway:
         self._chat = ChatCompletions(self._courses, self._keys, self._metrics, clock, Tracer(family))
         objects = objects_of(family.gateway, folder)
         self._api_files = ApiFiles(family.gateway, objects, files_at(family.gateway.files, folder / "files"))
+        self._runs = Runs(self._chat, objects, self._key)
+        self._responses = Responses(family.gateway, self._chat, objects, self._runs)
+        self._conversations = Conversations(family.gateway, objects)
         self._videos: Videos | None = None
         if family.video is not None and jobs is not None and boards is not None:
             files = files_of(family.video, folder)
@@ -95,6 +101,8 @@ class Gateway:
             self._rendering = asyncio.create_task(self._videos.run())
             self._joining = asyncio.create_task(self._storyboards.run())
         self._talk = asyncio.create_task(self._announcer.run())
+        self._answering = asyncio.create_task(self._runs.run())
+        self._sweeping = asyncio.create_task(swept(objects, self._api_files))
 
     def _follow(self, family: Family) -> None:
         family = taking(family)
@@ -139,13 +147,17 @@ class Gateway:
         app.add_api_route("/health", self._health, methods=["GET"])
         app.add_api_route("/metrics", self._metrics_page, methods=["GET"])
         app.add_api_route(TARGETS_PATH, self._targets, methods=["GET"])
-        self._api_files.add_routes(app, partial(authorize, keys=self._keys))
+        for routes in (self._api_files, self._responses, self._conversations):
+            routes.add_routes(app, partial(authorize, keys=self._keys))
         self._console.add_routes(app)
         if self._videos is not None:
             self._edits.add_routes(app, self._keys)  # first: its paths look like ids of videos
             self._videos.add_routes(app, self._keys)
             self._storyboards.add_routes(app, self._keys)
         return app
+
+    def _key(self, key_id: str) -> KeyRecord | None:
+        return next((key for key in self._keys.list() if key.id == key_id and key.revoked_s is None), None)
 
     async def _models(self, request: Request) -> Response:
         authorize(request.scope, self._keys)

@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from starlette.types import Receive, Scope, Send
 
@@ -22,13 +22,23 @@ from deployments.gateway.tracing import Tracer
 from deployments.gateway.wire import error_event, parse_chat
 from deployments.gateway.wishes import Estimates, hint_of, plan_of, range_of, wish_of
 from deployments.log import event
-from deployments.stores.keys import KeyStore
+from deployments.stores.keys import KeyRecord, KeyStore
 from deployments.stream import Outcome
 
 log = logging.getLogger("ray.serve")
 KEEPALIVE_S = 10.0
+BELOW_PLANS = -1  # a priority
 KEEPALIVE = b": waiting\n\n"
 _SSE: list[Header] = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """A chat whose key is known, and that other routes have read. `last`: after every plan's requests."""
+
+    record: KeyRecord
+    chat: Chat
+    last: bool = False
 
 
 class ChatCompletions:
@@ -54,15 +64,18 @@ class ChatCompletions:
         return self._courses.family
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.answer(scope, receive, send)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, given: Given | None = None) -> None:
+        """`given`: in the place of the header's key and the body."""
         account = Account(arrived_s=self._clock(), span=self._tracer.begin(scope))
         try:
-            record = authorize(scope, self._keys)
+            record = given.record if given else authorize(scope, self._keys)
             account.key = record.id
             plan = plan_of(record, self._family)
-            body = await read_body(scope, receive, self._family.gateway.max_body_bytes)
-            chat = parse_chat(body, scope[REQUEST_ID], int(time.time()), secrets.randbits(63))
+            chat = given.chat if given else await self._read(scope, receive)
             domain = domain_of(hint_of(scope), chat.messages, self._family.personas)
-            chat = replace(chat, domain=domain, priority=plan.priority if plan else 0, traced=account.span is not None)
+            chat = replace(chat, domain=domain, priority=_priority(plan, given), traced=account.span is not None)
             account.chat = chat
             asked = self._asked(scope, chat, record.id, plan, account)
             await self._serve(chat, asked, account, send, header(scope, b"moray-ledger") == b"yes")
@@ -82,6 +95,10 @@ class ChatCompletions:
                 self._metrics.count("moray_promises_total", tier=account.tier, outcome=outcome)
             self._tracer.end(account, scope[REQUEST_ID], ended_s)
             scope[LOG_FIELDS] = account.fields()
+
+    async def _read(self, scope: Scope, receive: Receive) -> Chat:
+        body = await read_body(scope, receive, self._family.gateway.max_body_bytes)
+        return parse_chat(body, scope[REQUEST_ID], int(time.time()), secrets.randbits(63))
 
     def _asked(self, scope: Scope, chat: Chat, tenant: str, plan: Plan | None, account: Account) -> Asked:
         """What the desk decides on. Everything that the caller got wrong is told here."""
@@ -204,6 +221,12 @@ class ChatCompletions:
         account.kept = ttft_s <= account.slo.ttft_s and (tpot_s or 0.0) * 1e3 <= account.slo.tpot_ms
         self._metrics.answered(tier, usage, ttft_s, tpot_s, account.stages)
         self._estimates.learn(tier, chat, usage.prompt_tokens)
+
+
+def _priority(plan: Plan | None, given: Given | None) -> int:
+    if given is not None and given.last:
+        return BELOW_PLANS
+    return plan.priority if plan else 0
 
 
 def _served(served: Served) -> list[Header]:
