@@ -14,7 +14,9 @@ MorayError
 │   ├── NotFound              404 model_not_found, or the code given
 │   ├── Conflict              409 conflict, or the code given
 │   ├── BodyTooLarge          413 body_too_large
-│   └── Overloaded            429 overloaded, with retry_after_s
+│   ├── Overloaded            429 overloaded, with retry_after_s
+│   └── RateLimited           429 rate_limit_exceeded, with retry_after_s
+│       └── QuotaExceeded     429 insufficient_quota, with retry_after_s
 └── ServiceError              the caller cannot mend it (5xx)
     ├── ReplicaLost           503 replica_lost, elsewhere
     ├── StartTimeout          503 start_timeout
@@ -110,6 +112,25 @@ class Overloaded(RequestError):
     def __init__(self, message: str, *, retry_after_s: float, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(RequestError):
+    """A limit of the caller's plan. `retry_after_s`: None where waiting does not help."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: float | None, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(RateLimited):
+    """What the plan has for a day or a month is spent: nobody is to wait for it with the request in hand."""
+
+    code = "insufficient_quota"
+    type = "insufficient_quota"
 
 
 class ServiceError(MorayError):

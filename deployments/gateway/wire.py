@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
-from cluster.errors import MorayError, NotFound, Overloaded
+from cluster.errors import MorayError, NotFound, Overloaded, QuotaExceeded, RateLimited
 from cluster.family import Auto, Family, Tier, Video
 from cluster.request import Chat, Piece, Served, TokenLogprob, ToolCall, Usage
 from deployments.gateway.chat_request import parse_chat
@@ -130,10 +130,18 @@ def error_event(error: Exception) -> bytes:
 
 
 def error_headers(error: Exception) -> dict[str, str]:
-    """Retry-After in whole seconds, rounded up, at least 1; also where the estimate is infinite or not a number."""
-    if not isinstance(error, Overloaded):
-        return {}
-    return {"Retry-After": str(math.ceil(min(_LONGEST_RETRY_S, max(1.0, error.retry_after_s))))}
+    """Retry-After in whole seconds, rounded up, at least 1; also where the estimate is infinite or not a number.
+
+    x-should-retry, which OpenAI's clients heed, where it is of no use to send the same request again soon.
+    """
+    headers = {}
+    if isinstance(error, RateLimited) and (error.retry_after_s is None or isinstance(error, QuotaExceeded)):
+        headers["x-should-retry"] = "false"
+    if isinstance(error, RateLimited) and error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(max(1.0, error.retry_after_s)))
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(math.ceil(min(_LONGEST_RETRY_S, max(1.0, error.retry_after_s))))
+    return headers
 
 
 def models_list(family: Family, created_s: int) -> dict[str, Any]:

@@ -4,14 +4,15 @@ import pickle
 import pytest
 
 from cluster import errors
-from cluster.errors import InvalidRequest, MorayError, Overloaded, RequestError, ServiceError
+from cluster.errors import InvalidRequest, MorayError, Overloaded, RateLimited, RequestError, ServiceError
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, MorayError)]
 every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
 def made(kind: type[MorayError]) -> MorayError:
-    return Overloaded("a: b; c; d", retry_after_s=1.5) if kind is Overloaded else kind("a: b; c; d")
+    given = {"retry_after_s": 1.5} if issubclass(kind, Overloaded | RateLimited) else {}
+    return kind("a: b; c; d", **given)
 
 
 @every
