@@ -9,7 +9,7 @@ from integration.browser import SOON_MS, chromium, fits_a_phone_and_is_readable,
 from integration.conftest import Stage
 from integration.families import shipped
 from integration.server import Server
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 RENDERED_MS = 120_000
@@ -39,9 +39,9 @@ def ready(page: Page, server: Server, faults: list[str]) -> Page:
     page.get_by_role("button", name="Open").click()
     expect(page.locator("#link")).to_have_text("Open", timeout=SOON_MS)
     faults.clear()
-    page.get_by_label("Prompt").fill("a red circle moves left")
-    page.get_by_label("Size").select_option("96x64")
-    page.get_by_label("Seconds").select_option("2")
+    page.locator("#make").get_by_label("Prompt").fill("a red circle moves left")
+    page.locator("#make").get_by_label("Size").select_option("96x64")
+    page.locator("#make").get_by_label("Seconds").select_option("2")
     page.get_by_role("button", name="Make").click()
     expect(page.locator("#state")).to_have_text("Ready", timeout=RENDERED_MS)
     expect(page.locator("#controls")).to_be_visible(timeout=SOON_MS)
@@ -85,7 +85,7 @@ def test_a_region_is_marked_by_mouse_and_by_keys_and_only_it_is_edited(ready: Pa
     ready.keyboard.press("Shift+ArrowUp")
     assert region(ready) == ["19", "16", "32", "29"]
     ready.get_by_label("To", exact=True).fill("1")
-    ready.get_by_label("Prompt").fill("a blue circle")
+    ready.locator("#make").get_by_label("Prompt").fill("a blue circle")
     ready.get_by_role("button", name="Make").click()
     child = ready.locator("#tree li li > button[aria-current]", has_text="a blue circle")
     expect(child).to_contain_text("completed", timeout=RENDERED_MS)
@@ -141,6 +141,87 @@ def test_why_a_clip_failed_how_one_waits_and_that_the_gateway_is_gone_are_said(r
     expect(ready.locator("#link")).to_contain_text("The gateway does not answer", timeout=SOON_MS)
     ready.unroute("**/v1/videos?*")
     expect(ready.locator("#link")).to_have_text("Open", timeout=SOON_MS)
+
+
+@pytest.fixture(scope="module")
+def board(ready: Page, faults: list[str]) -> Page:
+    """A storyboard of two shots, made and joined."""
+    ready.set_viewport_size({"width": 1200, "height": 900})
+    ready.get_by_role("link", name="Storyboards").click()
+    faults.clear()
+    form = ready.locator("#board-make")
+    form.get_by_label("Title").fill("Two shapes")
+    for index, prompt in enumerate(("a red circle moves left", "a blue square")):
+        if index:
+            form.get_by_role("button", name="Add a shot").click()
+        form.get_by_role("group", name=f"Shot {index + 1}").get_by_label("What is seen").fill(prompt)
+    form.get_by_role("group", name="Shot 2").get_by_label("Camera").fill("zooms in and zooms out")
+    form.get_by_role("button", name="Make the storyboard").click()
+    expect(ready.locator("#board-state")).to_have_text("Ready", timeout=RENDERED_MS)
+    return ready
+
+
+def test_a_storyboard_is_made_shot_by_shot_and_its_cut_plays(board: Page, faults: list[str]) -> None:
+    expect(board.locator("#shots > li")).to_have_count(2)
+    expect(board.locator("#shots > li").nth(1)).to_contain_text("zooms in and zooms out at once cannot be")
+    expect(board.locator("#shots canvas")).to_have_count(2, timeout=SOON_MS)
+    board.get_by_role("button", name="Watch the cut").click()
+    expect(board.locator("#cut")).to_have_js_property("ended", True, timeout=SOON_MS)
+    assert board.evaluate("[cut.videoWidth, cut.videoHeight, cut.duration]") == [64, 64, 2]
+    board.get_by_role("button", name="Watch, shot 1").click()
+    expect(board.locator("#cut")).to_have_js_property("duration", 1, timeout=SOON_MS)
+    with board.expect_download() as download:
+        board.get_by_role("link", name="Download").click()
+    with av.open(str(download.value.path()), mode="r") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 16
+    assert faults == []
+
+
+def test_one_shot_is_rendered_again_alone(board: Page, faults: list[str]) -> None:
+    board.get_by_role("button", name="Render again, shot 2").click()
+    again = board.get_by_role("dialog", name="Render shot 2 again")
+    again.get_by_label("Prompt").fill("a green square")
+    again.get_by_label("Camera").fill("")
+    again.get_by_role("button", name="Render").click()
+    expect(again).to_be_hidden(timeout=SOON_MS)
+    expect(board.locator("#shots > li").nth(1)).to_contain_text("a green square")
+    expect(board.locator("#shots > li").nth(1)).not_to_contain_text("at once cannot be")
+    expect(board.locator("#board-state")).to_have_text("Ready", timeout=RENDERED_MS)
+    expect(board.locator("#cut")).to_have_js_property("duration", 2, timeout=SOON_MS)
+    assert faults == []
+
+
+def test_an_idea_becomes_shots(board: Page, faults: list[str]) -> None:
+    """That what a language model writes is a storyboard is tested beside the API; here it stands on the page."""
+    written = json.dumps({"detail": "held back"})
+    asked: list[str] = []
+
+    def told(route: Route) -> None:
+        asked.append(route.request.post_data or "")
+        route.fulfill(status=500, body=written)
+
+    board.route("**/v1/storyboards", told)
+    board.get_by_label("An idea").check()
+    board.get_by_label("Idea, or script").fill("A square is late.")
+    board.get_by_label("Who writes the shots").select_option("gpt-5.2-mini")
+    board.get_by_role("button", name="Make the storyboard").click()
+    expect(board.get_by_role("alert")).to_contain_text("500", timeout=SOON_MS)
+    board.unroute("**/v1/storyboards")
+    body = json.loads(asked[0])
+    assert (body["script"], body["script_model"], "shots" in body) == ("A square is late.", "gpt-5.2-mini", False)
+    faults.clear()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_storyboards_fit_a_phone_and_are_readable_in_both_themes(board: Page, theme: str) -> None:
+    board.get_by_role("radio", name="Shots").check()
+    fits_a_phone_and_is_readable(board, theme)
+
+
+def test_a_storyboard_is_deleted(board: Page) -> None:
+    board.once("dialog", lambda dialog: dialog.accept())
+    board.get_by_role("button", name="Delete").click()
+    expect(board.locator("#board-list button")).to_have_count(0, timeout=SOON_MS)
 
 
 def test_every_control_has_a_name(ready: Page) -> None:

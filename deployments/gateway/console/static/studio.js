@@ -3,6 +3,7 @@
 import { file, json, key } from "./api.js";
 import { age, element, say, settle } from "./dom.js";
 import * as player from "./player.js";
+import * as storyboards from "./storyboards.js";
 import { versions } from "./versions.js";
 
 const AGAIN_MS = 1000;
@@ -54,10 +55,12 @@ async function open(event) {
     offered(model);
     jobs = new Map();
     say("none", "");
+    storyboards.open(model, data);
     choose(null);
     await follow();
   } catch (error) {
     model = null;
+    storyboards.open(null, []);
     link("lost", "Not open");
     fault(error);
   }
@@ -246,5 +249,15 @@ place("tree").addEventListener("click", (event) => {
   const button = event.target.closest("[data-id]");
   if (button) choose(button.dataset.id);
 });
+// One page for clips and storyboards, so that the key is given once.
+function view() {
+  const now = ["#storyboard", "#board-maker", "#boards"].includes(location.hash) ? "storyboards" : "clips";
+  for (const section of document.querySelectorAll("[data-view]")) section.hidden = section.dataset.view !== now;
+  if (location.hash) document.querySelector(location.hash)?.scrollIntoView();
+}
+
+storyboards.start(fault);
+addEventListener("hashchange", view);
+view();
 if (key()) place("key").value = ""; // a browser that kept it over a reload
 tasks();

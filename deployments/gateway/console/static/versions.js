@@ -6,7 +6,7 @@ import { element, settle } from "./dom.js";
 const NAMES = { create: "new", edit: "edit", remix: "remix", extend: "extension" };
 const pictures = new Map(); // by id; null while it is fetched, or where there is none
 
-function picture(job, again) {
+export function picture(job, again) {
   if (job.status !== "completed") return null;
   if (!pictures.has(job.id)) {
     pictures.set(job.id, null);
