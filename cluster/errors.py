@@ -20,7 +20,7 @@ MorayError
 └── ServiceError              the caller cannot mend it (5xx)
     ├── ReplicaLost           503 replica_lost, elsewhere
     ├── StartTimeout          503 start_timeout
-    ├── Unavailable           503 unavailable
+    ├── Unavailable           503 unavailable, with retry_after_s
     └── EngineFailed          500 engine_failed, elsewhere
 """
 
@@ -150,6 +150,7 @@ class Unavailable(ServiceError):
     """A database or a file store does not answer, or has no room."""
 
     code = "unavailable"
+    retry_after_s = 5.0
 
 
 class EngineFailed(ServiceError):

@@ -72,6 +72,10 @@ class Server:
     def url(self, schema: str = "public") -> str:
         return f"postgresql://moray@/postgres?host={self.folder}&port={self._port}&options=-csearch_path%3D{schema}"
 
+    @property
+    def socket(self) -> Path:
+        return self.folder / f".s.PGSQL.{self._port}"
+
     def fresh(self) -> str:
         """The URL of a schema of its own, with nothing in it."""
         schema = f"test_{next(self._schemas)}"

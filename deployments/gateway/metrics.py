@@ -6,6 +6,7 @@ control loop finds those of each gateway.
 """
 
 import asyncio
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest, start_
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from cluster.errors import Unavailable
 from cluster.request import Usage
 from deployments import seen
 from deployments.gateway.desk import Desk
@@ -23,6 +25,7 @@ from deployments.gateway.video_metrics import VideoMetrics
 from deployments.link import LinkCounts
 from deployments.observe import Meters
 from deployments.stores.storyboards import State
+from deployments.stores.threads import in_thread
 from deployments.video.jobs import Status
 from monitoring.metrics import GATEWAY, LINK, VIDEO
 
@@ -167,9 +170,11 @@ class GatewayMetrics(Collector):
 
     async def _count_jobs(self) -> None:
         if self._video_jobs is not None:
-            self._jobs = await asyncio.to_thread(self._video_jobs)
+            with contextlib.suppress(Unavailable):  # the page says what it last heard, and that the store is away
+                self._jobs = await in_thread(self._video_jobs)
         if self._storyboards is not None:
-            self._boards = await asyncio.to_thread(self._storyboards)
+            with contextlib.suppress(Unavailable):
+                self._boards = await in_thread(self._storyboards)
 
     async def _everything(self) -> bytes:
         pages = {r.replica_id: r.metrics_address for each in seen.everywhere().values() for r in each}

@@ -6,6 +6,7 @@ import logging
 from cluster.errors import Unavailable
 from deployments.stores.files import Files
 from deployments.stores.storyboards import StoryboardStore
+from deployments.stores.threads import in_thread
 from deployments.video.jobs import Jobs
 
 log = logging.getLogger("ray.serve")
@@ -26,13 +27,13 @@ async def clear(files: Files, prefix: str) -> None:
 
 async def expire(store: Jobs, files: Files, now_s: float) -> None:
     """Delete what has expired, files first: what fails on the way is found again. Raises Unavailable."""
-    for job in await asyncio.to_thread(store.expired, now_s):
+    for job in await in_thread(store.expired, now_s):
         await files.delete(job.id)
-        await asyncio.to_thread(store.delete, job.owner, job.id)
+        await in_thread(store.delete, job.owner, job.id)
 
 
 async def expire_storyboards(store: StoryboardStore, files: Files, now_s: float) -> None:
     """Likewise, with their cuts. Of one that is asked for again meanwhile only the cut goes, which it asks for anew."""
-    for board in await asyncio.to_thread(store.expired, now_s):
+    for board in await in_thread(store.expired, now_s):
         await files.delete(board.id)
-        await asyncio.to_thread(store.forget, board)
+        await in_thread(store.forget, board)

@@ -3,7 +3,6 @@
 Each is a job of its own, its clip's child: the clip stays as it is, so that every version can be fetched.
 """
 
-import asyncio
 import json
 import secrets
 import time
@@ -12,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from cluster.errors import InvalidRequest, NotFound, Unavailable
+from cluster.errors import InvalidRequest, NotFound
 from deployments.gateway.asgi import authorize
 from deployments.gateway.video_inputs import VideoInputs
 from deployments.gateway.video_requests import Asked, Caller, edited, extended, remixed
@@ -27,6 +26,7 @@ from deployments.gateway.videos_wire import (
 )
 from deployments.stores.files import KEPT, Files
 from deployments.stores.keys import KeyRecord, KeyStore
+from deployments.stores.threads import in_thread
 from deployments.video.jobs import Character, Jobs, VideoJob
 
 
@@ -92,7 +92,7 @@ class VideoEdits:
 
     async def _parent(self, record: KeyRecord, job_id: str) -> VideoJob:
         """A completed one whose latents are still there. Raises InvalidRequest, NotFound, Unavailable."""
-        job = await asyncio.to_thread(self._store.get, record.id, job_id)
+        job = await in_thread(self._store.get, record.id, job_id)
         if job is None:
             raise NotFound(
                 f"video: {job_id[:64]!r} is unknown; list your videos", param="video", code="video_not_found"
@@ -124,32 +124,29 @@ class VideoEdits:
             key = f"characters/{character_id}"
             await self._inputs.character(body.video, key)
         made = Character(id=character_id, owner=owner, name=body.name, file=key, created_at_s=int(self._now_s()))
-        try:
-            await asyncio.to_thread(self._store.put_character, made)
-        except Unavailable:
-            await self._files.delete(key)
-            raise
+        # Where this fails nobody knows whether there is a row, so its picture stays: see video_sweep.
+        await in_thread(self._store.put_character, made)
         return _json(character_object(made))
 
     async def _characters(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
-        found = await asyncio.to_thread(self._store.characters, owner)
+        found = await in_thread(self._store.characters, owner)
         return _json({"object": "list", "data": [character_object(each) for each in found], "has_more": False})
 
     async def _character(self, character_id: str, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
-        found = await asyncio.to_thread(self._store.character, owner, character_id)
+        found = await in_thread(self._store.character, owner, character_id)
         if found is None:
             raise _unknown(character_id)
         return _json(character_object(found))
 
     async def _delete_character(self, character_id: str, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
-        found = await asyncio.to_thread(self._store.character, owner, character_id)
+        found = await in_thread(self._store.character, owner, character_id)
         if found is None:
             raise _unknown(character_id)
         await self._files.delete(found.file)  # first: what fails on the way can be asked again
-        await asyncio.to_thread(self._store.delete_character, owner, character_id)
+        await in_thread(self._store.delete_character, owner, character_id)
         return _json({"id": character_id, "object": "character.deleted", "deleted": True})
 
 

@@ -27,6 +27,7 @@ from deployments.gateway.videos_wire import Given, Pointer
 from deployments.gateway.wishes import plan_of
 from deployments.stores.files import Files
 from deployments.stores.keys import KeyRecord
+from deployments.stores.threads import in_thread
 from deployments.video import inputs, stills
 from deployments.video.fit import Clip, refused
 from deployments.video.jobs import Jobs, VideoRequest
@@ -172,7 +173,7 @@ class VideoInputs:
         raise AssertionError(given)
 
     async def _picture(self, owner: str, character_id: str, param: str) -> bytes:
-        character = await asyncio.to_thread(self._jobs.character, owner, character_id)
+        character = await in_thread(self._jobs.character, owner, character_id)
         data = await self._files.read(character.file) if character else None
         if data is None:
             raise NotFound(

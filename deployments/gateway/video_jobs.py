@@ -27,6 +27,7 @@ from deployments.gateway.video_metrics import VideoMetrics
 from deployments.gateway.video_queue import VideoQueue
 from deployments.gateway.video_workers import VideoWorkers, told
 from deployments.stores.files import Files
+from deployments.stores.threads import in_thread
 from deployments.video.jobs import Jobs, VideoJob
 from deployments.video.messages import Asked, Begun, News, Rendered, StageBegun, StepDone
 
@@ -106,9 +107,9 @@ class VideoJobs:
             self._spawn(self._sweep())
 
     async def _look(self) -> None:
-        await asyncio.to_thread(self._store.renew, self._gateway, tuple(self._mine), self._now_s(), LEASE_S)
+        await in_thread(self._store.renew, self._gateway, tuple(self._mine), self._now_s(), LEASE_S)
         before = self.queue.ids()
-        rows = await asyncio.to_thread(self._store.unfinished)
+        rows = await in_thread(self._store.unfinished)
         self.queue.seen(rows, before, own=self._mine)
         await self._leave(tuple(job for job in rows if job.model not in self.queue.video.names))
         oldest_s = self.queue.oldest_s()
@@ -119,7 +120,7 @@ class VideoJobs:
         """Jobs of an earlier family's models stay queued until one serves them again."""
         for job in jobs:
             if job.claimed_by is not None and job.lease_until_s is not None and job.lease_until_s <= self._now_s():
-                await asyncio.to_thread(self._store.release, job.claimed_by, job.id)
+                await in_thread(self._store.release, job.claimed_by, job.id)
         waiting = Counter(job.model for job in jobs)
         if waiting and waiting != self._unserved:
             which = ", ".join(f"{count} of {model}" for model, count in waiting.items())
@@ -128,9 +129,7 @@ class VideoJobs:
 
     async def _claim(self) -> None:
         while (worker := self._workers.with_room(self.queue.video.concurrent)) is not None:
-            job = await asyncio.to_thread(
-                self._store.claim, self._gateway, self._now_s(), LEASE_S, self.queue.video.names
-            )
+            job = await in_thread(self._store.claim, self._gateway, self._now_s(), LEASE_S, self.queue.video.names)
             if job is None:
                 return
             if (task := self._mine.get(job.id)) is not None and not task.done():
@@ -226,7 +225,7 @@ class VideoJobs:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                if await asyncio.to_thread(self._store.update, ended):
+                if await in_thread(self._store.update, ended):
                     break
                 raise _LostError
             except Unavailable as failure:  # the files are there: it is rendered only once
@@ -244,7 +243,7 @@ class VideoJobs:
         if job.id in self.queue:
             self.queue.put(job)
         try:
-            if not await asyncio.to_thread(self._store.update, job):
+            if not await in_thread(self._store.update, job):
                 raise _LostError
         except Unavailable as failure:
             self._unavailable(failure)
@@ -255,7 +254,7 @@ class VideoJobs:
         with contextlib.suppress(_LostError):
             await self._write(job)
             try:
-                await asyncio.to_thread(self._store.release, self._gateway, job.id)
+                await in_thread(self._store.release, self._gateway, job.id)
             except Unavailable as failure:
                 self._unavailable(failure)
 
@@ -274,7 +273,7 @@ class VideoJobs:
         """Deleted elsewhere, or claimed by another gateway: that one may have asked the same replica for it."""
         self.queue.pop(job.id)
         try:
-            deleted = await asyncio.to_thread(self._store.get, job.owner, job.id) is None
+            deleted = await in_thread(self._store.get, job.owner, job.id) is None
         except Unavailable as failure:
             self._unavailable(failure)
             deleted = False

@@ -5,6 +5,7 @@ so it is asked in threads.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
@@ -17,7 +18,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from autoscaling.signals import JobSeen
-from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded
+from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
 from cluster.family import Family
 from deployments.control.words import Worker
 from deployments.gateway.asgi import authorize
@@ -29,6 +30,7 @@ from deployments.gateway.video_requests import created
 from deployments.gateway.videos_wire import Outlook, parse_listing, video_deleted, video_list, video_object
 from deployments.stores.files import Files
 from deployments.stores.keys import KeyStore
+from deployments.stores.threads import in_thread
 from deployments.video.jobs import Jobs, VideoJob, VideoRequest, queued, video_id
 
 RETRY_AFTER_S = 30.0
@@ -116,14 +118,15 @@ class Videos:
         try:
             for name, file in inputs.items():  # before the row: a replica may begin at once
                 await self._files.put(f"{job.id}/{name}", file)
-            made = await asyncio.to_thread(self._store.create, job)
         except BaseException:
-            await self._files.delete(job.id)
+            await self._leave(job.id)
             raise
+        # Where this fails nobody knows whether there is a row, so its inputs stay: see video_sweep.
+        made = await in_thread(self._store.create, job)
         if made.id == job.id:
             self._jobs.add(job)
             return job
-        await self._files.delete(job.id)
+        await self._leave(job.id)
         if made.asked != job.asked or not await self._have(made, inputs):
             raise Conflict(
                 f"{IDEMPOTENCY_KEY}: it was sent with another request; the same request again is allowed; "
@@ -131,6 +134,11 @@ class Videos:
                 code="idempotency_key_reused",
             )
         return made
+
+    async def _leave(self, job_id: str) -> None:
+        """Delete what a job without a row has, as far as can be done now: what is left is swept."""
+        with contextlib.suppress(Unavailable):
+            await self._files.delete(job_id)
 
     async def _have(self, job: VideoJob, inputs: Mapping[str, Path]) -> bool:
         """Whether the job's inputs are these, as far as they are still there."""
@@ -149,15 +157,13 @@ class Videos:
     async def _list(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
         asked = parse_listing(dict(request.query_params))
-        jobs, more = await asyncio.to_thread(
-            self._store.page, owner, after=asked.after, limit=asked.limit, order=asked.order
-        )
-        children = await asyncio.to_thread(self._store.children, owner, [job.id for job in jobs])
+        jobs, more = await in_thread(self._store.page, owner, after=asked.after, limit=asked.limit, order=asked.order)
+        children = await in_thread(self._store.children, owner, [job.id for job in jobs])
         return _json(video_list(jobs, more, outlooks=self.outlooks(), children=children))
 
     async def _retrieve(self, job_id: str, request: Request) -> Response:
         job = await self.job(job_id, request)
-        children = await asyncio.to_thread(self._store.children, job.owner, [job.id])
+        children = await in_thread(self._store.children, job.owner, [job.id])
         return self.told(job, children.get(job.id, ()))
 
     async def _delete(self, job_id: str, request: Request) -> Response:
@@ -165,7 +171,7 @@ class Videos:
         job = await self.job(job_id, request)
         if job.finished:  # first: what fails on the way can be asked again
             await self._files.delete(job.id)
-        await asyncio.to_thread(self._store.delete, job.owner, job.id)
+        await in_thread(self._store.delete, job.owner, job.id)
         self._jobs.drop(job)
         await self._files.delete(job.id)  # what is put meanwhile goes with the job's last word
         return _json(video_deleted(job.id))
@@ -176,7 +182,7 @@ class Videos:
     async def job(self, job_id: str, request: Request) -> VideoJob:
         """One of the caller's own. Raises Unauthorized, NotFound."""
         owner = authorize(request.scope, self._keys).id
-        job = await asyncio.to_thread(self._store.get, owner, job_id)
+        job = await in_thread(self._store.get, owner, job_id)
         if job is None:
             raise NotFound(f"videos: {job_id[:64]!r} is unknown; list your videos", code="video_not_found")
         return job

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
-from cluster.errors import MorayError, NotFound, Overloaded, QuotaExceeded, RateLimited
+from cluster.errors import MorayError, NotFound, Overloaded, QuotaExceeded, RateLimited, Unavailable
 from cluster.family import Auto, Family, Tier, Video
 from cluster.request import Chat, Piece, Served, TokenLogprob, ToolCall, Usage
 from deployments.gateway.chat_request import parse_chat
@@ -139,7 +139,7 @@ def error_headers(error: Exception) -> dict[str, str]:
         headers["x-should-retry"] = "false"
     if isinstance(error, RateLimited) and error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(max(1.0, error.retry_after_s)))
-    if isinstance(error, Overloaded):
+    if isinstance(error, (Overloaded, Unavailable)):
         headers["Retry-After"] = str(math.ceil(min(_LONGEST_RETRY_S, max(1.0, error.retry_after_s))))
     return headers
 

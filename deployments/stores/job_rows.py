@@ -63,10 +63,11 @@ class JobRows(Jobs, abc.ABC):
                 return job
             if earlier := self._jobs("WHERE owner = ? AND idempotency_key = ?", (job.owner, job.idempotency_key)):
                 return earlier[0]
-            if (taken := self._jobs("WHERE id = ?", (job.id,))) and taken[0] != job:
+            if taken := self._jobs("WHERE id = ?", (job.id,)):
+                # Written by an attempt whose answer was lost, it may have been claimed since.
+                if (taken[0].owner, taken[0].asked, taken[0].created_at_s) == (job.owner, job.asked, job.created_at_s):
+                    return job
                 raise ValueError(f"id: {job.id} is taken; a new one is allowed; draw again")
-            if taken:  # written by an attempt whose answer was lost
-                return job
             # What was in the way has been deleted meanwhile.
 
     def update(self, job: VideoJob) -> bool:

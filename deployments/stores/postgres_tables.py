@@ -1,26 +1,32 @@
 """Tables of ours in a PostgreSQL database, as the stores beside it use them, for several gateways on several machines.
 
-The password comes from the file that PGPASSFILE names, as libpq reads it, never from the URL. There is one connection,
-used by one thread at a time; where it was cut, as by a server that restarted, the statement is asked once more on a new
-one. Whoever asks must see to it that this is safe: what the first attempt may have done unseen, the second finds done.
+The password comes from the file that PGPASSFILE names, as libpq reads it, never from the URL. Where a connection was
+cut in a statement, as by a server that ended, the statement is asked once more on another one. Whoever asks must see to
+it that this is safe: what the first attempt may have done unseen, the second finds done.
 """
 
 import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 import psycopg
+from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import set_json_loads
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from cluster.errors import ConfigurationError, Unavailable
 
 log = logging.getLogger("ray.serve")
 CONNECT_S = 5
 ANSWER_S = 10  # of a statement, and of packets on their way
+WAIT_S = 2.0  # for a connection
+MOST = 4  # connections
+MOST_WAITING = 64  # threads without one
 FAULTS = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 
 
@@ -39,69 +45,110 @@ class Layout:
     path: str = "video.database"  # of the URL in the family file
 
 
+class _Connection(psycopg.Connection[Any]):
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """libpq waits for ever for a server that takes what it is sent and says nothing."""
+        return super().wait(gen, interval, ANSWER_S if timeout is None else timeout)
+
+
 class PostgresTables:
-    """A server that does not answer is Unavailable after CONNECT_S, or twice ANSWER_S where it hangs."""
+    """A server that does not answer is Unavailable after WAIT_S, or some more than ANSWER_S where it hangs.
+
+    Up to MOST threads ask at once; others wait for one of their connections. A server that is not there at the start
+    may come later: until then every call is Unavailable.
+    """
 
     def __init__(self, url: str, layout: Layout) -> None:
-        """The tables are made where there are none. Raises Unavailable, ConfigurationError."""
+        """The tables are made where there are none. Raises ConfigurationError."""
         self._lock = Lock()
-        self._connection: psycopg.Connection | None = None
-        self._of = layout.of
+        self._layout, self._laid_out = layout, False
         self._where = f"{layout.path}: {url}"
         self._conninfo = _checked(url, layout.path)
-        try:
-            version = _laid_out(self._connected(), layout)
-        except psycopg.Error as error:
-            self._disconnect()
-            if isinstance(error, FAULTS):
-                raise Unavailable(
-                    f"{self._where}: {_line(error)}; a server that takes us is allowed; start it, or mend the URL"
-                ) from error
-            raise ConfigurationError(
-                f"{self._where}: {_line(error)}; a database where this user may make tables is allowed; grant it"
-            ) from error
-        if version != layout.version:
-            self._disconnect()
-            raise ConfigurationError(
-                f"{self._where}: its layout is version {version}; version {layout.version} is allowed; serve it with "
-                "the release that made it, or name another database"
-            )
+        self._pool: ConnectionPool[_Connection] | None = None
+        with contextlib.suppress(Unavailable):
+            self._lay_out()
 
     def run(self, statement: str, values: Sequence[object]) -> list[Any]:
-        """Its rows, none where it returns none. `?` stands for a value. Raises Unavailable."""
+        """Its rows, none where it returns none. `?` stands for a value. Raises Unavailable, ConfigurationError."""
+        self._lay_out()
         asked = statement.replace("?", "%s")
-        with self._lock:
-            if self._connection is not None:
-                with contextlib.suppress(*FAULTS):
-                    return _rows(self._connection.execute(asked, values))
-                self._disconnect()
+        pool, until_s = self._opened(), time.monotonic() + ANSWER_S
+        try:
             try:
-                return _rows(self._connected().execute(asked, values))
+                return _run(pool, asked, values)
             except FAULTS as error:
-                self._disconnect()
-                log.warning("%s: %s", self._where, _line(error))
-                raise Unavailable(
-                    f"{self._of}: the database does not answer; one that does is allowed; try again soon"
-                ) from error
+                if isinstance(error, (PoolTimeout, TooManyRequests)) or time.monotonic() >= until_s:
+                    raise
+                pool.drain()  # a server that ended has cut all of them
+                return _run(pool, asked, values)
+        except FAULTS as error:
+            raise self._unavailable(error) from error
 
     def close(self) -> None:
         """A later call connects again."""
         with self._lock:
-            self._disconnect()
+            if self._pool is not None:
+                self._pool.close(timeout=WAIT_S)
+            self._pool = None
 
     def another(self) -> psycopg.Connection:
         """A connection of its own, for who listens. Raises psycopg.Error."""
         return psycopg.connect(self._conninfo, autocommit=True)
 
-    def _connected(self) -> psycopg.Connection:
-        self._connection = psycopg.connect(self._conninfo, autocommit=True)
-        set_json_loads(_as_it_is, self._connection)
-        return self._connection
+    def _opened(self) -> ConnectionPool[_Connection]:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ConnectionPool(
+                    self._conninfo,
+                    connection_class=_Connection,
+                    kwargs={"autocommit": True},
+                    configure=_configured,
+                    min_size=0,
+                    max_size=MOST,
+                    max_waiting=MOST_WAITING,
+                    timeout=WAIT_S,
+                    reconnect_timeout=WAIT_S,
+                    name=self._layout.of,
+                    open=True,
+                )
+            return self._pool
 
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+    def _lay_out(self) -> None:
+        """Once. Raises Unavailable, ConfigurationError."""
+        if self._laid_out:
+            return
+        try:
+            with contextlib.closing(_Connection.connect(self._conninfo, autocommit=True)) as connection:
+                version = _laid_out(connection, self._layout)
+        except FAULTS as error:
+            raise self._unavailable(error) from error
+        except psycopg.Error as error:
+            raise ConfigurationError(
+                f"{self._where}: {_line(error)}; a database where this user may make tables is allowed; grant it"
+            ) from error
+        if version != self._layout.version:
+            raise ConfigurationError(
+                f"{self._where}: its layout is version {version}; version {self._layout.version} is allowed; serve it "
+                "with the release that made it, or name another database"
+            )
+        self._laid_out = True
+
+    def _unavailable(self, error: psycopg.Error) -> Unavailable:
+        log.warning("%s: %s", self._where, _line(error))
+        return Unavailable(f"{self._layout.of}: the database does not answer; one that does is allowed; try again soon")
+
+
+def _run(pool: ConnectionPool[_Connection], asked: str, values: Sequence[object]) -> list[Any]:
+    with pool.connection() as connection:
+        try:
+            return _rows(connection.execute(asked, values))
+        except FAULTS:
+            connection.close()  # it may be in the midst of the statement
+            raise
+
+
+def _configured(connection: _Connection) -> None:
+    set_json_loads(_as_it_is, connection)
 
 
 def _checked(url: str, path: str) -> str:
@@ -117,7 +164,8 @@ def _checked(url: str, path: str) -> str:
             f"{path}: given with a password; a URL without one is allowed; move it into the file that PGPASSFILE names"
         )
     waits = {"connect_timeout": CONNECT_S, "tcp_user_timeout": 1000 * ANSWER_S}
-    options = f"{given.pop('options', '')} -c statement_timeout={ANSWER_S}s"
+    bounds = "".join(f" -c {each}={ANSWER_S}s" for each in ("statement_timeout", "idle_in_transaction_session_timeout"))
+    options = f"{given.pop('options', '')}{bounds}"
     return make_conninfo("", **waits, **given, options=options)
 
 

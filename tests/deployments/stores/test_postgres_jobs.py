@@ -1,15 +1,22 @@
 """What is of PostgreSQL alone: claims that do not wait, servers that end, passwords, and layouts."""
 
+import re
 import signal
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from job_stores import job, numbers, video_id
+from lossy import Lossy
 from postgres import PASSWORD, Server
 
 from cluster.errors import ConfigurationError, Unavailable
+from deployments.stores import postgres_tables
 from deployments.stores.postgres import PostgresJobs
 
 
@@ -65,9 +72,74 @@ def test_a_connection_that_was_cut_is_made_anew(store: PostgresJobs, database: S
     assert numbers(store.unfinished()) == [1, 2, 3]
 
 
-def test_a_server_that_is_not_there_is_unavailable_at_the_start() -> None:
-    with pytest.raises(Unavailable, match="postgresql://moray@/none"):
-        PostgresJobs("postgresql://moray@/none?host=/nonexistent")
+def test_a_server_that_is_not_there_at_the_start_is_unavailable_until_it_comes(
+    url: str, database: Server, tmp_path: Path
+) -> None:
+    away = PostgresJobs(url.replace(f"host={database.folder}", f"host={tmp_path}"))
+    with pytest.raises(Unavailable, match="the database does not answer"):
+        away.counts()
+    (tmp_path / database.socket.name).symlink_to(database.socket)
+    assert away.create(job(1)) == job(1)
+    away.close()
+
+
+def lossy_url(url: str, folder: Path) -> str:
+    return re.sub(r"host=[^&]+&port=\d+", f"host={folder}&port=5432", url)
+
+
+@pytest.fixture
+def lossy(database: Server) -> Iterator[Lossy]:
+    with (
+        tempfile.TemporaryDirectory(prefix="moray-lossy-", dir="/tmp") as folder,
+        Lossy(Path(folder), database.socket) as way,
+    ):
+        yield way
+
+
+def test_a_creation_whose_answer_was_lost_is_confirmed_though_another_gateway_has_claimed_it(
+    store: PostgresJobs, url: str, lossy: Lossy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = PostgresJobs(lossy_url(url, lossy.path.parent))
+    far.counts()
+    run = far._run
+
+    def claimed_between(statement: str, values: Sequence[object]) -> list[Any]:
+        if statement.startswith("SELECT") and lossy.lost:
+            store.claim("gateway_b", 0, 10)
+        return run(statement, values)
+
+    monkeypatch.setattr(far, "_run", claimed_between)
+    lossy.lose = b"INSERT INTO video_jobs"
+    assert far.create(job(1)) == job(1)
+    assert lossy.lost == 1
+    assert [each.claimed_by for each in store.unfinished()] == ["gateway_b"]
+    far.close()
+
+
+def test_a_server_that_hangs_holds_nobody_longer_than_an_answer_may_take(
+    url: str, lossy: Lossy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = PostgresJobs(lossy_url(url, lossy.path.parent))
+    assert far.create(job(1)) == job(1)
+    for name in ("ANSWER_S", "WAIT_S"):
+        monkeypatch.setattr(postgres_tables, name, 0.2)
+    lossy.deaf = True
+    with pytest.raises(Unavailable, match="the database does not answer"):
+        far.create(job(2))
+    lossy.deaf = False
+    far.close()
+    assert numbers(far.unfinished()) == [1]
+    far.close()
+
+
+def test_a_statement_waits_for_no_other_threads(store: PostgresJobs, url: str) -> None:
+    store.create(job(1))
+    with psycopg.connect(url) as other, ThreadPoolExecutor(1) as threads:
+        other.execute("SELECT id FROM video_jobs WHERE id = %s FOR UPDATE", (video_id(1),))
+        held = threads.submit(store.update, job(1).begun())  # waits for the row
+        assert numbers(store.unfinished()) == [1]
+        other.rollback()
+        assert held.result()
 
 
 def test_a_password_belongs_into_its_file(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +148,8 @@ def test_a_password_belongs_into_its_file(url: str, monkeypatch: pytest.MonkeyPa
             PostgresJobs(given)
         assert "secret" not in refused.value.message
     monkeypatch.setenv("PGPASSFILE", "/nonexistent")
-    with pytest.raises(Unavailable, match="no password supplied"):
-        PostgresJobs(url)
+    with pytest.raises(Unavailable):
+        PostgresJobs(url).counts()
 
 
 def test_a_url_that_is_none_is_refused() -> None:
