@@ -164,6 +164,7 @@ VIDEO = (
     _gauge("moray_video_queue_age_seconds", "Age of the oldest video job that is queued; 0 where none is."),
     _gauge("moray_video_backlog_gpu_seconds", "GPU-seconds of denoising left in unfinished video jobs."),
     _counter("moray_video_preemptions_total", "Times that a job went back to the queue since its GPU was lent."),
+    _counter("moray_video_broken_total", "Times that a job ended on a replica whose GPU or disk broke."),
     _counter("moray_video_hindered_total", "Times that a job had to wait since its files could not be written."),
     _counter("moray_video_resumed_total", "Times that a job went on from a saved step."),
     _counter("moray_video_lost_steps_total", "Denoising steps that were done and had to be done again."),

@@ -30,14 +30,16 @@ def replica(folder: Path, engine_of_test: StepEngine | None = None, **changes: A
     return VideoWorker(video(**changes), "cpu", str(folder / "state"), str(folder / "scratch"), engine_of_test)
 
 
-def asked(job_id: str = "video_1", *, priority: int = 0, deadline_s: float = 600.0, **changes: Any) -> Asked:
+def asked(
+    job_id: str = "video_1", *, priority: int = 0, deadline_s: float = 600.0, alone: bool = False, **changes: Any
+) -> Asked:
     """`deadline_s`: from now."""
     given: dict[str, Any] = {
         "job_id": job_id, "prompt": "a red circle moving left", "width": 64, "height": 64, "frames": 8, "fps": 8,
         "steps": 4, "guidance": 5.0, "seed": 7,
     }  # fmt: skip
     spec = RenderSpec(**given | changes)
-    return Asked(spec=spec, model="sora-2", deadline_s=time.time() + deadline_s, priority=priority)
+    return Asked(spec=spec, model="sora-2", deadline_s=time.time() + deadline_s, priority=priority, alone=alone)
 
 
 async def told(stream: AsyncIterator[News]) -> list[News]:

@@ -9,7 +9,7 @@ from deployments.observe import Meters
 from deployments.video.spec import Stage
 
 Cut = Literal["ok", "failed", "hindered"]
-COUNTED = ("resumed", "lost_steps", "preemptions", "hindered", "store_errors")
+COUNTED = ("resumed", "lost_steps", "preemptions", "broken", "hindered", "store_errors")
 
 
 class VideoMetrics:
@@ -68,6 +68,9 @@ class VideoMetrics:
 
     def preempted(self) -> None:
         self._count("preemptions")
+
+    def broke(self) -> None:
+        self._count("broken")
 
     def hindered(self) -> None:
         self._count("hindered")

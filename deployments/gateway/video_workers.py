@@ -53,13 +53,11 @@ class VideoWorkers:
         fewest = min(counts, key=lambda worker_id: counts[worker_id], default=None)
         return self._named[fewest] if fewest is not None and counts[fewest] < concurrent else None
 
-    def give(self, job_id: str, worker: Worker, *, alone: bool = False) -> bool:
-        """Whether it has the replica to itself. `alone`: no other job of this gateway comes to it meanwhile."""
-        shared = any(each.worker_id == worker.worker_id for each in self._jobs.values())
+    def give(self, job_id: str, worker: Worker, *, alone: bool = False) -> None:
+        """`alone`: no other job of this gateway comes to the replica meanwhile, where it would have to wait."""
         self._jobs[job_id] = worker
         if alone:
             self._alone.add(worker.worker_id)
-        return alone and not shared
 
     def over(self, job_id: str) -> None:
         if (worker := self._jobs.pop(job_id, None)) is not None:

@@ -273,6 +273,7 @@ def _beside(job: VideoJob, children: Sequence[str]) -> dict[str, Any]:
         "priority": job.priority,
         "audio": "muxed" if job.inputs.audio else None,
         "signed": job.signed,
+        "way": job.way,
     }
 
 

@@ -30,6 +30,8 @@ CREATE TABLE video_jobs (
     stage TEXT NOT NULL,
     steps_done INTEGER NOT NULL,
     attempts INTEGER NOT NULL,
+    broke INTEGER NOT NULL DEFAULT 0,
+    way TEXT,
     completed_at_s INTEGER,
     expires_at_s INTEGER,
     error_code TEXT,
@@ -54,6 +56,7 @@ CREATE TABLE video_characters (
 ) STRICT;
 CREATE INDEX video_characters_of_owner ON video_characters (owner, seq)
 """
+SECOND_LACKS = ("broke INTEGER NOT NULL DEFAULT 0", "way TEXT")
 FIRST_COLUMNS = (
     "id", "owner", "model", "prompt", "negative_prompt", "seconds", "size", "fps", "steps", "guidance", "seed",
     "created_at_s", "status", "steps_done", "attempts", "completed_at_s", "expires_at_s", "error_code", "error_message",
@@ -66,7 +69,7 @@ class JobStore(JobRows):
     skip_locked = ""  # there is one writer at a time
 
     def __init__(self, path: Path) -> None:
-        """Raises ConfigurationError where the file cannot be used. A file of layout 1 becomes one of this layout."""
+        """Raises ConfigurationError where the file cannot be used. One of an earlier layout becomes one of this."""
         self._file = SqliteFile(path, "videos", VERSION, _laid_out)
 
     def close(self) -> None:
@@ -81,12 +84,16 @@ def _laid_out(connection: sqlite3.Connection) -> int:
     connection.execute("BEGIN IMMEDIATE")
     with connection:  # commits, or rolls all of it back
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version not in (0, 1):
+        if version not in (0, 1, 2):
             return int(version)
-        jobs = _first_layout(connection) if version == 1 else []
-        for statement in SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.executemany(INSERT.partition(" RETURNING")[0], map(row, jobs))
+        if version == 2:
+            for column in SECOND_LACKS:
+                connection.execute(f"ALTER TABLE video_jobs ADD COLUMN {column}")
+        else:
+            jobs = _first_layout(connection) if version == 1 else []
+            for statement in SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.executemany(INSERT.partition(" RETURNING")[0], map(row, jobs))
         connection.execute(f"PRAGMA user_version = {VERSION}")
     return VERSION
 

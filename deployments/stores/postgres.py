@@ -27,6 +27,8 @@ CREATE TABLE video_jobs (
     stage text NOT NULL,
     steps_done bigint NOT NULL,
     attempts bigint NOT NULL,
+    broke bigint NOT NULL DEFAULT 0,
+    way text,
     completed_at_s bigint,
     expires_at_s bigint,
     error_code text,
@@ -51,7 +53,8 @@ CREATE TABLE video_characters (
 );
 CREATE INDEX video_characters_of_owner ON video_characters (owner, seq);
 """
-LAYOUT = Layout(of="videos", table="video_layout", version=VERSION, schema=SCHEMA, lock=7_205_759_403)
+NEXT = {2: "ALTER TABLE video_jobs ADD COLUMN broke bigint NOT NULL DEFAULT 0, ADD COLUMN way text"}
+LAYOUT = Layout(of="videos", table="video_layout", version=VERSION, schema=SCHEMA, lock=7_205_759_403, next=NEXT)
 
 
 class PostgresJobs(JobRows):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cluster.errors import EngineFailed, MorayError
+from cluster.errors import EngineFailed
 from cluster.video import Acceleration, Video
 from deployments.video.spec import Frames as Frames
 from deployments.video.spec import Rendering
@@ -75,16 +75,17 @@ class VideoEngine:
     def step(self, renderings: Sequence[Rendering]) -> None:
         import torch
 
-        jobs = _ours(renderings)
-        try:
-            with torch.no_grad():
-                self.family.step(jobs)
-        except MorayError:
-            raise
-        except Exception as error:  # memory that is out, a device that is lost
-            raise EngineFailed(
-                f"{', '.join(job.spec.job_id for job in jobs)}: {type(error).__name__}: {error}; try again"
-            ) from error
+        with torch.no_grad():
+            self.family.step(_ours(renderings))
+
+    def free(self) -> None:
+        """What the allocator keeps for later. Raises torch.AcceleratorError where the device is lost."""
+        import gc
+
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def save(self, rendering: Rendering) -> bytes:
         return self.family.save(*_ours([rendering]))

@@ -10,6 +10,7 @@ A clip is bounded by the disk, not by memory. Whatever ends it midway, what is t
 the job's last state.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Lock
@@ -48,6 +49,7 @@ class Finish:
         ends the work. Raises InvalidRequest, EngineFailed; OSError where the disk is full.
         """
         spec, made = asked.spec, folder / "made"
+        shutil.rmtree(made, ignore_errors=True)  # of a try that memory did not suffice for
         made.mkdir()
         at("decoding")
         encode.write_master(_watched(chunks, lambda: at("decoding")), spec.fps, made / MASTER)

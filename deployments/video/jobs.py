@@ -61,7 +61,8 @@ class VideoJob(VideoRequest):
 
     `idempotency_key`: an owner's second request with the same one is answered with this job. `claimed_by`: the gateway
     that sees to the job, until `lease_until_s` unless it renews. `signed`: whether the finished file carries content
-    credentials; None before its end.
+    credentials; None before its end. `broke`: replicas that left since their device or disk broke under the job. `way`:
+    what took its last step, see Rendering; None before the first.
     """
 
     id: str
@@ -71,6 +72,8 @@ class VideoJob(VideoRequest):
     stage: Stage = "queued"
     steps_done: int = 0
     attempts: int = 0
+    broke: int = 0
+    way: str | None = None
     completed_at_s: int | None = None
     expires_at_s: int | None = None
     error_code: str | None = None
@@ -132,6 +135,10 @@ class VideoJob(VideoRequest):
     def preempted(self) -> Self:
         """Its replica was lent: no fault of the job."""
         return replace(self.requeued(), attempts=max(0, self.attempts - (self.status == "in_progress")))
+
+    def broken(self) -> Self:
+        """Its replica leaves, by the job's doing or not."""
+        return replace(self.requeued(), broke=self.broke + 1)
 
     def stepped(self, done: int, total: int) -> Self:
         """`total` may exceed the steps asked for: some schedulers call the model twice per step."""

@@ -20,6 +20,8 @@ from deployments.video.spec import RenderSpec, Stage
 class Asked:
     """`model`: by the name that its client used. `deadline_s`: Unix seconds. The higher `priority` goes first.
 
+    `alone`: it waits until no other job uses the device, and others wait for it: it may be what breaks replicas.
+
     Files are found by the job's id, and its parent's: all that RenderSpec.inputs names is in the job's folder of the
     file store before it is asked for; of the parent `kept.safetensors`, `master.mkv` and `video.mp4` are read.
     """
@@ -28,21 +30,23 @@ class Asked:
     model: str
     deadline_s: float
     priority: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """The replica has started on the job."""
+    """The replica has started on the job: from now on its end may be the job's doing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
-    """`seconds`: of the forward, which it shared with `together` - 1 other jobs."""
+    """`seconds`: of the forward, which it shared with `together` - 1 other jobs. `way`: what runs, see Rendering."""
 
     done: int
     total: int
     seconds: float
     together: int = 1
+    way: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +58,20 @@ class StageBegun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """How a job ended: one of three, or its files are in the store, video.mp4 the last of them to come there.
+    """How a job ended: one of four, or its files are in the store, video.mp4 the last of them to come there.
 
     `error`: it failed for good. `preempted`: it did not end, its state is saved and the replica leaves, was halted, or
-    has no room. `hindered`: why it did not end though nothing is wrong with it, say a full disk or a file store that
-    does not answer; its state is saved where that could be done: try again later, however often.
+    has no room. `broke`: why the replica is of no use any more, by this job's doing or not; it leaves, and the job goes
+    on elsewhere from its last saved state. `hindered`: why it did not end though nothing is wrong with it, say a full
+    disk or a file store that does not answer; its state is saved where that could be done: try again later; `lasting`:
+    but not for ever, for it does not pass by itself.
     """
 
     error: MorayError | None = None
     preempted: bool = False
+    broke: str | None = None
     hindered: str | None = None
+    lasting: bool = False
     signed: bool = False
     simulated: bool = False
 

@@ -1,28 +1,29 @@
 """Folders that live as long as what is done in them. What a killed process left is removed by the next one.
 
-Each is locked (flock) by its process: the kernel lets go of it however the process ends.
+Each is locked (flock) by its process: the kernel lets go of it however the process ends. A folder may hold gigabytes,
+so it is removed in a thread.
 """
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 PREFIX = "moray-video-"
 
 
-@contextlib.contextmanager
-def scratch(parent: Path) -> Iterator[Path]:
+@contextlib.asynccontextmanager
+async def scratch(parent: Path) -> AsyncIterator[Path]:
     """An empty folder below `parent`. Raises OSError."""
-    folder, lock = _made(parent)
+    folder, lock = await asyncio.to_thread(_made, parent)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        await asyncio.to_thread(_removed, folder, lock)
 
 
 def sweep(parent: Path) -> None:
@@ -45,3 +46,8 @@ def _made(parent: Path) -> tuple[Path, int]:
         if folder.exists():  # it may have been swept before it was locked
             return folder, lock
         os.close(lock)
+
+
+def _removed(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)

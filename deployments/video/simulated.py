@@ -28,6 +28,7 @@ class Simulated:
     spec: RenderSpec
     total: int
     done: int = 0
+    way: str = "simulated"
 
 
 class SimulatedVideoEngine:
@@ -62,6 +63,8 @@ class SimulatedVideoEngine:
         self._sleep(base_s + sum(self._step_s(job.spec) - base_s for job in renderings))
         for job in renderings:
             job.done += 1
+
+    def free(self) -> None: ...
 
     def save(self, rendering: Rendering) -> bytes:
         return json.dumps({"spec": asdict(rendering.spec), "done": rendering.done}).encode()

@@ -77,6 +77,10 @@ class Rendering(Protocol):
     done: int
     total: int
 
+    @property
+    def way(self) -> str:
+        """Which path runs: "pipeline" is the pipeline's own call; others are ours, see adapters.job."""
+
 
 class StepEngine(Protocol):
     """Blocking; called from one thread. A step is one forward for jobs of one shape, at whatever steps they are.
@@ -99,7 +103,10 @@ class StepEngine(Protocol):
         """
 
     def step(self, renderings: Sequence[Rendering]) -> None:
-        """One step of each. Raises EngineFailed."""
+        """One step of each. Whatever it raises, see cluster.faults; what is done of the jobs is then unknown."""
+
+    def free(self) -> None:
+        """Give memory back that is held for later use."""
 
     def save(self, rendering: Rendering) -> bytes: ...
 

@@ -4,21 +4,27 @@ So what the device holds is bounded by one of either, and nothing of an engine i
 """
 
 import asyncio
+import contextlib
+import inspect
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from cluster.cost import video_step_s
 from cluster.family import Video
+from cluster.faults import fault_of
 from cluster.steps import Underway, choose
-from deployments.video.messages import Asked, News, StepDone
+from deployments.video.messages import Asked, Begun, News, StepDone
 from deployments.video.saved import Saves
 from deployments.video.spec import Frames, Rendering, RenderSpec, Stage, StepEngine
 
 log = logging.getLogger("ray.serve")
+_AWAITS = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -30,7 +36,7 @@ class Stopped(Exception):
 class Job:
     """One job under way in a worker; `folder` has what it is made from. `news`: for its stream, None is the end.
 
-    `stopping`: it is to leave; `withdrawn`: and to leave nothing behind.
+    `stopping`: it is to leave; `withdrawn`: and to leave nothing behind. `stopped` ends its waiting for room.
     """
 
     def __init__(self, asked: Asked, saves: Saves, step_s: float, now_s: float) -> None:
@@ -39,16 +45,29 @@ class Job:
         self.news: asyncio.Queue[News | None] = asyncio.Queue()
         self.folder = Path()
         self.stage: Stage = "rendering"
-        self.stopping = self.withdrawn = False
+        self.begun = self.stopping = self.withdrawn = False
         self.rendering: Rendering
-        self.stepped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.alone = False  # a step that it shared has failed
+        self.stepped: asyncio.Future[None]
+        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.alone = asked.alone  # or a step that it shared has failed
         self.saved: int | None = None  # steps done in the newest state
         self.key: tuple[object, ...] = ()
         self.tokens = 0
         self.since_s = now_s
         self._deadline_s = now_s + asked.deadline_s - time.time()
         self._spent_s, self._steps = step_s, 1  # the cost model counts as one step that was seen
+
+    def begin(self) -> None:
+        """Said once: its attempt counts from now on."""
+        if not self.begun:
+            self.begun = True
+            self.news.put_nowait(Begun())
+
+    def stop(self, *, withdrawn: bool = False) -> None:
+        self.stopping, self.withdrawn = True, self.withdrawn or withdrawn
+        if not self.stopped.done():
+            self.stopped.set_exception(Stopped())
+            self.stopped.exception()  # it is no fault where nobody waits
 
     @property
     def done(self) -> bool:
@@ -75,13 +94,17 @@ _State = tuple[Job, bytes, float]  # and the engine's seconds for it
 
 
 class Stepping:
-    """`on_saved` is called on the loop whenever states are on their way to the store."""
+    """`on_saved` is called on the loop whenever states are on their way to the store.
+
+    `broken`: the device is lost, and nothing more is asked of it.
+    """
 
     def __init__(self, video: Video, engine: StepEngine, on_saved: Callable[[], None]) -> None:
         self._video = video
         self._engine = engine
         self._on_saved = on_saved
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self.broken = False
         self._waiting: dict[str, Job] = {}  # for a step
         self._loop: asyncio.Task[None] | None = None
         self._most_tokens = 0  # of a step: no more than one of the largest clip has
@@ -102,7 +125,7 @@ class Stepping:
     async def run(self, job: Job) -> bytes:
         """All of its steps, from its newest state; then the latents that are kept. The last state is stored before.
 
-        Raises Stopped, its state stored, too, unless it was withdrawn; InvalidRequest, EngineFailed.
+        Raises Stopped, its state stored, too, unless it was withdrawn or the device is lost; whatever an engine raises.
         """
         await self._on_thread(self._open, job)
         if not job.done:
@@ -111,10 +134,18 @@ class Stepping:
 
     def chunks(self, job: Job) -> Iterator[Frames]:
         """Its frames, for another thread; each chunk is decoded on the engine's. Then the engine is done with it."""
-        pieces = self._thread.submit(self._engine.decode, job.rendering).result()
-        while (chunk := self._thread.submit(next, pieces, None).result()) is not None:
+        pieces = self._thread.submit(_forgetful, partial(self._engine.decode, job.rendering)).result()
+        while (chunk := self._thread.submit(_forgetful, lambda: next(pieces, None)).result()) is not None:
             yield chunk
         del job.rendering
+
+    async def free(self, job: Job) -> None:
+        """All memory that can be spared, the job's own too: it is to be run again."""
+        await self._on_thread(self._free, job)
+
+    def _free(self, job: Job) -> None:
+        vars(job).pop("rendering", None)
+        self._engine.free()
 
     def _open(self, job: Job) -> None:
         job.key, job.tokens = self._engine.key(job.spec), self._engine.tokens(job.spec)
@@ -123,18 +154,19 @@ class Stepping:
             job.rendering = self._engine.open(job.spec, job.folder, newest)
             job.saved = job.rendering.done if newest is not None else None
         except ValueError as why:
-            if newest is None:
+            if newest is None or fault_of(why) != "job":  # it is no fault of the state that memory is short
                 raise
             log.warning("video %s: its state: %s; the job begins anew", job.spec.job_id, why)
             job.rendering, job.saved = self._engine.open(job.spec, job.folder, None), None
 
     async def _stepped(self, job: Job) -> None:
-        job.since_s = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        job.since_s, job.stepped = loop.time(), loop.create_future()
         self._waiting[job.spec.job_id] = job
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._step())
         await job.stepped
-        if not job.withdrawn:
+        if not job.withdrawn and not self.broken:
             if job.saved != job.rendering.done:
                 self._put(await self._on_thread(self._states, [job]))
             await job.saves.written()
@@ -143,16 +175,22 @@ class Stepping:
 
     async def _step(self) -> None:
         """One forward after the other, as long as jobs wait for one."""
-        gpus = self._video.gpus
         while self._let_go():
-            now_s = asyncio.get_running_loop().time()
-            jobs = [job.underway(gpus) for job in self._waiting.values()]
-            choice = choose(jobs, now_s, max_tokens=self._most_tokens, gpus=gpus)
-            group = [self._waiting[job_id] for job_id in choice.job_ids]
+            try:
+                group = self._group()
+            except Exception as error:  # nobody may wait for a step that is never chosen
+                self._failed(list(self._waiting.values()), error)
+                return
             try:
                 await self._forward(group)
             except Exception as error:  # whatever an engine raises, the others go on
                 await self._fault(group, error)
+
+    def _group(self) -> list[Job]:
+        now_s, gpus = asyncio.get_running_loop().time(), self._video.gpus
+        jobs = [job.underway(gpus) for job in self._waiting.values()]
+        choice = choose(jobs, now_s, max_tokens=self._most_tokens, gpus=gpus)
+        return [self._waiting[job_id] for job_id in choice.job_ids]
 
     def _let_go(self) -> bool:
         """Those that have all their steps or were told to stop. Whether others wait."""
@@ -167,8 +205,8 @@ class Stepping:
         now_s = asyncio.get_running_loop().time()
         for job in group:
             job.took(seconds / len(group), now_s)
-            done, total = job.rendering.done, job.rendering.total
-            job.news.put_nowait(StepDone(done=done, total=total, seconds=seconds, together=len(group)))
+            done, total, way = job.rendering.done, job.rendering.total, job.rendering.way
+            job.news.put_nowait(StepDone(done=done, total=total, seconds=seconds, together=len(group), way=way))
         self._put(states)
 
     def _one_step(self, group: Sequence[Job]) -> tuple[float, list[_State]]:
@@ -195,20 +233,50 @@ class Stepping:
             self._on_saved()
 
     async def _fault(self, group: Sequence[Job], error: Exception) -> None:
-        """Of several, each goes on from its newest state and steps alone: who is at fault fails then."""
+        """Of several, each goes on from its newest state and steps alone: who is at fault fails then.
+
+        A lost device is all of theirs: any of them may have broken it.
+        """
+        lost = len(group) == 1 or fault_of(error) == "device"
         for job in group:
-            job.alone, failure = True, error
-            if len(group) > 1:
+            job.alone = True
+            if not lost:
                 try:
-                    await self._on_thread(self._open, job)
+                    await self._on_thread(self._reopen, job)
                     continue
                 except Exception as again:
-                    failure = again
+                    if fault_of(again) != "device":
+                        self._failed([job], again)
+                        continue
+                    error, lost = again, True
+            self._failed([job], error)
+
+    def _reopen(self, job: Job) -> None:
+        self._free(job)
+        self._open(job)
+
+    def _failed(self, jobs: Sequence[Job], error: Exception) -> None:
+        for job in jobs:
             del self._waiting[job.spec.job_id]
-            job.stepped.set_exception(failure)
+            job.stepped.set_exception(error)
 
     async def _on_thread(self, call: Callable[P, T], *given: P.args, **_: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *given)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _forgetful, partial(call, *given))
+
+
+def _forgetful(call: Callable[[], T]) -> T:
+    """What it raises holds no tensor on the device, as frames of tracebacks do for as long as an error is known."""
+    try:
+        return call()
+    except BaseException as error:
+        each: BaseException | None = error
+        while each is not None:
+            for frame, _ in traceback.walk_tb(each.__traceback__):
+                if not frame.f_code.co_flags & _AWAITS:  # one that was raised before: clearing would end a coroutine
+                    with contextlib.suppress(RuntimeError):  # it runs
+                        frame.clear()
+            each = each.__cause__ or each.__context__
+        raise
 
 
 def _largest(video: Video) -> Iterator[RenderSpec]:

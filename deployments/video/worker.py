@@ -5,24 +5,28 @@ vacate, it stops at the next boundary, with the states of its jobs in the file s
 """
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cluster.errors import EngineFailed, MorayError, Unavailable
+from cluster.errors import EngineFailed, MorayError, RequestError
 from cluster.family import Video
+from cluster.faults import fault_of, short
 from deployments.stores.files import VIDEO, files_of
 from deployments.video import finish
 from deployments.video.engine import engine_for
 from deployments.video.finish import Finish
-from deployments.video.messages import Asked, Begun, Doing, News, Rendered, StageBegun
+from deployments.video.messages import Asked, Doing, News, Rendered, StageBegun
+from deployments.video.room import Room
 from deployments.video.saved import Saves
 from deployments.video.scratch import scratch, sweep
 from deployments.video.simulated import SimulatedVideoEngine
 from deployments.video.spec import Stage, StepEngine
 from deployments.video.stepping import Job, Stepping, Stopped
 
+log = logging.getLogger("ray.serve")
 TELL_SAVED_S = 1.0  # at least, between two words about saved states
 
 
@@ -50,18 +54,23 @@ class VideoWorker:
         self._loading: asyncio.Future[None] | None = None
         self._jobs: dict[str, Job] = {}
         self._streams = 0  # whose last word has not been said
+        self._room = Room()
+        self._proven_tokens, self._was_short = 0, False  # see cluster.faults.short
+        self._broken: Exception | None = None
         self._leaving = False
         self._told_s = 0.0
         self._changed = asyncio.Event()
 
     async def load(self) -> None:
-        """Read the weights, once. Raises CheckpointError, ConfigurationError."""
+        """Read the weights, once. Raises CheckpointError, ConfigurationError; OSError where no file can be made."""
         if self._loading is None:
             self._loading = asyncio.ensure_future(self._load())
         await asyncio.shield(self._loading)
 
     async def _load(self) -> None:
         await asyncio.to_thread(sweep, self._scratch)
+        async with scratch(self._scratch):  # it is told before a job is asked for
+            pass
         self._finish = await asyncio.to_thread(Finish, self._video, self._state_folder)
         await self._stepping.load()
 
@@ -83,14 +92,14 @@ class VideoWorker:
         while self._jobs or self._streams:
             changed = self._changed
             for job in self._jobs.values():
-                job.stopping = True
+                job.stop()
             await changed.wait()
 
     async def withdraw(self, job_id: str) -> None:
         """The job was deleted: it stops at its next step and saves nothing. Returns once it writes no more."""
         while (job := self._jobs.get(job_id)) is not None:
             changed = self._changed
-            job.stopping = job.withdrawn = True
+            job.stop(withdrawn=True)
             await changed.wait()
 
     async def render(self, asked: Asked) -> AsyncIterator[News]:
@@ -100,7 +109,7 @@ class VideoWorker:
         """
         while (earlier := self._jobs.get(asked.spec.job_id)) is not None:
             changed = self._changed
-            earlier.stopping = True
+            earlier.stop()
             await changed.wait()
         if self._leaving or len(self._jobs) >= self._video.concurrent:
             yield Rendered(preempted=True)
@@ -112,51 +121,109 @@ class VideoWorker:
         working = asyncio.create_task(self._work(job))  # not cancelled with its stream: it ends at a boundary
         working.add_done_callback(lambda _: job.news.put_nowait(None))
         try:
-            yield Begun()
             while news := await job.news.get():
                 yield news
             yield working.result()
         finally:
-            job.stopping = True
+            job.stop()
             self._streams -= 1
             self._tell()
 
     async def _work(self, job: Job) -> Rendered:
         try:
-            with scratch(self._scratch) as job.folder:
+            async with scratch(self._scratch) as job.folder:
                 return await self._rendered(job)
         except Stopped:
             return Rendered(preempted=True)
-        except (Unavailable, OSError) as error:  # its message names the file
-            return Rendered(hindered=f"{job.spec.job_id}: {error}")
-        except MorayError as error:
-            return Rendered(error=error)
         except Exception as error:
-            why = f"{job.spec.job_id}: {type(error).__name__}: {error}; try again"
-            return Rendered(error=EngineFailed(why))
+            return self._faulty(job, error)
         finally:
+            await job.saves.written()  # the next replica reads it, and who withdraws a job finds it once it is whole
             del self._jobs[job.spec.job_id]
             self._tell()
 
     async def _rendered(self, job: Job) -> Rendered:
         await self.load()
         simulated, job_id = self._video.engine == "simulated", job.spec.job_id
-        if await self._files.size(f"{job_id}/{VIDEO}") is not None:  # a worker stored it and died before it said so
-            await self._files.get(f"{job_id}/{VIDEO}", job.folder / VIDEO)
-            await job.saves.remove()
-            return Rendered(signed=await asyncio.to_thread(finish.signed, job.folder / VIDEO), simulated=simulated)
-        await finish.fetch(self._files, job.spec, job.folder, sign=self._finish.signs)
-        await job.saves.read()
-        kept = await self._stepping.run(job)
-        await self._made(job)
-        await finish.store(self._files, job_id, kept, job.folder)
+        signed = await self._stored(job)  # a worker stored it and died before it said so
+        if signed is None:
+            await finish.fetch(self._files, job.spec, job.folder, sign=self._finish.signs)
+            await job.saves.read()
+            kept = await self._kept(job)
+            self._at(job)("storing")
+            signed = await self._stored(job)  # by another, of a gateway whose lease had ended: one result is enough
+            if signed is None:
+                await finish.store(self._files, job_id, kept, job.folder)
+                signed = self._finish.signs
         await job.saves.remove()
-        return Rendered(signed=self._finish.signs, simulated=simulated)
+        return Rendered(signed=signed, simulated=simulated)
 
-    async def _made(self, job: Job) -> None:
+    async def _stored(self, job: Job) -> bool | None:
+        """Whether its video is signed; None where there is none."""
+        key, found = f"{job.spec.job_id}/{VIDEO}", job.folder / f"stored-{VIDEO}"
+        if await self._files.size(key) is None:
+            return None
+        job.begin()
+        await self._files.get(key, found)
+        return await asyncio.to_thread(finish.signed, found)
+
+    async def _kept(self, job: Job) -> bytes:
+        """Its latents, all else made. Where memory is short once more, from its newest state, without other jobs."""
+        try:
+            async with self._room.entered(job.stopped, alone=job.asked.alone):
+                job.begin()
+                return await self._made(job)
+        except Exception as error:
+            if fault_of(error) != "memory" or self._broken is not None:
+                raise
+            log.warning("video %s: %s; it tries once more, alone", job.spec.job_id, error)
+        async with self._room.entered(job.stopped, alone=True):
+            await self._stepping.free(job)
+            return await self._made(job)
+
+    async def _made(self, job: Job) -> bytes:
+        job.stage = "rendering"
+        kept = await self._stepping.run(job)
         loop, at, chunks = asyncio.get_running_loop(), self._at(job), self._stepping.chunks(job)
         await loop.run_in_executor(self._finishing, self._finish.make, job.asked, chunks, job.folder, at)
-        at("storing")
+        self._proven_tokens, self._was_short = max(self._proven_tokens, job.tokens), False
+        return kept
+
+    def _faulty(self, job: Job, error: Exception) -> Rendered:
+        """The last word of a job that ended otherwise than it should."""
+        job_id, spec = job.spec.job_id, job.spec
+        why = f"{job_id}: {error}" if isinstance(error, OSError) else f"{job_id}: {type(error).__name__}: {error}"
+        if self._broken is not None and error is not self._broken and not isinstance(error, RequestError):
+            return Rendered(preempted=True)  # nothing that is said of a lost device can be believed
+        match fault_of(error):
+            case "full" | "passing" as fault:
+                told = error.message if isinstance(error, MorayError) else str(error)
+                return Rendered(hindered=f"{job_id}: {told}", lasting=fault == "full")
+            case "device" | "disk":
+                return self._broke(error, why)
+            case "memory" if short(job.tokens, self._proven_tokens, failed_before=self._was_short) == "device":
+                return self._broke(error, f"{why}; jobs as large had room here, or another has just had none")
+            case "memory":
+                self._was_short = True
+                size = f"{spec.width}x{spec.height}, {spec.frames} frames"
+                return Rendered(
+                    error=EngineFailed(
+                        f"{why}; {size} alone do not fit into the memory of a replica; less is allowed; ask for a "
+                        "smaller size or fewer seconds, or serve it with video.acceleration or on larger GPUs",
+                        param="size",
+                    )
+                )
+        return Rendered(error=error if isinstance(error, MorayError) else EngineFailed(f"{why}; try again"))
+
+    def _broke(self, error: Exception, why: str) -> Rendered:
+        """This process can render no more: whoever watches it ends it once its jobs have left."""
+        if self._broken is None:
+            log.error("this replica is broken and leaves: %s", why)
+            self._broken, self._stepping.broken, self._leaving = error, True, True
+            for other in self._jobs.values():
+                other.stop()
+            self._tell()
+        return Rendered(broke=why)
 
     def _at(self, job: Job) -> Callable[[Stage], None]:
         """For any thread: tells of stages, and stops at their boundaries. What is signed is stored unless withdrawn."""

@@ -85,12 +85,13 @@ VIDEO = Board(
                 ),
                 Panel(
                     title="Resumed, lost and hindered",
-                    says="Jobs that went on from a saved step, steps done twice, and jobs that had to wait for a disk.",
+                    says="Jobs that went on, steps done twice, jobs that waited for a disk or broke a replica.",
                     unit="short",
                     queries=(
                         Query(expr=f"sum(increase(moray_video_resumed_total[{RATE}]))", legend="jobs resumed"),
                         Query(expr=f"sum(increase(moray_video_lost_steps_total[{RATE}]))", legend="steps lost"),
                         Query(expr=f"sum(increase(moray_video_hindered_total[{RATE}]))", legend="jobs hindered"),
+                        Query(expr=f"sum(increase(moray_video_broken_total[{RATE}]))", legend="replicas broken"),
                     ),
                 ),
                 Panel(

@@ -21,8 +21,9 @@ from shell import Exchange, Handle, application, family
 
 from cluster.errors import EngineFailed, InvalidRequest, Unavailable
 from cluster.family import Video
+from cluster.faults import LASTING_S, MAX_ATTEMPTS, MOST_BROKEN
 from deployments.control.words import Worker
-from deployments.gateway.video_jobs import LEASE_S, MAX_ATTEMPTS
+from deployments.gateway.video_jobs import LEASE_S
 from deployments.stores.files import MASTER, THUMBNAIL
 from deployments.stores.files import VIDEO as VIDEO_FILE
 from deployments.stores.jobs import JOBS_FILE, JobStore
@@ -33,6 +34,15 @@ from deployments.video.spec import RenderSpec
 
 VIDEO = b"moving pictures"
 PATH = "/v1/videos"
+ENDS = {
+    "lent": Rendered(preempted=True),
+    "hindered": Rendered(hindered="no space left on device"),
+    "full": Rendered(hindered="no space left on device", lasting=True),
+    "breaks": Rendered(broke="CUDA error: an illegal memory access"),
+    "silent": None,
+    "refused": Rendered(error=InvalidRequest("size: too large")),
+    "broken": Rendered(error=EngineFailed("engine: it failed; try again")),
+}
 
 
 def multipart(**fields: str) -> tuple[bytes, str]:
@@ -43,8 +53,8 @@ def multipart(**fields: str) -> tuple[bytes, str]:
 class Renderer:
     """Does as the prompt says: `done` at once, `lost N times`, `lent N times`, `hindered N times`, `gains N times` a
 
-    step and is lost, `refused`, `broken`, `silent`, `unsigned`, `hangs`, `stores` once told. Its state is the
-    process's: many workers may be made of it.
+    step and is lost, `breaks N times` its replica after a step, `silent N times`, `full`, `refused`, `broken`,
+    `unsigned`, `hangs`, `stores` once told. Its state is the process's: many workers may be made of it.
     """
 
     def __init__(self, files: LocalFiles) -> None:
@@ -65,12 +75,12 @@ class Renderer:
         over = self._under_way[spec.job_id] = asyncio.Event()
         try:
             yield Begun()
-            for done in (len(self.specs),) if spec.prompt.startswith("gains") else (1, 2):
-                yield StepDone(done=done, total=spec.steps, seconds=0.1)
+            for done in (len(self.specs),) if spec.prompt.split()[0] in ("gains", "breaks") else (1, 2):
+                yield StepDone(done=done, total=spec.steps, seconds=0.1, way="full")
             ended = await self._end(spec)
         finally:
             over.set()
-        if spec.prompt != "silent":
+        if ended is not None:
             yield ended
 
     async def withdraw(self, job_id: str) -> None:
@@ -85,18 +95,14 @@ class Renderer:
     async def halt(self) -> None:
         self.halted += 1
 
-    async def _end(self, spec: RenderSpec) -> Rendered:
+    async def _end(self, spec: RenderSpec) -> Rendered | None:
         match spec.prompt.split():
-            case ["lost" | "gains", times, "times"] if len(self.specs) <= int(times):
-                raise RuntimeError("the actor died, and\n30 lines of its traceback")
-            case ["lent", times, "times"] if len(self.specs) <= int(times):
-                return Rendered(preempted=True)
-            case ["hindered", times, "times"] if len(self.specs) <= int(times):
-                return Rendered(hindered="no space left on device")
-            case ["refused"]:
-                return Rendered(error=InvalidRequest("size: too large"))
-            case ["broken"]:
-                return Rendered(error=EngineFailed("engine: out of memory; try again"))
+            case [kind, times, "times"] if len(self.specs) <= int(times):
+                if kind in ("lost", "gains"):
+                    raise RuntimeError("the actor died, and\n30 lines of its traceback")
+                return ENDS[kind]
+            case [kind] if kind in ENDS:
+                return ENDS[kind]
             case ["hangs"]:
                 await asyncio.Event().wait()
             case ["stores"]:
@@ -408,9 +414,57 @@ async def test_a_job_that_gains_a_step_each_time_may_lose_its_replica_more_often
         assert f"moray_video_resumed_total {2 * MAX_ATTEMPTS}.0" in await client.page()
 
 
-async def test_a_rendering_that_ends_without_a_word_is_a_failure(tmp_path: Path) -> None:
+async def test_a_rendering_that_ends_without_a_word_is_tried_again_and_counts(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
-        assert (await client.until(await client.create("silent"), "failed"))["error"]["code"] == "replica_lost"
+        await client.until(await client.create("silent 2 times"), "completed")
+        assert len(client.renderer.specs) == 3
+    async with served(tmp_path) as client:
+        failed = await client.until(await client.create(f"silent {MAX_ATTEMPTS} times"), "failed")
+        assert failed["error"]["code"] == "replica_lost"
+
+
+async def test_a_job_whose_replica_breaks_goes_on_elsewhere_and_soon_alone(tmp_path: Path) -> None:
+    async with served(tmp_path, concurrent=2) as client:
+        done = await client.until(await client.create(f"breaks {MOST_BROKEN - 1} times"), "completed")
+        assert [asked.alone for asked in client.renderer.asked] == [False, False, True]
+        assert done["moray"]["way"] == "full"
+        assert f"moray_video_broken_total {MOST_BROKEN - 1}.0" in await client.page()
+
+
+async def test_a_job_that_breaks_replicas_fails_with_the_reason_though_it_gains_a_step_each_time(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path) as client:
+        video = await client.create(f"breaks {2 * MOST_BROKEN} times", num_inference_steps=50)
+        failed = await client.until(video, "failed")
+        assert failed["error"]["code"] == "engine_failed"
+        assert f"{MOST_BROKEN} replicas broke" in failed["error"]["message"]
+        assert "an illegal memory access" in failed["error"]["message"]
+        assert len(client.renderer.specs) == MOST_BROKEN
+        await client.until(await client.create("done"), "completed")
+
+
+async def test_how_many_replicas_a_job_broke_outlives_its_gateway(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        video, key = await client.create("breaks 9 times", num_inference_steps=50), client.key
+        await client.begun(1)
+        while not JobStore(tmp_path / JOBS_FILE).unfinished()[0].broke:
+            await asyncio.sleep(0)
+    async with served(tmp_path, later_s=2 * LEASE_S) as restarted:
+        await restarted.of(key).until(video, "failed")
+        assert len(client.renderer.specs) + len(restarted.renderer.specs) == MOST_BROKEN
+
+
+async def test_a_disk_that_stays_full_fails_a_job_in_the_end(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("deployments.gateway.video_jobs.FIRST_PAUSE_S", 0.0)
+    async with served(tmp_path) as client:
+        video = await client.create("full")
+        await client.begun(3)
+        assert (await client.retrieve(video))["status"] != "failed"
+        client.videos._jobs._now_s = lambda: time.time() + LASTING_S
+        failed = await client.until(video, "failed")
+        assert failed["error"]["code"] == "unavailable"
+        assert "no space left on device; so for" in failed["error"]["message"]
 
 
 async def test_unfinished_videos_are_rendered_again_after_a_restart_and_finished_ones_are_not(tmp_path: Path) -> None:

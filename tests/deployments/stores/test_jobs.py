@@ -49,6 +49,8 @@ JOBS = st.builds(
     signed=st.none() | st.booleans(),
     expires_at_s=st.none() | st.integers(0, 2**40),
     stage=st.sampled_from(["queued", "decoding"]),
+    broke=st.integers(0, 9),
+    way=st.none() | TEXT.filter(lambda text: "\0" not in text),
 )
 
 

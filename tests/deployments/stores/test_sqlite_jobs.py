@@ -1,5 +1,6 @@
 """What is of the SQLite file alone: its mode, its layouts, and faults of the disk."""
 
+import contextlib
 import sqlite3
 import stat
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_a_file_of_the_first_layout_keeps_its_jobs_and_their_order(first: Path) 
     )  # fmt: skip
     assert newest is not None
     assert (newest.status, newest.error_code, newest.error_message) == ("failed", "engine_failed", "why")
-    assert version(first) == 2
+    assert version(first) == 3
 
 
 def test_jobs_of_the_first_layout_are_claimed_and_followed_by_new_ones(first: Path) -> None:
@@ -78,8 +79,26 @@ def test_a_file_whose_layout_cannot_be_brought_up_to_date_stays_as_it_was(
     assert before != first.read_bytes()
 
 
+def test_a_file_of_the_second_layout_keeps_its_jobs_and_learns_what_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    store = JobStore(path)
+    store.create(job(1))
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for statement in ("DROP COLUMN broke", "DROP COLUMN way"):
+            connection.execute(f"ALTER TABLE video_jobs {statement}")
+        connection.execute("PRAGMA user_version = 2")
+    for broke in (0, 1):
+        store = JobStore(path)
+        (kept,) = store.unfinished()
+        assert (kept.id, kept.broke) == (video_id(1), broke)
+        assert store.update(kept.broken())
+        store.close()
+    assert version(path) == 3
+
+
 @pytest.mark.parametrize(
-    ("content", "told"), [("PRAGMA user_version = 9", "version 9; version 2 is allowed"), (None, "not a database")]
+    ("content", "told"), [("PRAGMA user_version = 9", "version 9; version 3 is allowed"), (None, "not a database")]
 )
 def test_a_foreign_file_is_refused_and_left_alone(content: str | None, told: str, tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"

@@ -56,7 +56,7 @@ class Engine(SimulatedVideoEngine):
         self.held.clear()
         self.groups.append({each.spec.job_id for each in renderings})
         if any(each.spec.prompt == "broken" for each in renderings):
-            raise RuntimeError("out of memory")
+            raise RuntimeError("shapes do not match")
         super().step(renderings)
 
 
@@ -136,7 +136,7 @@ async def test_of_jobs_that_share_a_step_only_the_one_at_fault_fails(
     engine.go(2 * MANY)
     last = (await bad)[-1]
     assert isinstance(last, Rendered)
-    assert str(last.error) == "bad: RuntimeError: out of memory; try again"
+    assert str(last.error) == "bad: RuntimeError: shapes do not match; try again"
     assert (await good)[-1] == DONE
     assert files(tmp_path, "good") == MADE
 
@@ -283,6 +283,7 @@ async def test_a_disk_that_is_full_hinders_a_job_and_does_not_fail_it(
     assert isinstance(last, Rendered)
     assert (last.error, last.preempted) == (None, False)
     assert last.hindered
+    assert last.lasting
     assert "File too large" in last.hindered
     assert files(tmp_path) == ["state"]
     assert list((tmp_path / "scratch").iterdir()) == []
@@ -305,7 +306,7 @@ async def test_a_store_that_does_not_answer_hinders_a_job_and_its_video_is_not_t
     engine.go()
     worker._files = Refusing(tmp_path / "state" / "videos")
     *_, last = await told(worker.render(asked()))
-    assert last == Rendered(hindered="video_1: files: no answer")
+    assert last == Rendered(hindered="video_1: files: no answer")  # not a lasting one
     assert VIDEO not in files(tmp_path)
     assert (await told(replica(tmp_path).render(asked())))[-1] == DONE
 
