@@ -2,8 +2,8 @@
 
 The queue is the store's. A gateway claims a job once a replica has room for it, holds it under a lease and writes only
 while it holds it; the jobs of a gateway that dies are claimed by the next when their leases end. A job whose replica is
-lent goes back to the queue with what is done of it; so does one whose replica is lost, but only as often as a job may
-begin without getting on. Nothing that goes wrong with a replica, or with the store, drops a job.
+lent goes back to the queue with what is done of it; so does one whose replica is lost or broken, but only as often as
+cluster.faults allows. Nothing that goes wrong with a replica, or with the store, drops a job.
 """
 
 import asyncio
@@ -18,8 +18,9 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
-from cluster.errors import MorayError, ReplicaLost, Unavailable
+from cluster.errors import EngineFailed, MorayError, ReplicaLost, Unavailable
 from cluster.family import Video
+from cluster.faults import LASTING_S, Hindrance, given_up, hindered, suspect
 from cluster.queueing import Outlook
 from deployments.control.words import Worker
 from deployments.gateway.video_clearing import FIRST_PAUSE_S, LONGEST_PAUSE_S, clear, expire
@@ -32,8 +33,6 @@ from deployments.video.jobs import Jobs, VideoJob
 from deployments.video.messages import Asked, Begun, News, Rendered, StageBegun, StepDone
 
 log = logging.getLogger("ray.serve")
-MAX_ATTEMPTS = 4  # a job that takes its replica down at the same step must not do so for ever
-SUSPECT = 2  # attempts that gained nothing: the next are alone on a replica, or another job's fault might count
 LEASE_S = 10.0  # a gateway that says nothing for so long holds no job any more
 TURN_S = 1.0  # between looks at the queue
 SWEEP_S = 60.0  # between looks for what has expired
@@ -56,7 +55,7 @@ class VideoJobs:
         self._now_s = now_s
         self._gateway = token_hex(6)
         self._mine: dict[str, asyncio.Task[None]] = {}  # by job that this gateway holds
-        self._hindered: dict[str, float] = {}  # by job, how long its next pause is
+        self._hindered: dict[str, Hindrance] = {}  # by job
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._workers = VideoWorkers(self._wake.set)
@@ -137,10 +136,8 @@ class VideoJobs:
             if task is not None:  # it came back only now; this lets `_over` be called
                 await asyncio.wait([task])
             self.queue.put(job)
-            suspect = job.attempts >= SUSPECT
-            alone = self._workers.give(job.id, worker, alone=suspect)
-            seeing = self._see_to(job, worker, counts=alone or not suspect)
-            task = self._mine[job.id] = asyncio.create_task(seeing)
+            self._workers.give(job.id, worker, alone=suspect(job.attempts, job.broke))
+            task = self._mine[job.id] = asyncio.create_task(self._see_to(job, worker))
             task.add_done_callback(functools.partial(self._over, job.id, worker))
 
     async def _sweep(self) -> None:
@@ -152,17 +149,16 @@ class VideoJobs:
         finally:
             self._sweep_s = asyncio.get_running_loop().time() + SWEEP_S
 
-    async def _see_to(self, job: VideoJob, worker: Worker, *, counts: bool) -> None:
-        """One attempt, however it ends. `counts`: if its replica is lost."""
+    async def _see_to(self, job: VideoJob, worker: Worker) -> None:
+        """One attempt, however it ends; it counts from Begun on."""
         try:
-            await (self._attempt(job, worker) if job.attempts < MAX_ATTEMPTS else self._give_up(job))
+            await (self._give_up(job) if given_up(job.attempts, job.broke) else self._attempt(job, worker))
         except _LostError:
             await self._lost(job, worker)
         except Exception as failure:  # whatever Ray raises: an accepted job is not dropped for it
             log.warning("video %s: %s", job.id, told(failure))
             self._workers.settle(worker.worker_id)
-            lost = self.queue.now(job)
-            await self._back(lost.requeued() if counts else lost.preempted())
+            await self._back(self.queue.now(job).requeued())
 
     def _over(self, job_id: str, worker: Worker, task: asyncio.Task[None]) -> None:
         """Also of one that was cancelled before it began, of which its own code would tell nothing."""
@@ -174,7 +170,13 @@ class VideoJobs:
 
     async def _attempt(self, job: VideoJob, worker: Worker) -> None:
         """One rendering, its steps written to the store."""
-        asked = Asked(spec=job.spec(), model=job.model, deadline_s=self.queue.due_s(job), priority=job.priority)
+        asked = Asked(
+            spec=job.spec(),
+            model=job.model,
+            deadline_s=self.queue.due_s(job),
+            priority=job.priority,
+            alone=suspect(job.attempts, job.broke),
+        )
         stream = worker.actor.render.options(num_returns="streaming").remote(asked)
         begun = job.attempts or job.steps_done  # one that was lent has steps and no attempt
         with self._metrics.stages(None if begun else self._now_s() - job.created_at_s) as entered:
@@ -185,12 +187,12 @@ class VideoJobs:
                     case Begun():
                         entered("rendering")
                         job = job.begun()
-                    case StepDone(done=done, total=total, seconds=seconds):
+                    case StepDone(done=done, total=total, seconds=seconds, way=way):
                         self._metrics.step(seconds)
                         if unheard:
                             saved, unheard = job.stepped(done - 1, total).steps_done, False
                             self._metrics.went_on(saved, lost_steps=max(0, before - saved))
-                        job = job.stepped(done, total)
+                        job = replace(job.stepped(done, total), way=way)
                         if job.steps_done > before:  # no job takes its replica down that gets on
                             job = replace(job, attempts=1)
                     case StageBegun(stage=stage):
@@ -204,11 +206,13 @@ class VideoJobs:
 
     async def _rendered(self, job: VideoJob, worker: Worker, how: Rendered | None) -> None:
         if how is None:
-            await self._end(job, ReplicaLost(f"{job.id}: the rendering ended without a result; try again"))
-        elif how.error is not None:
+            raise ReplicaLost(f"{job.id}: the rendering ended without a result; one is needed; it is tried again")
+        if how.error is not None:
             await self._end(job, how.error)
+        elif how.broke is not None:
+            await self._broke(job, worker, how.broke)
         elif how.hindered is not None:
-            await self._pause(job, how.hindered)
+            await self._pause(job, how.hindered, lasting=how.lasting)
         elif how.preempted:
             self._metrics.preempted()
             self._workers.rest(worker.worker_id)
@@ -217,26 +221,54 @@ class VideoJobs:
             await self._end(job, None, signed=how.signed)
 
     async def _give_up(self, job: VideoJob) -> None:
-        await self._end(job, ReplicaLost(f"{job.id}: its replica was lost {job.attempts} times; try again"))
+        await self._end(
+            job,
+            ReplicaLost(
+                f"{job.id}: its replica was lost {job.attempts} times, and {job.broke} broke; a job that ends is "
+                "allowed; change the request, or try again"
+            ),
+        )
+
+    async def _broke(self, job: VideoJob, worker: Worker, why: str) -> None:
+        """Counted for good, unlike attempts: a job that gains a step each time must not take the pool down."""
+        log.warning("video %s: replica %s broke: %s", job.id, worker.worker_id, why)
+        self._metrics.broke()
+        self._workers.rest(worker.worker_id)
+        job = job.broken()
+        if not given_up(0, job.broke):
+            await self._surely(job)
+            await self._back(job)
+            return
+        await self._end(
+            job,
+            EngineFailed(
+                f"{job.id}: {job.broke} replicas broke at this job, alone at the last; the last since {why}; a job "
+                "that leaves its replica whole is allowed; change the request, and look at the GPUs"
+            ),
+        )
 
     async def _end(self, job: VideoJob, error: MorayError | None, *, signed: bool = False) -> None:
         video, now_s = self.queue.video, int(self._now_s())
         ended = job.failed(error) if error else job.completed(now_s, signed=signed, expires_s=video.expires_s)
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                if await in_thread(self._store.update, ended):
-                    break
-                raise _LostError
-            except Unavailable as failure:  # the files are there: it is rendered only once
-                self._unavailable(failure)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        await self._surely(ended)  # the files are there: it is rendered only once
         self.queue.pop(job.id)
         self._hindered.pop(job.id, None)
         self._metrics.ended(ended.error_code or "ok", signed=signed, intended=not video.provenance.sign)
         if error:
             self._spawn(clear(self._files, job.id))
+
+    async def _surely(self, job: VideoJob) -> None:
+        """Written, however long the store does not answer. Raises _LostError."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                if await in_thread(self._store.update, job):
+                    return
+                raise _LostError
+            except Unavailable as failure:
+                self._unavailable(failure)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _write(self, job: VideoJob) -> VideoJob:
         """Raises _LostError. A store that does not answer holds up no rendering: the next step is written anyway."""
@@ -258,15 +290,19 @@ class VideoJobs:
             except Unavailable as failure:
                 self._unavailable(failure)
 
-    async def _pause(self, job: VideoJob, why: str) -> None:
+    async def _pause(self, job: VideoJob, why: str, *, lasting: bool) -> None:
         """Nothing is wrong with the job: it is held, without a replica, and goes back to the queue in a while."""
         log.warning("video %s: %s", job.id, why)
         self._metrics.hindered()
+        pauses = FIRST_PAUSE_S, LONGEST_PAUSE_S
+        now = self._hindered[job.id] = hindered(self._hindered.get(job.id), self._now_s(), pauses, lasting=lasting)
+        if now.lasts_s >= LASTING_S:
+            mend = "a disk or a store that has room and may be written is allowed; mend it, and ask again"
+            await self._end(job, Unavailable(f"{why}; so for {now.lasts_s:.0f} s; {mend}"))
+            return
         job = await self._write(job.preempted())
         self._workers.over(job.id)
-        pause_s = self._hindered.get(job.id, FIRST_PAUSE_S)
-        self._hindered[job.id] = min(2 * pause_s, LONGEST_PAUSE_S)
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(now.pause_s)
         await self._back(job)
 
     async def _lost(self, job: VideoJob, worker: Worker) -> None:

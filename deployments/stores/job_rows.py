@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from cluster.errors import InvalidRequest
 from deployments.video.jobs import Character, Jobs, Order, VideoJob, VideoRequest
 
-VERSION = 2  # of the layout; 1 had a column for each part of what was asked
+VERSION = 3  # of the layout; 1 had a column for each part of what was asked, 2 neither `broke` nor `way`
 REQUEST = TypeAdapter(VideoRequest)
 PARTS = {each.name for each in fields(VideoRequest)}
 BECAME = tuple(each.name for each in fields(VideoJob) if each.name not in PARTS)

@@ -8,8 +8,8 @@ it that this is safe: what the first attempt may have done unseen, the second fi
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
@@ -34,7 +34,8 @@ FAULTS = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalErro
 class Layout:
     """`schema` makes the tables, among them `table`, whose one row is the version. `of` names in errors what they hold.
 
-    `lock`: of this layout, among the advisory locks of the database.
+    `lock`: of this layout, among the advisory locks of the database. `next`: by version, what makes the next one of it;
+    gateways of either may run meanwhile.
     """
 
     of: str
@@ -42,6 +43,7 @@ class Layout:
     version: int
     schema: str
     lock: int
+    next: Mapping[int, str] = field(default_factory=dict)
     path: str = "video.database"  # of the URL in the family file
 
 
@@ -176,8 +178,12 @@ def _laid_out(connection: psycopg.Connection, layout: Layout) -> int:
         (found,) = connection.execute("SELECT to_regclass(%s)", (layout.table,)).fetchall()
         if found[0] is None:
             connection.execute(layout.schema)
-        (version,) = connection.execute(f"SELECT version FROM {layout.table}").fetchall()
-    return int(version[0])
+        ((version,),) = connection.execute(f"SELECT version FROM {layout.table}").fetchall()
+        while version in layout.next:
+            connection.execute(layout.next[version])
+            version += 1
+            connection.execute(f"UPDATE {layout.table} SET version = %s", (version,))
+    return int(version)
 
 
 def _rows(cursor: psycopg.Cursor[Any]) -> list[Any]:
