@@ -13,6 +13,7 @@ class Sampling:
     temperature 0 is greedy. `top_logprobs` None means no log-probabilities; 0 means the chosen token's only.
     Penalties are those of the OpenAI API, over generated tokens: logit -= presence + frequency * count.
     `json_schema`: JSON text of the schema that the answer must meet; only engines with `structured` take one.
+    `least_calls` and `most_calls` of tools, None for any number, are for engines with `forced_tools`.
     `ignore_eos`: an end token is a token like any other, without text; the answer goes on behind it.
     """
 
@@ -25,16 +26,22 @@ class Sampling:
     seed: int = 0
     top_logprobs: int | None = None
     json_schema: str | None = None
+    least_calls: int = 0
+    most_calls: Literal[1] | None = None
     ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function that the caller offers. `parameters`: JSON text of the schema of its arguments."""
+    """A function that the caller offers. `parameters`: JSON text of the schema of its arguments.
+
+    `strict`: arguments must meet it; only engines with `forced_tools` see to that.
+    """
 
     name: str
     description: str = ""
     parameters: str = '{"type":"object","properties":{}}'
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +115,11 @@ class Chat:
         """Whether its answer is held to a schema."""
         return self.sampling.json_schema is not None
 
+    @property
+    def forced(self) -> str | None:
+        """The parameter by which its calls are held to a form, None where they are free."""
+        return _forced(self.sampling, self.tools)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
@@ -115,7 +127,7 @@ class Generation:
 
     `given`: the first tokens of the answer, generated elsewhere. They are computed as a prompt is and emit nothing;
     what follows is the same as if this engine had generated them: text, calls, penalties, draws, limit and usage.
-    An answer held to a schema has some only where the tier `takes_up`. `domain` and `priority` as in Chat: neither
+    An answer that is `held` has some only where the tier `takes_up`. `domain` and `priority` as in Chat: neither
     changes an answer. Engines that cannot order by priority, torch and simulated, serve in order of arrival. `tools`:
     those whose calls are to be found in the answer; the prompt has them already.
     """
@@ -127,6 +139,19 @@ class Generation:
     domain: str = ""
     priority: int = 0
     tools: tuple[Tool, ...] = ()
+
+    @property
+    def held(self) -> bool:
+        """Whether its answer is held to a grammar: of a schema, or of calls."""
+        return self.sampling.json_schema is not None or _forced(self.sampling, self.tools) is not None
+
+
+def _forced(sampling: Sampling, tools: tuple[Tool, ...]) -> str | None:
+    if sampling.least_calls:
+        return "tool_choice"
+    if sampling.most_calls is not None:
+        return "parallel_tool_calls"
+    return "tools" if any(tool.strict for tool in tools) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

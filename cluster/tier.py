@@ -134,7 +134,7 @@ class Tier(Closed):
 
     @property
     def takes_up(self) -> bool:
-        """Whether an answer held to a schema goes on here behind tokens that another replica generated."""
+        """Whether an answer held to a grammar goes on here behind tokens that another replica generated."""
         return self.engine == "torch"
 
     @property
@@ -145,6 +145,11 @@ class Tier(Closed):
         """
         parser = self.vllm.tool_parser if self.vllm else None
         return self.engine == "torch" or (self.engine == "vllm" and parser is not None)
+
+    @property
+    def forced_tools(self) -> bool:
+        """Whether calls can be demanded, counted, and held to the parameters of their tools."""
+        return self.engine == "torch"
 
     @property
     def deferrable(self) -> bool:

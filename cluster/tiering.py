@@ -26,13 +26,15 @@ SPILLED_PACE = 0.8  # of the pace asked for that a step of the other tier may ta
 class Wish:
     """What a request asks. `floor`: the lowest tier that may serve it. The ceiling is on the output price of a tier.
 
-    `tools`, `structured`: only a tier whose engine can may serve it, asked by name or chosen.
+    `tools`, `structured`, `forced`: only a tier whose engine can may serve it, asked by name or chosen. `forced` is the
+    parameter that holds calls to a form.
     """
 
     model: str
     prompt_tokens: int
     tools: bool = False
     structured: bool = False
+    forced: str | None = None
     hint: Specialist | None = None
     ceiling_usd_per_mtok: float | None = None
     floor: str | None = None
@@ -212,12 +214,18 @@ def _above_floor(wish: Wish, key: str, family: Family) -> bool:
 
 
 def _able(wish: Wish, tier: Tier) -> bool:
-    return (tier.tools or not wish.tools) and (tier.structured or not wish.structured)
+    formal = (tier.structured or not wish.structured) and (tier.forced_tools or not wish.forced)
+    return formal and (tier.tools or not wish.tools)
 
 
 def _unable(wish: Wish, keys: Sequence[str], family: Family) -> InvalidRequest:
-    called = wish.tools and not any(family.tiers[key].tools for key in keys)
-    param, what = ("tools", "calls of tools") if called else ("response_format", "answers held to a JSON schema")
+    tiers = [family.tiers[key] for key in keys]
+    if wish.tools and not any(tier.tools for tier in tiers):
+        param, what = "tools", "calls of tools"
+    elif wish.forced and not any(tier.forced_tools for tier in tiers):
+        param, what = wish.forced, "calls that are demanded, counted, or strict"
+    else:
+        param, what = "response_format", "answers held to a JSON schema"
     able = [key for key, tier in family.tiers.items() if _able(wish, tier)]
     mend = f"name one of {', '.join(able)}, or leave it out" if able else "leave it out"
     return InvalidRequest(

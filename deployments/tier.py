@@ -143,7 +143,11 @@ class TierReplica:
 
     def _refuse(self, chat: Chat) -> None:
         """The gateway goes by the family file; this by the engine that is here."""
-        wants = ((chat.structured, "structured", "response_format"), (chat.calls, "tools", "tools"))
+        wants = (
+            (chat.structured, "structured", "response_format"),
+            (chat.calls, "tools", "tools"),
+            (chat.forced, "forced_tools", chat.forced),
+        )
         for wanted, name, param in wants:
             if wanted and not getattr(self._engine, name):
                 raise InvalidRequest(

@@ -52,14 +52,16 @@ class Engine(Protocol):
     """Continuous batching behind calls that do not block, made on the replica's event loop; `report` from any thread.
 
     `label` is empty for a real engine; the simulated one says so there, and every response carries it. `structured`:
-    answers can be held to a JSON schema. `tools`: calls of tools are written into prompts and found in answers. The
-    replica refuses what its engine cannot do, with InvalidRequest, before it reaches the engine.
+    answers can be held to a JSON schema. `tools`: calls of tools are written into prompts and found in answers;
+    `forced_tools`: they can be demanded, counted, and held to the tools' parameters. The replica refuses what its
+    engine cannot do, with InvalidRequest, before it reaches the engine.
     """
 
     label: str
     context_tokens: int
     structured: bool
     tools: bool
+    forced_tools: bool
 
     async def start(self) -> None:
         """Load and warm up. Raises CheckpointError."""

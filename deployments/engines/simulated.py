@@ -108,6 +108,7 @@ class SimulatedEngine:
     label = "simulated"
     structured = False
     tools = False
+    forced_tools = False
 
     def __init__(self, tier: Tier) -> None:
         self.context_tokens = tier.context_tokens

@@ -15,7 +15,7 @@ from cluster.errors import InvalidRequest
 from cluster.request import Chat, Message, Sampling
 from deployments.gateway.body import UNSUPPORTED, Strict, bound_structure, distinct, only, refusal
 from deployments.gateway.schemas import Format, json_schema
-from deployments.gateway.tools import Calls, Id, Tools, calls_of, check_calls, offered
+from deployments.gateway.tools import Calls, Id, Tools, calls_of, check_calls, counted, offered
 
 MOST_MESSAGES = 2048  # as in the API
 
@@ -92,7 +92,7 @@ class ChatBody(Strict):
     response_format: Format | None = None
     tools: Tools | None = None
     tool_choice: Any = None
-    parallel_tool_calls: Annotated[bool | None, only(True)] = None
+    parallel_tool_calls: bool | None = None
     ignore_eos: bool | None = None
 
     # Accepted: they change no answer.
@@ -150,7 +150,7 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
         request_id=request_id,
         model=asked.model,
         messages=messages,
-        sampling=_sampling(asked, seed, schema),
+        sampling=_sampling(asked, seed, schema, bool(tools)),
         tools=tools,
         stream=bool(asked.stream),
         include_usage=bool(options.include_usage),
@@ -174,10 +174,13 @@ def _message(asked: _Message, where: str) -> Message:
     )
 
 
-def _sampling(asked: ChatBody, seed: int, schema: str | None) -> Sampling:
+def _sampling(asked: ChatBody, seed: int, schema: str | None, tools: bool) -> Sampling:
     floats = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
     given: dict[str, Any] = {name: value for name in floats if (value := getattr(asked, name)) is not None}
+    least, most = counted(asked.tool_choice, asked.parallel_tool_calls) if tools else (0, None)
     return Sampling(
+        least_calls=least,
+        most_calls=most,
         max_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
         stop=tuple(asked.stop or ()),
         seed=seed if asked.seed is None else asked.seed,

@@ -1,12 +1,13 @@
 """Tools in the request side of the OpenAI wire: functions that the model may call, calls and their results in messages.
 
-Served are functions with tool_choice auto or none; `none` leaves the tools out of the prompt. A choice that forces a
-call, calls one at a time, and strict arguments are refused by name.
+`none` leaves the tools out of the prompt, and a named function the others: it is called once. Tools of another kind and
+choices among allowed tools are refused by name.
 """
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,7 +24,7 @@ class _Function(Strict):
     name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Annotated[bool | None, only(False)] = None
+    strict: bool | None = None
 
 
 class ToolBody(Strict):
@@ -49,7 +50,7 @@ Calls = Annotated[list[CallBody], Field(max_length=MOST_TOOLS, fail_fast=True)]
 
 
 def offered(tools: Sequence[ToolBody], choice: object) -> tuple[Tool, ...]:
-    """The tools that the model may call. Raises InvalidRequest."""
+    """The tools that the model may call, by `tool_choice`. Raises InvalidRequest."""
     names = set[str]()
     for index, tool in enumerate(tools):
         if tool.function.name in names:
@@ -61,14 +62,27 @@ def offered(tools: Sequence[ToolBody], choice: object) -> tuple[Tool, ...]:
         names.add(tool.function.name)
     given = tuple(_tool(tool.function, f"tools[{index}].function.parameters") for index, tool in enumerate(tools))
     _check_choice(choice, names)
+    if (only_name := _named(choice)) is not None:
+        return tuple(tool for tool in given if tool.name == only_name)
     return () if choice == "none" else given
 
 
+def counted(choice: object, parallel: bool | None) -> tuple[int, Literal[1] | None]:
+    """The least and the most calls of an answer, by `tool_choice` and `parallel_tool_calls`."""
+    named = _named(choice) is not None
+    return int(named or choice == "required"), 1 if named or parallel is False else None
+
+
+def _named(choice: object) -> str | None:
+    match choice:
+        case {"type": "function", "function": {"name": str(name), **rest}, **beside} if not (rest or beside):
+            return name
+    return None
+
+
 def _tool(function: _Function, param: str) -> Tool:
-    said = Tool(name=function.name, description=function.description or "")
-    if function.parameters is None:
-        return said
-    return Tool(name=said.name, description=said.description, parameters=bounded(function.parameters, param))
+    said = Tool(name=function.name, description=function.description or "", strict=bool(function.strict))
+    return said if function.parameters is None else replace(said, parameters=bounded(function.parameters, param))
 
 
 def _check_choice(choice: object, names: set[str]) -> None:
@@ -78,12 +92,14 @@ def _check_choice(choice: object, names: set[str]) -> None:
             return
         case _ if not names:
             told = "given without tools; it is allowed beside tools; add tools, or leave it out"
-        case "auto":
+        case "auto" | "required":
             return
-        case {"type": "function", "function": {"name": str(name)}} if name not in names:
-            told = f"{shown(name)} is none of the tools; auto or none is allowed; choose one of them"
+        case _ if (name := _named(choice)) in names:
+            return
+        case _ if name is not None:
+            told = f"{shown(name)} is none of the tools; {', '.join(sorted(names))} are allowed; choose one of them"
         case _:
-            told = f"given {shown(choice)}; not served here, auto or none is allowed; leave it out"
+            told = f"given {shown(choice)}; not served here; none, auto, required, or one function is allowed; mend it"
             code = UNSUPPORTED
     raise InvalidRequest(f"tool_choice: {told}", param="tool_choice", code=code)
 

@@ -41,6 +41,7 @@ def wish_of(scope: Scope, chat: Chat, prompt_tokens: int) -> Wish:
         prompt_tokens=prompt_tokens,
         tools=chat.calls,
         structured=chat.structured,
+        forced=chat.forced,
         hint=hint_of(scope),
         ceiling_usd_per_mtok=_ceiling(header(scope, CEILING).decode("latin-1")),
         floor=header(scope, FLOOR).decode("latin-1")[:64] or None,

@@ -2,15 +2,35 @@
 
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from integration.server import Server
+from openai import pydantic_function_tool
+from pydantic import BaseModel, Field
 
 pytestmark = pytest.mark.slow
 
 ASK: Any = [{"role": "user", "content": "What is a prime number?"}]
 TIERS = ("gpt-5.2-mini", "gpt-5.2-turbo", "gpt-5.2-pro", "gpt-5.2-ultra")
+
+
+class Number(BaseModel):
+    """What is said of a number."""
+
+    prime: bool
+    digits: list[Literal[2, 3, 5]] = Field(max_length=3)
+    name: str = Field(max_length=12)
+
+
+class Look(BaseModel):
+    """Looks a number up."""
+
+    number: int = Field(ge=0, le=999)
+
+
+HELD: Any = {"model": "gpt-5.2-mini", "messages": ASK, "temperature": 1.0, "max_tokens": 256}
+TOOLS = [pydantic_function_tool(Number), pydantic_function_tool(Look)]
 
 
 def pasted(server: Server, first: str) -> str:
@@ -83,3 +103,33 @@ def test_the_response_says_which_tier_served_it(laptop: Server) -> None:
     raw = laptop.client().chat.completions.with_raw_response.create(model="gpt-5.2-turbo", messages=ASK, max_tokens=8)
     assert raw.headers["moray-tier"] == "turbo"
     assert "moray-engine" not in raw.headers
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_clients_own_model_is_parsed_from_an_answer_whole_and_streamed(laptop: Server, seed: int) -> None:
+    completions = laptop.client().chat.completions
+    whole = laptop.client().beta.chat.completions.parse(**HELD, seed=seed, response_format=Number)
+    assert isinstance(whole.choices[0].message.parsed, Number)
+    with completions.stream(**HELD, seed=seed, response_format=Number) as stream:
+        told = [event for event in stream if event.type == "content.delta"]
+        final = stream.get_final_completion()
+    assert final.choices[0].message.parsed == whole.choices[0].message.parsed
+    assert "".join(event.delta for event in told) == whole.choices[0].message.content
+
+
+def test_a_demanded_call_is_parsed_by_the_client_whole_and_streamed(laptop: Server) -> None:
+    completions = laptop.client().chat.completions
+    demanded: Any = HELD | {"seed": 1, "tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+    (call,) = list(completions.parse(**demanded).choices[0].message.tool_calls or [])
+    assert isinstance(call.function.parsed_arguments, Number | Look)
+    with completions.stream(**demanded) as stream:
+        (streamed,) = list(stream.get_final_completion().choices[0].message.tool_calls or [])
+    assert streamed.function.parsed_arguments == call.function.parsed_arguments
+
+
+def test_a_named_tool_is_called_whatever_the_model_would_say(laptop: Server) -> None:
+    named: Any = {"type": "function", "function": {"name": "Look"}}
+    said = laptop.client().chat.completions.parse(**HELD, tools=TOOLS, tool_choice=named).choices[0]
+    (call,) = list(said.message.tool_calls or [])
+    assert (call.function.name, said.finish_reason) == ("Look", "tool_calls")
+    assert isinstance(call.function.parsed_arguments, Look)

@@ -40,6 +40,7 @@ class DeepSpeedEngine:
     label = ""
     structured = False
     tools = False
+    forced_tools = False
 
     # Set while starting, by the thread, before `start` returns.
     _model: "OffloadedModel"

@@ -37,6 +37,7 @@ COMPILE_S = 5.0  # what the limits of a grammar allow takes less, on any machine
 class TorchEngine:
     label = ""
     structured = True
+    forced_tools = True
     tools = True  # of checkpoints that write calls as deployments.engines.calls says
 
     # Set while starting, by the thread, before `start` returns.
@@ -99,10 +100,10 @@ class TorchEngine:
                     retry_after_s=min(60.0, max(1.0, self._meter.stream_s / max(1, self._scheduler.running))),
                 )
             self._streams[key] = stream
-            if not generation.sampling.json_schema:
+            if not generation.held:
                 self._queue(stream)
                 return
-        task = asyncio.get_running_loop().create_task(self._hold(stream, generation.sampling.json_schema))
+        task = asyncio.get_running_loop().create_task(self._hold(stream))
         self._compiling.add(task)
         task.add_done_callback(self._compiling.discard)
 
@@ -112,19 +113,19 @@ class TorchEngine:
         self._scheduler.submit(generation.request_id, len(generation.prompt) + given, stream.max_tokens - given)
         self._wake.notify()
 
-    async def _hold(self, stream: Stream, schema: str) -> None:
+    async def _hold(self, stream: Stream) -> None:
         """Queues it once its grammar is compiled, beside the steps."""
-        compiled = asyncio.get_running_loop().run_in_executor(
-            self._compilers, self._grammars.begin, schema, stream.generation.given
-        )
+        begin = self._grammars.begin
+        compiled = asyncio.get_running_loop().run_in_executor(self._compilers, begin, stream.generation)
         error: MorayError
         try:
             stream.held = await asyncio.wait_for(compiled, COMPILE_S)
         except InvalidRequest as refusal:
             error = refusal
         except TimeoutError:
-            told = f"response_format: the schema took more than {COMPILE_S:g} s to read; simplify the schema"
-            error = InvalidRequest(told, param="response_format")
+            param = "response_format" if stream.generation.sampling.json_schema else "tools"
+            told = f"{param}: the schema took more than {COMPILE_S:g} s to read; simplify the schema"
+            error = InvalidRequest(told, param=param)
         except Exception:
             log.exception("%s: its grammar cannot be made", stream.generation.request_id)
             error = EngineFailed("engine: the schema could not be read; send the request again, or simplify it")

@@ -1,12 +1,14 @@
-"""What an answer is held to: at each of its tokens, those that may follow.
+"""What an answer is held to, a JSON schema or the form of calls: at each of its tokens, those that may follow.
 
 llguidance takes a grammar and the bytes of the vocabulary, compiles the one lazily against the other, and says by one
 bit per token what keeps an answer within it. An answer that is whole may be followed by end tokens alone.
 """
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -14,6 +16,8 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from cluster.errors import InvalidRequest
+from cluster.request import Generation, Tool
+from deployments.engines.calls import CLOSE, OPEN
 
 # Not xgrammar: that brings tvm-ffi and triton along, compiles a schema wholly before its first mask, and bounds neither
 # that nor a mask. llguidance needs no other package, and its limits are counted, so that they hold on any machine.
@@ -25,7 +29,7 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 # Small models may write white space without end: there is one way to write each value.
-_WRITTEN = {
+_WRITTEN: Any = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -71,22 +75,28 @@ class Grammars:
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary(padded)), eos_token=self._ends or [0])
         self._executor = LLExecutor(num_threads=threads)
         self._thread = ThreadPoolExecutor(1, "masks")
-        self._compiled = lru_cache(_MOST_COMPILED)(self._compile)
+        self._schema = lru_cache(_MOST_COMPILED)(self._compile_schema)
+        self._calls = lru_cache(_MOST_COMPILED)(self._compile_calls)
 
-    def begin(self, schema: str, given: Sequence[int] = ()) -> Held:
-        """An answer that meets the JSON schema, behind its given tokens. Raises InvalidRequest.
+    def begin(self, generation: Generation) -> Held:
+        """An answer behind its given tokens. Raises InvalidRequest.
 
         May take a second the first time, which other threads may use.
         """
-        param = "response_format"
+        s = generation.sampling
+        param = "tools" if s.json_schema is None else "response_format"
         if not self._ends:
             raise InvalidRequest(
                 f"{param}: given; the checkpoint names no end token, which an answer within a schema needs; leave it "
                 "out, or name another tier",
                 param=param,
             )
-        held = Held(self._compiled(schema, param).deep_copy(), param)
-        held.matcher.consume_tokens([token for token in given if token not in self._ends])
+        if s.json_schema is None:
+            compiled = self._calls(generation.tools, s.least_calls, s.most_calls)
+        else:
+            compiled = self._schema(s.json_schema)
+        held = Held(compiled.deep_copy(), param)
+        held.matcher.consume_tokens([token for token in generation.given if token not in self._ends])
         if (fault := held.fault) is not None:
             raise fault
         return held
@@ -106,20 +116,39 @@ class Grammars:
                 masks[row] = -1  # any token, which nobody will see
         return masks
 
-    def _compile(self, schema: str, param: str) -> LLMatcher:
+    def _compile_schema(self, schema: str) -> LLMatcher:
         try:
             grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_WRITTEN)
         except ValueError as error:
-            raise InvalidRequest(f"{param}: {error}; a JSON schema is allowed; mend the schema", param=param) from error
+            raise _refusal("response_format", "no answer can be held to this schema", str(error)) from error
+        matcher, fault = self._compile(grammar)
+        if fault:
+            raise _refusal("response_format", "no answer can be held to this schema", fault)
+        return matcher
+
+    def _compile_calls(self, tools: Sequence[Tool], least: int, most: int | None) -> LLMatcher:
+        """Arguments of tools that are not strict meet their schema, too, where any can."""
+        arguments = [self._arguments(tool) for tool in tools]
+        named = zip(tools, arguments, strict=True)
+        matcher, fault = self._compile(LLMatcher.grammar_from_lark(_written([*named], least, most)))
+        if fault:
+            raise _refusal("tools", "no calls can be held to their parameters", fault)
+        return matcher
+
+    def _arguments(self, tool: Tool) -> str:
+        schema = json.loads(tool.parameters)
+        _, fault = self._compile(LLMatcher.grammar_from_json_schema(schema, overrides=_WRITTEN))
+        if fault and tool.strict:
+            raise _refusal("tools", f"no arguments of {tool.name!r} can be held to its parameters", fault)
+        return json.dumps(({"type": "object"} if fault else schema) | {"x-guidance": _WRITTEN})
+
+    def _compile(self, grammar: str) -> tuple[LLMatcher, str]:
+        """And why it allows no answer, "" where it does."""
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
         first = matcher.deep_copy()
         if not matcher.is_error():
             first.compute_bitmask()
-        if first.is_error():
-            raise InvalidRequest(
-                f"{param}: no answer can be held to this schema: {_reason(first)}; mend the schema", param=param
-            )
-        return matcher
+        return matcher, _reason(first) if first.is_error() else ""
 
 
 class _Vocabulary:
@@ -135,6 +164,29 @@ class _Vocabulary:
 
     def __call__(self, text: bytes) -> list[int]:
         return [self._single[byte] for byte in text if byte in self._single]
+
+
+def _written(tools: Sequence[tuple[Tool, str]], least: int, most: int | None) -> str:
+    """Calls as deployments.engines.calls reads them. Text goes on until it opens a call, and none follows the last."""
+    calls = "\n".join(
+        f"""call_{n}: {json.dumps(f'{{"name": "{tool.name}", "arguments": ')} %json {arguments} "}}\""""
+        for n, (tool, arguments) in enumerate(tools)
+    )
+    more = "" if most == 1 else "more*"
+    begun = f"""call {more}""" if least else f"""opened body {more} | TEXT"""
+    return f"""
+start: {begun}
+opened[lazy]: TEXT "{OPEN}"
+more: "\\n" call
+call: "{OPEN}" body
+body: "\\n" ({" | ".join(f"call_{n}" for n in range(len(tools)))}) "\\n{CLOSE}"
+{calls}
+TEXT: /(.|\\n)*/
+"""
+
+
+def _refusal(param: str, fault: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"{param}: {fault}: {reason}; mend the schema", param=param)
 
 
 def _reason(matcher: LLMatcher) -> str:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 class VllmEngine:
     label = ""
     structured = True
+    forced_tools = False
 
     def __init__(self, tier: Tier, accelerator: Accelerator) -> None:
         self.context_tokens = tier.context_tokens

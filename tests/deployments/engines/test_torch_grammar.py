@@ -16,7 +16,7 @@ from torch_checkpoint import save_checkpoint
 from torch_group import collected, running
 
 from cluster.errors import InvalidRequest
-from cluster.request import Generation, Piece, Sampling
+from cluster.request import Generation, Message, Piece, Sampling, Tool
 from deployments.engines.torch_engine import engine as torch_engine
 from deployments.engines.torch_engine.chat import ChatTokenizer
 from deployments.engines.torch_engine.engine import TorchEngine
@@ -36,11 +36,15 @@ FREE = Sampling(temperature=0.9, seed=3, max_tokens=40)
 
 
 def held(schema: object, **changes: Any) -> Sampling:
-    return Sampling(**{"max_tokens": 200, "seed": 5, "json_schema": json.dumps(schema)} | changes)
+    return replace(Sampling(max_tokens=200, seed=5, json_schema=json.dumps(schema)), **changes)
 
 
 def generation(key: str, sampling: Sampling, given: tuple[int, ...] = ()) -> Generation:
     return Generation(request_id=key, prompt=tuple(range(10, 30)), sampling=sampling, given=given)
+
+
+def calling(sampling: Sampling, *tools: Tool, key: str = "a", given: tuple[int, ...] = ()) -> Generation:
+    return replace(generation(key, sampling, given), tools=tools)
 
 
 def text_of(pieces: list[Piece]) -> str:
@@ -112,7 +116,7 @@ def test_whichever_allowed_tokens_are_drawn_the_bytes_are_json_that_meets_the_sc
 ) -> None:
     """Of tokens drawn uniformly: what no model would choose is tried, too."""
     rng, answer = np.random.default_rng(seed), b""
-    one = GRAMMARS.begin(json.dumps(schema))
+    one = GRAMMARS.begin(generation("a", held(schema)))
     for _ in range(2000):
         bits = np.unpackbits(GRAMMARS.masks([one]).result().view(np.uint8), bitorder="little")
         token = int(rng.choice(bits.nonzero()[0]))
@@ -201,6 +205,67 @@ async def test_a_schema_that_no_answer_can_meet_is_its_callers_fault_and_nobody_
         assert len(str(error)) < 600
     assert free[-1].finish_reason is not None
     assert jsonschema_rs.is_valid(SUM, json.loads(text_of(good)))
+
+
+ADD = Tool(name="add", parameters=json.dumps(SUM))
+LOOK = Tool(name="look-up", parameters=json.dumps({"type": "object", "properties": {}, "additionalProperties": False}))
+CALLED: dict[str, Any] = {"max_tokens": 200, "least_calls": 1}
+
+
+def called(pieces: list[Piece]) -> list[tuple[str, Any]]:
+    assert pieces[-1].error is None
+    return [(call.name, json.loads(call.arguments)) for call in pieces[-1].tool_calls]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_an_answer_that_must_call_is_calls_alone_with_arguments_that_meet_their_schema(
+    engine: TorchEngine, temperature: float
+) -> None:
+    samplings = [Sampling(temperature=temperature, seed=seed, most_calls=1, **CALLED) for seed in range(6)]
+    answers = await asyncio.gather(
+        *(collected(engine, calling(s, ADD, LOOK, key=f"{i}")) for i, s in enumerate(samplings))
+    )
+    for pieces in answers:
+        ((name, arguments),) = called(pieces)
+        assert (text_of(pieces), pieces[-1].finish_reason) == ("", "tool_calls")
+        assert arguments == {} if name == "look-up" else jsonschema_rs.is_valid(SUM, arguments)
+
+
+async def test_calls_may_follow_each_other_where_several_are_allowed(engine: TorchEngine) -> None:
+    two = "\n".join(['<tool_call>\n{"name": "look-up", "arguments": {}}\n</tool_call>'] * 2)
+    given = tokens_of(two)
+    pieces = await collected(engine, calling(Sampling(**CALLED), LOOK, given=given))
+    assert [name for name, _ in called(pieces)][:2] == ["look-up"] * 2
+    one = calling(Sampling(most_calls=1, **CALLED), LOOK, key="b", given=given)
+    assert isinstance((await collected(engine, one))[-1].error, InvalidRequest)
+
+
+async def test_text_stays_free_until_it_opens_a_call_which_then_meets_its_schema(engine: TorchEngine) -> None:
+    strict, sampling = replace(ADD, strict=True), Sampling(max_tokens=200, temperature=0, most_calls=1)
+    given = tokens_of("1 < 2, so I add: <tool_call>")
+    pieces = await collected(engine, calling(sampling, strict, given=given))
+    ((name, arguments),) = called(pieces)
+    assert name == "add"
+    assert jsonschema_rs.is_valid(SUM, arguments)
+    prompt = engine.encode([Message(role="user", content="What is a prime number?")])
+    unheld = replace(sampling, max_tokens=20, most_calls=None)
+    asked = [replace(calling(unheld, tool, key="b"), prompt=prompt) for tool in (ADD, strict)]
+    free = [await collected(engine, one) for one in asked]
+    assert text_of(free[0]) == text_of(free[1]) != ""
+
+
+async def test_a_tool_that_is_not_strict_may_have_parameters_that_no_grammar_holds(engine: TorchEngine) -> None:
+    odd = Tool(name="odd", parameters=json.dumps({"type": "object", "not": {"required": ["x"]}}))
+    sampling = Sampling(max_tokens=60, temperature=0, most_calls=1, least_calls=1)
+    assert (await collected(engine, calling(sampling, odd)))[-1].error is None
+    error = (await collected(engine, calling(sampling, replace(odd, strict=True), key="b")))[-1].error
+    assert isinstance(error, InvalidRequest)
+    assert str(error).startswith("tools: no arguments of 'odd' can be held to its parameters")
+
+
+def tokens_of(text: str) -> tuple[int, ...]:
+    """Byte by byte: any tokens that say it will do."""
+    return tuple(BYTES.index(bytes([byte])) for byte in text.encode())
 
 
 async def test_a_schema_that_takes_too_long_is_refused_by_name(

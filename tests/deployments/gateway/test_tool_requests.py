@@ -54,6 +54,28 @@ def test_the_choice_none_leaves_the_tools_out(choice: str | None, offered: int) 
     assert len(parse(tools=[tool()], tool_choice=choice).tools) == offered
 
 
+@pytest.mark.parametrize(
+    ("fields", "names", "calls", "forced"),
+    [
+        ({}, "ab", (0, None), None),
+        ({"tool_choice": "auto", "parallel_tool_calls": True}, "ab", (0, None), None),
+        ({"tool_choice": "required"}, "ab", (1, None), "tool_choice"),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, "ab", (1, 1), "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "b"}}}, "b", (1, 1), "tool_choice"),
+        ({"parallel_tool_calls": False}, "ab", (0, 1), "parallel_tool_calls"),
+        ({"tools": [tool("a", strict=True), tool("b")]}, "ab", (0, None), "tools"),
+        ({"tools": [tool("a", strict=True)], "tool_choice": "none"}, "", (0, None), None),
+        ({"tools": None, "parallel_tool_calls": False}, "", (0, None), None),
+    ],
+)
+def test_the_choice_says_which_tools_are_called_how_often_and_what_holds_calls_to_a_form(
+    fields: dict[str, Any], names: str, calls: tuple[int, int | None], forced: str | None
+) -> None:
+    asked = parse(**({"tools": [tool("a"), tool("b")]} | fields))
+    assert "".join(one.name for one in asked.tools) == names
+    assert (asked.sampling.least_calls, asked.sampling.most_calls, asked.forced) == (*calls, forced)
+
+
 def test_calls_and_their_results_come_back_as_messages() -> None:
     call = ToolCall(id="call_1", name="look_up", arguments='{"what":"x"}')
     chat = parse(messages=[HELLO, ASSISTANT, RESULT, HELLO])
@@ -101,10 +123,8 @@ def test_a_wrong_value_is_refused_with_its_place(fields: dict[str, Any], param: 
     ("fields", "param"),
     [
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
-        ({"tools": [tool(strict=True)]}, "tools[0].function.strict"),
-        ({"tools": [tool()], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [tool()], "tool_choice": tool()}, "tool_choice"),
-        ({"tools": [tool()], "parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tools": [tool()], "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": "any"}, "tool_choice"),
         ({"tools": [tool()], "response_format": {"type": "json_object"}}, "response_format"),
     ],
 )

@@ -37,6 +37,7 @@ TOOLS = [{"type": "function", "function": {"name": "look_up"}}]
 ASKED: dict[str, Any] = {"model": "mini", "messages": [{"role": "user", "content": "hello"}]}
 ABLE: dict[str, Any] = {"engine": "vllm", "vllm": {"tool_parser": "hermes"}}
 SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}}
+DEMANDS: list[tuple[dict[str, Any], str]] = [({"tools": TOOLS}, "tools"), (SCHEMA, "response_format")]
 PARTS: dict[str, Any] = {
     "plans": {"all": {"tiers": ["mini", "turbo"], "priority": 2}},
     "personas": {"math": ["tutor"]},
@@ -51,7 +52,7 @@ class Scripted:
     context_tokens = 2048
 
     def __init__(self, *, able: bool = True, dies_after: int | None = None) -> None:
-        self.structured = self.tools = able
+        self.structured = self.tools = self.forced_tools = able
         self.asked: list[Generation] = []
         self.offered: list[Sequence[Tool]] = []
         self._dies_after = dies_after
@@ -92,11 +93,13 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
         scenario: Callable[[Ask], Awaitable[None]],
         engines: dict[str, Scripted],
         mini: dict[str, Any] | None = None,
+        turbo: dict[str, Any] | None = None,
         specialists: Sequence[str] = (),
     ) -> None:
         async def played() -> None:
             raw = family(tmp_path, gateway={"tokens": "streamed"}, specialists=specialists, **ABLE).model_dump() | PARTS
             raw["tiers"]["mini"] |= mini or {}
+            raw["tiers"]["turbo"] |= turbo or {}
             raw["auto"] = AUTO | {"hints": {"creative_writing": "turbo"} if specialists else {}}
             spec = Family.model_validate(raw)
             handles = {}
@@ -188,7 +191,7 @@ def test_a_stream_lost_before_amid_or_behind_its_call_is_told_once_and_whole(pla
     play(scenario, {"mini": engine, "turbo": engine})
 
 
-@pytest.mark.parametrize(("fields", "param"), [({"tools": TOOLS}, "tools"), (SCHEMA, "response_format")])
+@pytest.mark.parametrize(("fields", "param"), DEMANDS)
 def test_a_tier_that_cannot_is_refused_by_name_and_never_chosen(play: Play, fields: dict[str, Any], param: str) -> None:
     engine = Scripted()
 
@@ -203,7 +206,29 @@ def test_a_tier_that_cannot_is_refused_by_name_and_never_chosen(play: Play, fiel
     play(scenario, {"mini": engine, "turbo": engine}, mini={"engine": "simulated"})
 
 
-@pytest.mark.parametrize(("fields", "param"), [({"tools": TOOLS}, "tools"), (SCHEMA, "response_format")])
+FORCED: list[tuple[dict[str, Any], str]] = [
+    ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+    ({"tools": TOOLS, "parallel_tool_calls": False}, "parallel_tool_calls"),
+    ({"tools": [{"type": "function", "function": {"name": "look_up", "strict": True}}]}, "tools"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), FORCED)
+def test_calls_are_demanded_of_tiers_that_can_alone(play: Play, fields: dict[str, Any], param: str) -> None:
+    engine = Scripted()
+
+    async def scenario(ask: Ask) -> None:
+        refused = await ask(plan="all", **fields)
+        assert (refused.status, refused.json()["error"]["param"]) == (400, param)
+        assert "are turbo, not mini; name one of turbo" in refused.json()["error"]["message"]
+        chosen = await ask(plan="all", model="any", **fields)
+        assert (chosen.status, chosen.headers["moray-tier"]) == (200, "turbo")
+        assert engine.asked[0].held
+
+    play(scenario, {"mini": engine, "turbo": engine}, turbo={"engine": "torch"})
+
+
+@pytest.mark.parametrize(("fields", "param"), DEMANDS)
 def test_an_engine_that_cannot_what_its_family_file_says_is_not_asked(
     play: Play, fields: dict[str, Any], param: str
 ) -> None:

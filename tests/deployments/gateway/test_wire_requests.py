@@ -47,7 +47,6 @@ VLLMS = {"ignore_eos"}  # no parameter of the public API, but of all load tools
 HELD = {"type": "json_schema", "json_schema": {"name": "what", "schema": ARGUMENTS}}
 CALLED = {"name": "look_up", "arguments": "{}"}
 REFUSED: dict[str, Any] = {
-    "parallel_tool_calls": False,
     "functions": [{"name": "f"}],
     "function_call": "auto",
     "logit_bias": {"50256": -100},
