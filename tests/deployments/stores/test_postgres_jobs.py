@@ -175,8 +175,24 @@ def test_gateways_that_start_at_once_make_one_layout(url: str) -> None:
 def test_a_layout_of_another_release_is_refused_and_left_alone(url: str) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("CREATE TABLE video_layout AS SELECT 9 AS version")
-    with pytest.raises(ConfigurationError, match="layout is version 9; version 2 is allowed"):
+    with pytest.raises(ConfigurationError, match="layout is version 9; version 3 is allowed"):
         PostgresJobs(url)
+
+
+def test_a_layout_of_the_release_before_learns_what_is_new_while_its_gateways_run(url: str) -> None:
+    older = PostgresJobs(url)
+    older.create(job(1))
+    with psycopg.connect(url) as connection:
+        connection.execute("ALTER TABLE video_jobs DROP COLUMN broke, DROP COLUMN way")
+        connection.execute("UPDATE video_layout SET version = 2")
+    PostgresJobs(url).close()
+    newer = PostgresJobs(url)
+    (kept,) = newer.unfinished()
+    assert (kept.broke, kept.way) == (0, None)
+    assert newer.update(kept.broken())
+    assert older.unfinished()[0].broke == 1
+    newer.close()
+    older.close()
 
 
 def test_a_user_that_may_make_no_tables_is_told_so(database: Server, url: str) -> None:
