@@ -16,7 +16,7 @@ from cluster.errors import CheckpointError, ConfigurationError
 from cluster.plans import LimitStore, Plan, unmet
 from cluster.strict_yaml import mapping
 from cluster.tier import ColdStart, Name, Price, Replicas, Slo, Specialist, StepCost, Tier
-from cluster.video import Video, VideoCost, VideoPrice, VideoSlo
+from cluster.video import Video, VideoCost, VideoPrice, VideoSlo, taken_by
 
 __all__ = [
     "BUNDLED",
@@ -286,9 +286,25 @@ def load(path: str | Path, *, serving: bool = True) -> Family:
     found = [
         f"{file}: tiers.{key}.{fault}" for key, tier in family.tiers.items() for fault in _unfit(family, tier, serving)
     ]
+    found += [f"{file}: video.{fault}" for fault in (_unshared(family.video) if serving else ())]
     if found:
         raise ConfigurationError("\n".join(found))
     return family
+
+
+def _unshared(video: Video | None) -> tuple[str, ...]:
+    """Ranks for a pipeline that is here and has no steps to share. One that cannot be read is its replica's to tell."""
+    if video is None or video.engine == "simulated" or video.acceleration.context_parallel == 1:
+        return ()
+    try:
+        index = json.loads((Path(video.checkpoint) / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ()
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(name, str) or taken_by(name, per_token=False) is not None:
+        return ()
+    ranks = video.acceleration.context_parallel
+    return (f"acceleration.context_parallel: {ranks}; {name} has no adapter, whose steps ranks share; set it to 1",)
 
 
 def _unfit(family: Family, tier: Tier, serving: bool) -> tuple[str, ...]:

@@ -104,13 +104,24 @@ class Acceleration(Closed):
     `first_block_cache`: a step whose first block changed its input less than this share from the last full step takes
     the other blocks' work from there; such jobs share no forward. `precision` of the transformer's weights: fp8-storage
     computes in the dtype; int8 and fp8 need torchao. `refresh_steps`: every so many steps of a fast edit compute all
-    tokens. `tiled_decode`: frames are decoded in overlapping tiles, with seams blended.
+    tokens. `tiled_decode`: frames are decoded in overlapping tiles, with seams blended. `context_parallel`: so many
+    ranks of a replica, a GPU each, share the tokens of a step; edits then compute all tokens, fast ones too.
     """
 
     first_block_cache: Annotated[float, Field(gt=0, lt=1)] | None = None
     precision: Literal["int8", "fp8", "fp8-storage"] | None = None
     refresh_steps: PositiveInt = 4
     tiled_decode: bool = False
+    context_parallel: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def cached_or_parallel(self) -> Self:
+        if self.first_block_cache is not None and self.context_parallel > 1:
+            raise ValueError(
+                f"first_block_cache with context_parallel {self.context_parallel}: each rank would judge by its own "
+                "tokens which blocks to leave out; keep one of them"
+            )
+        return self
 
 
 class Video(Closed):
@@ -152,3 +163,13 @@ class Video(Closed):
     database: Annotated[str, Field(pattern=r"^postgres(ql)?://[^:@]+(@.+)?$")] | None = None
     provenance: Provenance = Provenance()
     takes: Takes | None = None
+
+    @model_validator(mode="after")
+    def gpu_per_rank(self) -> Self:
+        ranks = self.acceleration.context_parallel
+        if ranks > 1 and ranks != self.gpus:
+            raise ValueError(
+                f"acceleration.context_parallel is {ranks} and gpus is {self.gpus}; each rank has a GPU of its "
+                f"replica; set gpus to {ranks}"
+            )
+        return self

@@ -9,6 +9,7 @@ torch and diffusers are imported by `load`.
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +24,7 @@ from deployments.video.spec import RenderSpec as RenderSpec
 if TYPE_CHECKING:
     from deployments.video.adapters.job import Job
     from deployments.video.adapters.load import Family
+    from deployments.video.ranks import Ranks
 
 
 class VideoEngine:
@@ -40,12 +42,28 @@ class VideoEngine:
         self.device = device
         self.acceleration = acceleration or Acceleration()
         self._family: Family | None = None
+        self.ranks: Ranks | None = None
 
     def load(self) -> None:
         """Read the weights. Raises CheckpointError. The VAE stays in float32, as diffusers advises for Wan."""
-        from deployments.video.adapters.load import load
+        from deployments.video.adapters.load import load, transformers
+        from deployments.video.ranks import Ranks
 
-        self._family = load(self.checkpoint, self.dtype, self.device, self.acceleration)
+        if self.acceleration.context_parallel > 1:
+            self.ranks = Ranks(self.checkpoint, self.dtype, self.device, self.acceleration)
+        try:
+            family = load(self.checkpoint, self.dtype, self.device, self.acceleration)
+            if self.ranks is not None:
+                self.ranks.lead(transformers(family.pipe))
+        except BaseException:
+            self.close()
+            raise
+        self._family = family
+
+    def close(self) -> None:
+        """Its other ranks end. An engine of one rank needs no closing; nor does one whose process ends."""
+        if self.ranks is not None:
+            self.ranks.close()
 
     @property
     def family(self) -> "Family":
@@ -75,7 +93,7 @@ class VideoEngine:
     def step(self, renderings: Sequence[Rendering]) -> None:
         import torch
 
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if self.ranks is None else self.ranks.together():
             self.family.step(_ours(renderings))
 
     def free(self) -> None:

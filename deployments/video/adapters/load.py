@@ -10,7 +10,7 @@ from cluster.video import Acceleration
 from deployments.video.adapters.ltx import Ltx
 from deployments.video.adapters.stepwise import Stepwise
 from deployments.video.adapters.vace import Vace
-from deployments.video.adapters.wan import Wan, WanImages
+from deployments.video.adapters.wan import Wan, WanImages, embed_alone
 from deployments.video.adapters.whole import Whole
 
 log = logging.getLogger("ray.serve")
@@ -27,6 +27,40 @@ STEPWISE: dict[str, type[Wan] | type[Ltx]] = {
 def load(folder: Path, dtype: Literal["float32", "bfloat16"], device: str, acceleration: Acceleration) -> Family:
     """Raises CheckpointError. On a CPU one thread computes: its figures are those of one core."""
     kind = _class(folder)
+    if kind not in STEPWISE and acceleration.context_parallel > 1:
+        raise CheckpointError(
+            f"{folder}: {kind} with video.acceleration.context_parallel {acceleration.context_parallel}; ranks share "
+            f"steps of {', '.join(STEPWISE)}; set it to 1"
+        )
+    pipe = _read(folder, dtype, device, acceleration)
+    if kind in STEPWISE:
+        return STEPWISE[kind](pipe, device, acceleration)
+    log.warning("%s: %s has no adapter: jobs run by its own call, share no step and resume from none", folder, kind)
+    return Whole(pipe, device)
+
+
+def load_transformers(
+    folder: Path, dtype: Literal["float32", "bfloat16"], device: str, acceleration: Acceleration
+) -> dict[str, Any]:
+    """What a rank beside the first computes with: transformers by name, as `load` prepares them, and nothing else."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    others = {name: None for name, part in index.items() if isinstance(part, list) and name not in TRANSFORMERS}
+    acceleration = acceleration.model_copy(update={"tiled_decode": False})
+    models = transformers(_read(folder, dtype, device, acceleration, others))
+    for model in models.values() if device == "cpu" else ():
+        if hasattr(model, "condition_embedder"):
+            embed_alone(model)
+    return models
+
+
+def transformers(pipe: Any) -> dict[str, Any]:
+    return {name: model for name in TRANSFORMERS if (model := getattr(pipe, name, None)) is not None}
+
+
+def _read(
+    folder: Path, dtype: str, device: str, acceleration: Acceleration, given: dict[str, Any] | None = None
+) -> Any:
+    """A pipeline on its device, settings applied. `given`: parts in place of the folder's."""
     import torch
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
@@ -39,7 +73,7 @@ def load(folder: Path, dtype: Literal["float32", "bfloat16"], device: str, accel
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     dtypes = {"vae": torch.float32, "default": getattr(torch, dtype)}
-    options = quantized(acceleration)
+    options = quantized(acceleration) | (given or {})
     try:
         read = DiffusionPipeline.from_pretrained
         pipe = read(folder, local_files_only=True, dtype=dtypes, **options)  # type: ignore[no-untyped-call]
@@ -52,10 +86,7 @@ def load(folder: Path, dtype: Literal["float32", "bfloat16"], device: str, accel
     pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     accelerate(folder, pipe, acceleration)
-    if kind in STEPWISE:
-        return STEPWISE[kind](pipe, device, acceleration)
-    log.warning("%s: %s has no adapter: jobs run by its own call, share no step and resume from none", folder, kind)
-    return Whole(pipe, device)
+    return pipe
 
 
 def quantized(acceleration: Acceleration) -> dict[str, Any]:
@@ -84,9 +115,8 @@ def accelerate(folder: Path, pipe: Any, acceleration: Acceleration) -> None:
     """Through diffusers' own calls. Raises CheckpointError where a part has no such call, or refuses it."""
     import torch
 
-    models = [model for name in TRANSFORMERS if (model := getattr(pipe, name, None)) is not None]
     try:
-        for model in models:
+        for model in transformers(pipe).values():
             if acceleration.precision == "fp8-storage":
                 model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dtype)
             if acceleration.first_block_cache is not None:

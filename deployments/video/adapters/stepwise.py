@@ -186,8 +186,10 @@ class Stepwise(ABC):
             return "blended"
         edit = job.spec.edit
         fast = edit is not None and edit.mode == "fast" and self.takes.fast
-        # A first-block cache leaves out layers that a fast edit records, and compares steps of different tokens.
-        return "per-token-fast" if fast and self.acceleration.first_block_cache is None else "per-token"
+        # A first-block cache leaves out layers that a fast edit records, and compares steps of different tokens; ranks
+        # cut all tokens into runs.
+        alone = self.acceleration.first_block_cache is None and self.acceleration.context_parallel == 1
+        return "per-token-fast" if fast and alone else "per-token"
 
     def _held(self, job: Job) -> "Tensor":
         assert job.clean is not None

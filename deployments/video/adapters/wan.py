@@ -29,9 +29,7 @@ class Wan(Stepwise):
         self.patch = self.model.config.patch_size[1]
         for model in (pipe.transformer, pipe.transformer_2) if device == "cpu" else ():
             if model is not None:
-                times = model.condition_embedder
-                for part in (model.patch_embedding, times.time_embedder, times.act_fn, times.time_proj):
-                    each_alone(part)
+                embed_alone(model)
 
     @property
     def channels(self) -> int:
@@ -198,3 +196,10 @@ class WanImages(Wan):
 
         images = [job.conditions["image"] for job in jobs if "image" in job.conditions]
         return {"encoder_hidden_states_image": torch.cat(images)} if images else {}
+
+
+def embed_alone(model: Any) -> None:
+    """So that a job has the same bits in any batch, see `each_alone`."""
+    times = model.condition_embedder
+    for part in (model.patch_embedding, times.time_embedder, times.act_fn, times.time_proj):
+        each_alone(part)
