@@ -68,7 +68,14 @@ async def served(
 
 async def crashed(gateway: Any) -> None:
     """What it was doing is over, and nobody was told."""
-    for task in (gateway._answering, gateway._sweeping, *gateway._runs._tasks.values()):
+    batches, runs = gateway._batch_runs, gateway._runs
+    for task in (
+        gateway._answering,
+        gateway._batching,
+        gateway._sweeping,
+        *runs._tasks.values(),
+        *batches.tasks.values(),
+    ):
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task

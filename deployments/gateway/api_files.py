@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
@@ -39,7 +39,7 @@ from deployments.stores.objects import Kind, Object, Objects
 
 log = logging.getLogger("ray.serve")
 SWEEP_S = 60.0
-EXPIRING: tuple[Kind, ...] = ("response",)
+EXPIRING: tuple[Kind, ...] = ("response", "batch")
 PURPOSES = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 MOST_FORM_BYTES = 65_536  # of all fields but the file
 MOST_NAME = 255
@@ -56,6 +56,15 @@ class _Listing(Listing):
     purpose: Annotated[str, Field(max_length=64)] | None = None
 
 
+class Named(NamedTuple):
+    """What a file is called and for. `file_id`: None draws one; one that is there already is written again."""
+
+    name: str
+    purpose: str
+    expires_s: int | None
+    file_id: str | None = None
+
+
 class ApiFiles:
     """`now_s`: Unix seconds."""
 
@@ -70,19 +79,19 @@ class ApiFiles:
         app.add_api_route("/v1/files/{file_id}", self._delete, methods=["DELETE"])
         app.add_api_route("/v1/files/{file_id}/content", self._content, methods=["GET"])
 
-    async def put(self, owner: str, file: Path, name: str, purpose: str, expires_s: int | None) -> Object:
+    async def put(self, owner: str, file: Path, named: Named) -> Object:
         """Raises Unavailable."""
         created_s, size = int(self._now_s()), (await asyncio.to_thread(file.stat)).st_size
-        expires_at_s = None if expires_s is None else created_s + expires_s
-        file_id = f"file-{secrets.token_hex(12)}"
+        expires_at_s = None if named.expires_s is None else created_s + named.expires_s
+        file_id = named.file_id or f"file-{secrets.token_hex(12)}"
         told = {
             "id": file_id,
             "object": "file",
             "bytes": size,
             "created_at": created_s,
             "expires_at": expires_at_s,
-            "filename": name,
-            "purpose": purpose,
+            "filename": named.name,
+            "purpose": named.purpose,
             "status": "processed",
             "status_details": None,
         }
@@ -90,7 +99,7 @@ class ApiFiles:
             id=file_id,
             kind="file",
             owner=owner,
-            label=purpose,
+            label=named.purpose,
             document=json.dumps(told),
             expires_at_s=expires_at_s,
         )
@@ -108,6 +117,10 @@ class ApiFiles:
     async def file(self, owner: str, file_id: str) -> Object:
         """Raises NotFound, Unavailable."""
         return await found(self._objects, owner, "file", file_id)
+
+    async def copy(self, row: Object, file: Path) -> None:
+        """Raises NotFound, Unavailable."""
+        await self._files.get(row.id, file)
 
     def stream(self, row: Object) -> AsyncIterator[bytes]:
         """Its bytes. Raises NotFound, Unavailable."""
@@ -155,7 +168,7 @@ class ApiFiles:
                 except OSError as error:
                     raise no_room(error) from error
                 name = (asked.file.filename or "file").rpartition("/")[2][:MOST_NAME]
-                row = await self.put(owner, Path(made.name), name, asked.purpose, expires)
+                row = await self.put(owner, Path(made.name), Named(name, asked.purpose, expires))
         return _told(row)
 
     async def _list(self, request: Request) -> Response:

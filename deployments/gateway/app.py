@@ -25,6 +25,8 @@ from deployments.control.words import Hello, Standing
 from deployments.gateway.announce import Announcer
 from deployments.gateway.api_files import ApiFiles, swept
 from deployments.gateway.asgi import Envelope, authorize
+from deployments.gateway.batch_runs import BatchRuns
+from deployments.gateway.batches import Batches
 from deployments.gateway.chat import ChatCompletions
 from deployments.gateway.console.routes import Console
 from deployments.gateway.conversations import Conversations
@@ -88,6 +90,8 @@ class Gateway:
         self._runs = Runs(self._chat, objects, self._key)
         self._responses = Responses(family.gateway, self._chat, objects, self._runs)
         self._conversations = Conversations(family.gateway, objects)
+        self._batch_runs = BatchRuns(self._courses, self._responses, self._api_files, objects, self._key)
+        self._batches = Batches(family.gateway, self._api_files, objects, self._batch_runs)
         self._videos: Videos | None = None
         if family.video is not None and jobs is not None and boards is not None:
             files = files_of(family.video, folder)
@@ -102,6 +106,7 @@ class Gateway:
             self._joining = asyncio.create_task(self._storyboards.run())
         self._talk = asyncio.create_task(self._announcer.run())
         self._answering = asyncio.create_task(self._runs.run())
+        self._batching = asyncio.create_task(self._batch_runs.run())
         self._sweeping = asyncio.create_task(swept(objects, self._api_files))
 
     def _follow(self, family: Family) -> None:
@@ -147,7 +152,7 @@ class Gateway:
         app.add_api_route("/health", self._health, methods=["GET"])
         app.add_api_route("/metrics", self._metrics_page, methods=["GET"])
         app.add_api_route(TARGETS_PATH, self._targets, methods=["GET"])
-        for routes in (self._api_files, self._responses, self._conversations):
+        for routes in (self._api_files, self._responses, self._conversations, self._batches):
             routes.add_routes(app, partial(authorize, keys=self._keys))
         self._console.add_routes(app)
         if self._videos is not None:

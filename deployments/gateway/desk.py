@@ -21,6 +21,7 @@ from cluster.errors import MorayError, Overloaded, ReplicaLost, StartTimeout
 from cluster.family import Family
 from cluster.held import Action, Held
 from cluster.request import Served, Usage
+from cluster.spare import TierLoad
 from cluster.tiering import Range, keeps, spill
 from deployments import seen
 from deployments.gateway.asked import RESUMED, Asked, Place, Waiting, fail
@@ -71,6 +72,12 @@ class Desk:
 
     def open_breakers(self) -> dict[str, int]:
         return {key: tier.breakers_open() for key, tier in self._tiers.items()}
+
+    def load(self, key: str, prompt_tokens: int) -> TierLoad:
+        """Of a tier, for requests of so many tokens."""
+        tier = self._tiers[key]
+        tier.look(self._clock())
+        return tier.load(prompt_tokens)
 
     # --- in
 

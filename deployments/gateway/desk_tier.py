@@ -15,6 +15,7 @@ from cluster.held import HeldQueue, Kind
 from cluster.loads import Answers, Ask, Choice, Loads
 from cluster.request import Usage
 from cluster.routing import attainable, choose, idle, least_correction, reported, slowness
+from cluster.spare import Busy, TierLoad
 from deployments import seen
 
 T = TypeVar("T")
@@ -250,6 +251,21 @@ class DeskTier(Generic[T]):
         prompt_tokens = self.held.prefill_tokens / len(self.held)
         rps = fluid_rps(self.service, max(1.0, prompt_tokens), self.lengths.mean) / max(1.0, self.correction)
         return queue_wait_s(ahead, len(self.replicas), rps)
+
+    def load(self, prompt_tokens: int) -> TierLoad:
+        """What each replica said, or what was sent to it from here, where that is more."""
+        replicas = [
+            Busy(
+                running=max(one.ongoing, (one.report.running if one.report else 0) + one.sent_requests),
+                waiting=one.report.waiting if one.report else 0,
+            )
+            for one in self.replicas.values()
+        ]
+        rps = fluid_rps(self.service, max(1.0, prompt_tokens), self.lengths.mean) / max(1.0, self.correction)
+        places = self.spec.max_running
+        return TierLoad(
+            held=len(self.held), replicas=replicas, places=places, rps=rps, start_s=self.spec.start_timeout_s
+        )
 
     @property
     def rescue_s(self) -> float:

@@ -90,10 +90,12 @@ class Runs:
             row = await asyncio.to_thread(claim, "response", self._gateway, self._now_s(), LEASE_S)
             if row is None:
                 return
-            if row.id not in self._mine:  # else its lease ran out while the store did not answer, and nobody took it
-                self._mine[row.id] = _Run(row, self._objects, self._now_s)
-                task = self._tasks[row.id] = asyncio.create_task(self._see_to(self._mine[row.id]))
-                task.add_done_callback(functools.partial(self._over, row.id))
+            if row.id in self._mine:  # its lease ran out while the store did not answer, and nobody took it
+                self._mine[row.id].row = row
+                continue
+            self._mine[row.id] = _Run(row, self._objects, self._now_s)
+            task = self._tasks[row.id] = asyncio.create_task(self._see_to(self._mine[row.id]))
+            task.add_done_callback(functools.partial(self._over, row.id))
 
     def _over(self, response_id: str, task: asyncio.Task[None]) -> None:
         del self._mine[response_id], self._tasks[response_id]

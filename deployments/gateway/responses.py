@@ -62,7 +62,7 @@ class Responses:
         runs: Runs,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        self._limits, self._chat, self._objects, self._runs, self._now_s = limits, chat, objects, runs, now_s
+        self._limits, self.chat, self._objects, self._runs, self._now_s = limits, chat, objects, runs, now_s
 
     def add_routes(self, app: FastAPI, who: Who) -> None:
         self._who = who
@@ -81,7 +81,7 @@ class Responses:
             await response(scope, receive, send)
             return
         told = Told(state, send, functools.partial(self._keep, record.id), self._now_s)
-        await self._chat.answer(scope, receive, told, _given(record, state, scope[REQUEST_ID]))
+        await self.chat.answer(scope, receive, told, _given(record, state, scope[REQUEST_ID]))
 
     async def answered(self, record: KeyRecord, body: bytes, scope: Scope) -> dict[str, Any]:
         """The whole response, for a batch: after every plan's requests. Raises MorayError."""
@@ -91,7 +91,7 @@ class Responses:
         state = await self._ready(record.id, asked, scope)
         given = replace(_given(record, state, scope[REQUEST_ID]), last=True)
         answer = Answer()
-        answer.hear(json.loads(await heard(self._chat, scope, given)))
+        answer.hear(json.loads(await heard(self.chat, scope, given)))
         done = replace(state, response=ended(state.response, answer, int(self._now_s())))
         await self._keep(record.id, done)
         return done.response

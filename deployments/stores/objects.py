@@ -180,6 +180,10 @@ class Objects:
         gone = "DELETE FROM api_objects WHERE owner = ? AND (id = ? OR parent = ?) RETURNING id"
         return bool(self._database.run(gone, (owner, object_id, object_id)))
 
+    def clear(self, parent: str) -> None:
+        """Delete all that has it as parent."""
+        self._database.run("DELETE FROM api_objects WHERE parent = ? RETURNING id", (parent,))
+
     def children(self, parent: str) -> frozenset[str]:
         """Their ids."""
         rows = self._database.run("SELECT id FROM api_objects WHERE parent = ?", (parent,))

@@ -14,7 +14,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from sdk import Replies, Served, crashed, served
 
-from cluster.errors import EngineFailed, InvalidRequest
+from cluster.errors import InvalidRequest, StartTimeout
 from cluster.request import ToolCall
 from deployments.gateway import response_runs
 from deployments.gateway.objects_wire import MONTH_S
@@ -309,7 +309,7 @@ async def test_one_in_the_background_is_cancelled_and_others_are_not(here: Serve
 
 
 async def test_a_replica_that_fails_is_asked_again_and_a_wrong_prompt_is_not(here: Served, replies: Replies) -> None:
-    replies.error = EngineFailed("engine: gone")
+    replies.error = StartTimeout("tier mini: none started")
     made = await ask(here.client, background=True)
     while len(replies.asked) < 2:
         await asyncio.sleep(0.01)
