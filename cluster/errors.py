@@ -9,8 +9,9 @@ MorayError
 ├── RequestError              the caller can mend it (4xx)
 │   ├── InvalidRequest        400 invalid_value, or the code given
 │   ├── ContextTooLong        400 context_length_exceeded
-│   ├── Unauthorized          401 invalid_api_key
+│   ├── Unauthorized          401 invalid_api_key, or key_expired
 │   ├── NotInPlan             403 not_in_plan
+│   ├── Forbidden             403 insufficient_scope
 │   ├── NotFound              404 model_not_found, or the code given
 │   ├── Conflict              409 conflict, or the code given
 │   ├── BodyTooLarge          413 body_too_large
@@ -87,6 +88,13 @@ class Unauthorized(RequestError):
 class NotInPlan(RequestError):
     status = 403
     code = "not_in_plan"
+
+
+class Forbidden(RequestError):
+    """The key is valid, and lacks the scope."""
+
+    status = 403
+    code = "insufficient_scope"
 
 
 class NotFound(RequestError):

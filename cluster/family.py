@@ -20,6 +20,7 @@ from cluster.video import Video, VideoCost, VideoPrice, VideoSlo, taken_by
 
 __all__ = [
     "BUNDLED",
+    "Accounts",
     "Auto",
     "Cell",
     "ColdStart",
@@ -104,6 +105,16 @@ class Control(Closed):
     record_mib: PositiveFloat = 64.0
 
 
+class Accounts(Closed):
+    """Where keys, the log of who changed them, and usage are kept.
+
+    `database`: a PostgreSQL URL without a password, which comes from the file that PGPASSFILE names, for gateways on
+    several machines; SQLite in the state folder where there is none.
+    """
+
+    database: Annotated[str, Field(pattern=r"^postgres(ql)?://[^:@]+(@.+)?$")] | None = None
+
+
 class Auto(Closed):
     """Names that ask for no tier: a hint to a specialist names the tier, otherwise the default.
 
@@ -145,6 +156,7 @@ class Family(Closed):
     video: Video | None = None
     plans: dict[Name, Plan] = Field(default={})
     limits: LimitStore = LimitStore()
+    accounts: Accounts = Accounts()
     auto: Auto | None = None
     personas: dict[Specialist, tuple[Phrase, ...]] = Field(default={})
 

@@ -1,27 +1,30 @@
 """The `moray` command."""
 
 import argparse
-import dataclasses
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family, load, located
 from cluster.placement import as_dict, declared_cells, plan
-from deployments import doctor_options, grafana_options, render, render_prometheus, simulate_arguments
+from deployments import (
+    doctor_options,
+    grafana_options,
+    keys_options,
+    render,
+    render_prometheus,
+    simulate_arguments,
+    usage_options,
+)
 from deployments.engines.vllm_engine.arguments import shown
 from deployments.load import arguments as load_arguments
 from deployments.local import rehearsed
 from deployments.plan_table import tables
-from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
 from deployments.video import verify_options
 
 WHAT = """\
@@ -66,16 +69,6 @@ Where routed experts lie in a running server, how even the ranks of each group a
 and which domain uses which expert.
 """
 EXPERTS_EXAMPLE = "example:\n  moray experts --tier ultra --plot experts.png\n"
-KEYS = """\
-API keys of the gateway that uses the same state folder: `state_folder` of the
-family file, below the directory in which the command is run. Only their hashes are
-kept. A running gateway sees a change at once.
-"""
-CREATE = "Makes an API key and shows it, this once: only its hash is kept."
-CREATE_EXAMPLE = "example:\n  moray keys create alice --plan professional\n"
-LIST = "All keys, the oldest first, the revoked too, with plan and times; never the secrets."
-REVOKE = "Refuses a key from now on. Requests that it has begun end as they would have."
-REVOKE_EXAMPLE = "example:\n  moray keys revoke key_3f9a\n"
 
 Run = Callable[[Family, argparse.Namespace, Console], int]  # of a parser that says itself what runs it
 
@@ -118,8 +111,6 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             from deployments.experts_command import experts
 
             return experts(arguments, console)
-        case "keys":
-            _keys(family, arguments, console)
         case _:
             run: Run = arguments.run
             return run(family, arguments, console)
@@ -152,9 +143,11 @@ def _parser() -> Parser:
     verify_options.add_arguments(
         commands.add_parser("video", help="what a video says of itself: credentials, watermark")
     )
-    verbs = _verbs(commands.add_parser("keys", help="API keys", description=KEYS))
-    for each in (planned, experts, *verbs.values()):
-        each.add_argument("--json", action="store_true", help="JSON instead of tables")
+    keys_options.add_arguments(commands.add_parser("keys", help="API keys, and who changed them"))
+    keys_options.add_plan_arguments(commands.add_parser("plans", help="what the plans of the family allow"))
+    usage_options.add_arguments(commands.add_parser("usage", help="what was used, charged, and what it cost"))
+    for table in (planned, experts):
+        table.add_argument("--json", action="store_true", help="JSON instead of tables")
     for each in _below(parser):
         # Where it is not given here, what was given before the command stands.
         each.add_argument("--family", default=argparse.SUPPRESS, help=FAMILY)
@@ -203,22 +196,6 @@ def _experts(experts: argparse.ArgumentParser) -> None:
     )
 
 
-def _verbs(keys: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
-    verbs = keys.add_subparsers(dest="verb", metavar="VERB", required=True)
-    create = verbs.add_parser("create", help="make a key; it is shown this once")
-    create.description, create.epilog = CREATE, CREATE_EXAMPLE
-    create.add_argument("name", help="who will use it, in words that can be printed")
-    create.add_argument(
-        "--plan", help="of the family file; default: none, so the key may use every tier and is never spilled"
-    )
-    shown = verbs.add_parser("list", help="all keys, without their secrets")
-    shown.description, shown.epilog = LIST, "example:\n  moray keys list --json\n"
-    revoke = verbs.add_parser("revoke", help="refuse a key from now on")
-    revoke.description, revoke.epilog = REVOKE, REVOKE_EXAMPLE
-    revoke.add_argument("key", help="its id, a beginning that fits one key alone, or the key itself")
-    return verbs.choices
-
-
 def _family(arguments: argparse.Namespace) -> Family:
     """The family file with what the command line says; its state folder lies in this directory, wherever Ray starts.
 
@@ -249,41 +226,6 @@ def _plan(family: Family, as_json: bool, console: Console) -> int:
             if tier.engine == "vllm":
                 console.print(f"{key} is served by: {shown(tier, family.accelerator)}", soft_wrap=True, markup=False)
     return 1 if any(one.required for one in made.unplaced) else 0
-
-
-def _keys(family: Family, arguments: argparse.Namespace, console: Console) -> None:
-    store = KeyStore(Path(family.state_folder) / KEYS_FILE)
-    secret: dict[str, str] = {}
-    records: tuple[KeyRecord, ...]
-    match arguments.verb:
-        case "create":
-            secret["key"], record = store.create(arguments.name, time.time(), _known_plan(family, arguments.plan))
-            records = (record,)
-        case "revoke":
-            records = (store.revoke(arguments.key, time.time()),)
-        case _:
-            records = store.list()
-    rows = [dataclasses.asdict(record) | secret for record in records]
-    if arguments.json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-        return
-    table = Table("id", "name", "plan", "created", "revoked")
-    for row in rows:
-        table.add_row(row["id"], Text(row["name"]), row["plan"] or "", _when(row["created_s"]), _when(row["revoked_s"]))
-    console.print(table)
-    if secret:
-        console.print(f"the key, shown this once: {secret['key']}", soft_wrap=True)
-
-
-def _known_plan(family: Family, plan: str | None) -> str | None:
-    if plan is not None and plan not in family.plans:
-        known = ", ".join(family.plans) or "none"
-        raise ConfigurationError(f"--plan: {plan!r}; plans of the family are {known}; choose one, or leave it out")
-    return plan
-
-
-def _when(seconds: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds is not None else ""
 
 
 if __name__ == "__main__":

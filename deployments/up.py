@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +16,7 @@ from cluster.family import Family
 from cluster.placement import declared_cells, plan, require
 from deployments import local
 from deployments.source import Source
-from deployments.stores.keys import KEYS_FILE, KeyStore
+from deployments.stores.keys import keys_of
 
 POLL_S = 0.5
 READY = """
@@ -53,7 +52,7 @@ def up(source: Source, console: Console, nodes: int | None = None) -> None:
         local.check_checkpoints(family)
     local.check_port(family.gateway.host, family.gateway.port)
     require(plan(family, declared_cells(family)))
-    keys = KeyStore(Path(family.state_folder) / KEYS_FILE)
+    keys = keys_of(family)
     stopping = threading.Event()
     started_s = time.monotonic()
     with _signals(stopping) as listen:

@@ -13,8 +13,10 @@ from starlette.types import ASGIApp
 
 from cluster.family import Family
 from cluster.request import Chat, Message, Sampling
+from cluster.usage import Usage
 from deployments.gateway.app import Gateway
 from deployments.stores.keys import KEYS_FILE, KeyStore
+from deployments.stores.usage_journal import Journal
 from deployments.tier import TierReplica
 
 TIER: dict[str, Any] = {
@@ -174,6 +176,21 @@ def _shipped(value: Any) -> Any:
     return pickle.loads(pickle.dumps(value))
 
 
+class AtOnce(Journal):
+    """Writes without a thread, for which virtual time cannot wait."""
+
+    def start(self) -> None:
+        pass
+
+    def put(self, event: Usage) -> None:
+        super().put(event)
+        self.flush()
+
+    def forget(self, event_id: str) -> None:
+        super().forget(event_id)
+        self.flush()
+
+
 async def application(
     family: Family, tiers: dict[str, Handle], *, key: str = "tester", background: bool = False
 ) -> tuple[Gateway, ASGIApp, str]:
@@ -185,6 +202,7 @@ async def application(
     gateway = object.__new__(Gateway)
     with (
         patch("deployments.gateway.app.serve.get_deployment_handle", lambda tier, app_name: tiers[tier]),
+        patch("deployments.gateway.booking.Journal", AtOnce),
         patch("deployments.gateway.app.node_address", return_value="127.0.0.1"),
         patch("deployments.gateway.metrics.start_http_server", return_value=(Mock(server_port=1), None)),
         patch("deployments.gateway.app.Announcer", Mock(return_value=Mock(run=_nothing))),

@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace import Span
 from cluster.family import Slo
 from cluster.ledger import Marks, Spent, ledger, server_timing
 from cluster.request import Chat, Served, Usage
+from deployments.gateway.booking import Booking
 from deployments.gateway.rescue import Course
 from deployments.stream import Outcome
 
@@ -33,6 +34,7 @@ class Account:
     rescues: int = 0
     usage: Usage | None = None
     steps_s: tuple[float, ...] = ()
+    booking: Booking | None = None
 
     def close(self, course: Course, outcome: Outcome | None, ended_s: float) -> None:
         """Once. `outcome`: None where there is no answer: what was spent on replicas is then lost."""

@@ -22,11 +22,13 @@ from cluster.family import Family
 from deployments import seen
 from deployments.control.fleet import tier_app
 from deployments.control.words import Hello, Standing
+from deployments.gateway.admin import Admin
 from deployments.gateway.announce import Announcer
 from deployments.gateway.api_files import ApiFiles, swept
 from deployments.gateway.asgi import Envelope, authorize
 from deployments.gateway.batch_runs import BatchRuns
 from deployments.gateway.batches import Batches
+from deployments.gateway.booking import Bookings, journal_of
 from deployments.gateway.chat import ChatCompletions
 from deployments.gateway.console.routes import Console
 from deployments.gateway.conversations import Conversations
@@ -47,9 +49,10 @@ from deployments.link import Listener
 from deployments.ranks import node_address
 from deployments.stores.files import files_at, files_of
 from deployments.stores.jobs import jobs_of
-from deployments.stores.keys import KEYS_FILE, KeyRecord, KeyStore
+from deployments.stores.keys import KeyRecord, keys_of
 from deployments.stores.objects import objects_of
 from deployments.stores.storyboards import boards_of
+from deployments.stores.usage import usage_of
 from monitoring.scrape import TARGETS_PATH, discovered
 
 VERSION = version("moray")  # read from files: once
@@ -66,7 +69,7 @@ class Gateway:
         self._family = family
         self._version = 0  # of the family, as the control loop counts from 1
         self._started_s = int(time.time())
-        self._keys = KeyStore(folder / KEYS_FILE)
+        self._keys = keys_of(family)
         listener = Listener()
         jobs = jobs_of(family.video, folder) if family.video else None
         boards = boards_of(family.video, folder) if family.video else None
@@ -84,9 +87,12 @@ class Gateway:
             path = Pushed(listener)
         self._handles: dict[str, DeploymentHandle[Any]] = {}
         self._courses = Courses(family, self._handles, path, self._desk, self._metrics)
-        self._chat = ChatCompletions(self._courses, self._keys, self._metrics, clock, Tracer(family))
         objects = objects_of(family.gateway, folder)
         self._api_files = ApiFiles(family.gateway, objects, files_at(family.gateway.files, folder / "files"))
+        bookings = Bookings(journal_of(family, self._id, self._metrics), self._keys)
+        self._admin = Admin(lambda: self._family, self._keys, usage_of(family))
+        shared = self._courses, self._keys, self._metrics, bookings
+        self._chat = ChatCompletions(*shared, clock, Tracer(family))
         self._runs = Runs(self._chat, objects, self._key)
         self._responses = Responses(family.gateway, self._chat, objects, self._runs)
         self._conversations = Conversations(family.gateway, objects)
@@ -96,6 +102,7 @@ class Gateway:
         if family.video is not None and jobs is not None and boards is not None:
             files = files_of(family.video, folder)
             self._videos = Videos(family, jobs, files, self._metrics.video)
+            self._videos.booked(lambda job: bookings.video(job, self._family))
             self._edits = VideoEdits(self._videos, jobs, files)
             cuts = Cuts(files, folder, self._metrics.video)
             self._storyboards = Storyboards(self._videos, boards, jobs, cuts, self._chat)
@@ -155,6 +162,7 @@ class Gateway:
         for routes in (self._api_files, self._responses, self._conversations, self._batches):
             routes.add_routes(app, partial(authorize, keys=self._keys))
         self._console.add_routes(app)
+        self._admin.add_routes(app)
         if self._videos is not None:
             self._edits.add_routes(app, self._keys)  # first: its paths look like ids of videos
             self._videos.add_routes(app, self._keys)

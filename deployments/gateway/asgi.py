@@ -8,10 +8,11 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.access import KeyRecord, refusal
 from cluster.errors import BodyTooLarge, ConfigurationError, InvalidRequest, MorayError, Unauthorized
 from deployments.gateway.wire import error_body, error_headers
 from deployments.log import event
-from deployments.stores.keys import KeyRecord, KeyStore
+from deployments.stores.key_rows import KeyRows
 
 log = logging.getLogger("ray.serve")
 REQUEST_ID = "moray.request_id"
@@ -88,8 +89,17 @@ def _told(error: Exception, request_id: str) -> MorayError:
     return MorayError("gateway: internal error; give the request id to the operator")
 
 
-def authorize(scope: Scope, keys: KeyStore) -> KeyRecord:
-    """The key that a request carries. Raises Unauthorized."""
+def authorize(scope: Scope, keys: KeyRows) -> KeyRecord:
+    """The key that a request carries, which may ask for its route. Raises Unauthorized, Forbidden, Unavailable."""
+    record = known(scope, keys)
+    refused = refusal(record, scope["path"], time.time())
+    if refused is not None:
+        raise refused
+    return record
+
+
+def known(scope: Scope, keys: KeyRows) -> KeyRecord:
+    """The key that a request carries, whatever it may do. Raises Unauthorized, Unavailable."""
     scheme, _, secret = header(scope, b"authorization").partition(b" ")
     if scheme.lower() != b"bearer" or not secret:
         raise Unauthorized(

@@ -16,13 +16,15 @@ from cluster.request import Chat, Served, Usage
 from deployments.gateway.account import Account
 from deployments.gateway.asgi import LOG_FIELDS, REQUEST_ID, Header, authorize, header, read_body, respond
 from deployments.gateway.asked import Asked
+from deployments.gateway.booking import Bookings
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Course, Courses
 from deployments.gateway.tracing import Tracer
 from deployments.gateway.wire import error_event, parse_chat
 from deployments.gateway.wishes import Estimates, hint_of, plan_of, range_of, wish_of
 from deployments.log import event
-from deployments.stores.keys import KeyRecord, KeyStore
+from deployments.stores.key_rows import KeyRows
+from deployments.stores.keys import KeyRecord
 from deployments.stream import Outcome
 
 log = logging.getLogger("ray.serve")
@@ -47,12 +49,14 @@ class ChatCompletions:
     def __init__(
         self,
         courses: Courses,
-        keys: KeyStore,
+        keys: KeyRows,
         metrics: GatewayMetrics,
+        bookings: Bookings,
         clock: Callable[[], float],
         tracer: Tracer,
     ) -> None:
         self._courses = courses
+        self._bookings = bookings
         self._tracer = tracer
         self._keys = keys
         self._metrics = metrics
@@ -78,7 +82,9 @@ class ChatCompletions:
             chat = replace(chat, domain=domain, priority=_priority(plan, given), traced=account.span is not None)
             account.chat = chat
             asked = self._asked(scope, chat, record.id, plan, account)
-            await self._serve(chat, asked, account, send, header(scope, b"moray-ledger") == b"yes")
+            async with self._bookings.of(record, chat, asked, self._family) as booking:
+                account.booking = booking
+                await self._serve(chat, asked, account, send, header(scope, b"moray-ledger") == b"yes")
         except MorayError as error:
             account.code = error.code
             if error.status < 500:
@@ -126,6 +132,8 @@ class ChatCompletions:
         """`timed`: the client wants the ledger."""
         account.asked_s = self._clock()
         course = Course(self._courses, chat, asked)
+        assert account.booking is not None
+        account.booking.follow(course)
         answer = self._stream if chat.stream else self._whole
         try:
             outcome = await answer(course, account, send, timed)
@@ -151,6 +159,8 @@ class ChatCompletions:
         headers = self._headers(course)
         if timed:
             headers.append((b"server-timing", account.timing()))
+        assert account.booking is not None
+        await account.booking.settle("ok", course, outcome.usage)
         await respond(send, 200, outcome.body, headers)
         return outcome
 
@@ -188,6 +198,8 @@ class ChatCompletions:
             outcome = Outcome(error=error)
         finally:
             self._metrics.streams(account.tier, -1)
+        assert account.booking is not None
+        await account.booking.settle(outcome.error.code if outcome.error else "ok", course, outcome.usage)
         last = b": server-timing " + account.timing() + b"\n\n" if timed and account.stages else b""
         await send({"type": "http.response.body", "body": last})
         return outcome

@@ -26,6 +26,7 @@ from deployments.link import LinkCounts
 from deployments.observe import Meters
 from deployments.stores.storyboards import State
 from deployments.stores.threads import in_thread
+from deployments.stores.usage_journal import Journal
 from deployments.video.jobs import Status
 from monitoring.metrics import GATEWAY, LINK, VIDEO
 
@@ -50,6 +51,7 @@ class GatewayMetrics(Collector):
         self._link = link
         self._video_jobs, self._storyboards = video_jobs, storyboards
         self._desk = desk
+        self.journal: Journal | None = None
         self._tiers: tuple[str, ...] = ()
         self._taken: Counter[tuple[str, ...]] = Counter()
         self._registry = CollectorRegistry()
@@ -141,6 +143,10 @@ class GatewayMetrics(Collector):
         self._raise("moray_link_failures_total", self._link.failures)
         if self._desk is not None:
             self._look_at(self._desk)
+        if self.journal is not None:
+            self._meters.gauge("moray_usage_pending").set(self.journal.pending)
+            self._raise("moray_usage_failures_total", self.journal.failures)
+            self._raise("moray_usage_refused_total", self.journal.refused)
 
     def _look_at(self, desk: Desk) -> None:
         held, ongoing, breakers = desk.held(), desk.ongoing(), desk.open_breakers()

@@ -92,9 +92,15 @@ class Course:
         self._held: Place | None = None  # that the desk has not yet been told the end of
         self._answering: Answering | None = None
         self._tier: str | None = None  # that counts it as ongoing
+        self._left_tokens = 0  # of a replica that was left, and not gone on behind
         self._heard_s = math.inf  # when bytes last came from this replica
         self._lost_s: float | None = None
         self._done = False
+
+    @property
+    def given_tokens(self) -> int:
+        """That the client of a stream was given, by all replicas."""
+        return len(self._chat.given) + self._left_tokens + (len(self._answering.ids) if self._answering else 0)
 
     @property
     def streamed(self) -> bool:
@@ -181,6 +187,7 @@ class Course:
         self._shared.desk.ended(place, None, error.elsewhere)
         answering, self._answering = self._answering, None
         if answering is not None:
+            self._left_tokens = len(answering.ids)
             answering.cancel()
         if not error.elsewhere:
             raise error
@@ -192,7 +199,7 @@ class Course:
             raise _stuck(len(given)) if stuck else error
         self.rescues += 1
         self._lost_s, self._heard_s = self._lost_s or _now(), math.inf
-        self._chat = replace(self._chat, given=given)
+        self._chat, self._left_tokens = replace(self._chat, given=given), 0
         event(
             log,
             logging.INFO,

@@ -38,7 +38,8 @@ from deployments.gateway.storyboards_wire import (
 from deployments.gateway.video_requests import Caller, created
 from deployments.gateway.videos import IDEMPOTENCY_KEY, RETRY_AFTER_S, Videos, idempotency_key
 from deployments.gateway.videos_wire import parse_listing
-from deployments.stores.keys import KeyRecord, KeyStore
+from deployments.stores.key_rows import KeyRows
+from deployments.stores.keys import KeyRecord
 from deployments.stores.storyboards import Retake, Storyboard, StoryboardStore, Take
 from deployments.video.jobs import Jobs
 
@@ -70,7 +71,7 @@ class Storyboards:
         references = takes is not None and "image_references" in takes.inputs
         self._model = Model(seconds=family.video.seconds, references=references)
 
-    def add_routes(self, app: FastAPI, keys: KeyStore) -> None:
+    def add_routes(self, app: FastAPI, keys: KeyRows) -> None:
         self._keys = keys
         app.add_api_route("/v1/storyboards", self._create, methods=["POST"])
         app.add_api_route("/v1/storyboards", self._list, methods=["GET"])

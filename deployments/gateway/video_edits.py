@@ -25,7 +25,8 @@ from deployments.gateway.videos_wire import (
     character_object,
 )
 from deployments.stores.files import KEPT, Files
-from deployments.stores.keys import KeyRecord, KeyStore
+from deployments.stores.key_rows import KeyRows
+from deployments.stores.keys import KeyRecord
 from deployments.stores.threads import in_thread
 from deployments.video.jobs import Character, Jobs, VideoJob
 
@@ -40,7 +41,7 @@ class VideoEdits:
         self._files = files
         self._now_s = now_s
 
-    def add_routes(self, app: FastAPI, keys: KeyStore) -> None:
+    def add_routes(self, app: FastAPI, keys: KeyRows) -> None:
         self._keys = keys
         app.add_api_route("/v1/videos/{job_id}/remix", self._remix, methods=["POST"])
         app.add_api_route("/v1/videos/edits", self._edit, methods=["POST"])

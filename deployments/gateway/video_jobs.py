@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from secrets import token_hex
 from typing import Any
@@ -57,6 +57,7 @@ class VideoJobs:
         self._mine: dict[str, asyncio.Task[None]] = {}  # by job that this gateway holds
         self._hindered: dict[str, Hindrance] = {}  # by job
         self._tasks: set[asyncio.Task[None]] = set()
+        self.book: Callable[[VideoJob], Awaitable[None]] | None = None  # hears how each job ends, before it is told
         self._wake = asyncio.Event()
         self._workers = VideoWorkers(self._wake.set)
         self._unserved: Counter[str] = Counter()  # by model, as the log was told
@@ -250,6 +251,8 @@ class VideoJobs:
     async def _end(self, job: VideoJob, error: MorayError | None, *, signed: bool = False) -> None:
         video, now_s = self.queue.video, int(self._now_s())
         ended = job.failed(error) if error else job.completed(now_s, signed=signed, expires_s=video.expires_s)
+        if self.book is not None:  # first: told twice it counts once, told never it is lost
+            await self.book(ended)
         await self._surely(ended)  # the files are there: it is rendered only once
         self.queue.pop(job.id)
         self._hindered.pop(job.id, None)

@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from deployments.gateway.video_metrics import VideoMetrics
 from deployments.gateway.video_requests import created
 from deployments.gateway.videos_wire import Outlook, parse_listing, video_deleted, video_list, video_object
 from deployments.stores.files import Files
-from deployments.stores.keys import KeyStore
+from deployments.stores.key_rows import KeyRows
 from deployments.stores.threads import in_thread
 from deployments.video.jobs import Jobs, VideoJob, VideoRequest, queued, video_id
 
@@ -69,6 +69,10 @@ class Videos:
         """Has jobs rendered, those too that were accepted before this process began. Never ends."""
         await self._jobs.run()
 
+    def booked(self, book: Callable[[VideoJob], Awaitable[None]]) -> None:
+        """Who hears of each ended job before anybody else."""
+        self._jobs.book = book
+
     def take(self, workers: tuple[Worker, ...]) -> None:
         """The video replicas that there are now. Raises nothing."""
         self._jobs.take(workers)
@@ -77,7 +81,7 @@ class Videos:
         """Those that are not finished, the most urgent first."""
         return self._jobs.queue.for_scaling()
 
-    def add_routes(self, app: FastAPI, keys: KeyStore) -> None:
+    def add_routes(self, app: FastAPI, keys: KeyRows) -> None:
         self._keys = keys
         app.add_api_route("/v1/videos", self._create, methods=["POST"])
         app.add_api_route("/v1/videos", self._list, methods=["GET"])

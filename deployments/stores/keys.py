@@ -1,26 +1,27 @@
-"""API keys in one SQLite file: `sk-moray-` and 40 random characters, 180 bits each, of which only the SHA-256 is kept.
+"""API keys in one SQLite file, or in PostgreSQL where gateways on several machines share them.
 
-A fast hash suits: nobody guesses 180 random bits. Look-up is by the hash, so its time says nothing about near misses.
 WAL mode lets every gateway process read while another writes, and each look-up sees the last commit: a revoked key is
-refused at once, everywhere. Times are Unix seconds, given by the caller.
+refused at once, everywhere.
 """
 
 import contextlib
-import hashlib
 import os
-import secrets
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from cluster.errors import ConfigurationError, InvalidRequest, NotFound
+from cluster.access import KeyRecord
+from cluster.errors import ConfigurationError
+from cluster.family import Family
+from deployments.stores.key_rows import SQLITE_KEEP, KeyRows
+from deployments.stores.postgres_keys import PostgresKeys
+
+__all__ = ["KEYS_FILE", "KeyRecord", "KeyStore", "keys_of"]
 
 KEYS_FILE = "keys.sqlite"  # in the state folder
-PREFIX = "sk-moray-"
 _BUSY_TIMEOUT_S = 5.0
-_COLUMNS = "id, name, plan, created_s, revoked_s"
 _FIRST_COLUMNS = "sha256, id, name, created_s, revoked_s"  # of files that know no plans yet
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (
@@ -28,24 +29,34 @@ CREATE TABLE IF NOT EXISTS keys (
     id TEXT NOT NULL UNIQUE,
     name TEXT NOT NULL,
     created_s REAL NOT NULL,
-    revoked_s REAL,
-    plan TEXT
-) STRICT, WITHOUT ROWID
+    revoked_s REAL
+) STRICT, WITHOUT ROWID;
+"""
+_SINCE = {  # columns that came later; a key from before is of the default project, with all scopes but admin
+    "plan": "TEXT",
+    "org": "TEXT NOT NULL DEFAULT 'default'",
+    "project": "TEXT NOT NULL DEFAULT 'default'",
+    "scopes": "TEXT",
+    "expires_s": "REAL",
+    "previous_sha256": "BLOB",
+    "previous_until_s": "REAL",
+}
+_REST = f"""
+CREATE UNIQUE INDEX IF NOT EXISTS keys_rotated ON keys (previous_sha256) WHERE previous_sha256 IS NOT NULL;
+CREATE TABLE IF NOT EXISTS key_acts (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_s REAL NOT NULL,
+    actor TEXT NOT NULL,
+    from_ TEXT NOT NULL,
+    act TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    outcome TEXT NOT NULL
+) STRICT;
+{SQLITE_KEEP.format(table="key_acts")}
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyRecord:
-    """`plan`: of the family file, None for a key that may use every tier."""
-
-    id: str
-    name: str
-    plan: str | None
-    created_s: float
-    revoked_s: float | None
-
-
-class KeyStore:
+class KeyStore(KeyRows):
     """One connection; use it from one thread at a time. Every failure of the file is a ConfigurationError."""
 
     def __init__(self, path: str | Path) -> None:
@@ -58,54 +69,12 @@ class KeyStore:
                 self._path.chmod(0o600)  # SQLite gives its side files the same mode
             self._db = _open(self._path)
 
-    def create(self, name: str, now_s: float, plan: str | None = None) -> tuple[str, KeyRecord]:
-        """A new key, shown this once, and its record."""
-        if not name.isprintable() or not name.strip():
-            raise InvalidRequest(f"name: given {name!r}; printable text is allowed; say who uses the key", param="name")
-        key = PREFIX + secrets.token_urlsafe(30)
-        record = KeyRecord(id=f"key_{secrets.token_hex(6)}", name=name, plan=plan, created_s=now_s, revoked_s=None)
-        with self._readable():
-            row = (_sha256(key), record.id, record.name, record.plan, record.created_s)
-            self._db.execute("INSERT INTO keys (sha256, id, name, plan, created_s) VALUES (?, ?, ?, ?, ?)", row)
-        return key, record
-
-    def list(self) -> tuple[KeyRecord, ...]:
-        """All keys, revoked ones too, oldest first."""
-        with self._readable():
-            rows = self._db.execute(f"SELECT {_COLUMNS} FROM keys ORDER BY created_s, id").fetchall()
-        return tuple(_record(row) for row in rows)
-
-    def revoke(self, which: str, now_s: float) -> KeyRecord:
-        """`which` is an id, the beginning of one that fits one key only, or a leaked key itself. Twice is once."""
-        with self._readable():
-            found = self._db.execute(
-                "SELECT id FROM keys WHERE sha256 = ? OR substr(id, 1, length(?)) = ? ORDER BY id LIMIT 3",
-                (_sha256(which), which, which),
-            ).fetchall()
-        shown = "the key" if which.startswith(PREFIX) else repr(which)
-        if not found or not which:
-            raise NotFound(f"keys: {shown} is unknown; ids as listed are allowed; list the keys", code="key_not_found")
-        if len(found) > 1:
-            raise InvalidRequest(
-                f"keys: {shown} begins {found[0][0]}, {found[1][0]}; one key is meant; give more of it"
-            )
-        with self._readable():
-            row = self._db.execute(
-                f"UPDATE keys SET revoked_s = coalesce(revoked_s, ?) WHERE id = ? RETURNING {_COLUMNS}",
-                (now_s, found[0][0]),
-            ).fetchall()[0]
-        return _record(row)
-
-    def find(self, secret: str) -> KeyRecord | None:
-        """The record of a key that is known and not revoked."""
-        with self._readable():
-            rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM keys WHERE sha256 = ? AND revoked_s IS NULL", (_sha256(secret),)
-            ).fetchall()
-        return _record(rows[0]) if rows else None
-
     def close(self) -> None:
         self._db.close()
+
+    def _run(self, statement: str, values: Sequence[object]) -> list[Any]:
+        with self._readable():
+            return self._db.execute(statement, values).fetchall()
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
@@ -116,6 +85,12 @@ class KeyStore:
                 f"{self._path}: {error}; a SQLite file that this user may read and write is allowed; "
                 "mend its owner and mode, or move it away and create the keys anew"
             ) from error
+
+
+def keys_of(family: Family) -> KeyRows:
+    """The database that the family names, or a file in the state folder. Raises ConfigurationError, Unavailable."""
+    url = family.accounts.database
+    return KeyStore(Path(family.state_folder) / KEYS_FILE) if url is None else PostgresKeys(url)
 
 
 def _create_file(path: Path) -> None:
@@ -138,15 +113,21 @@ def _open(path: Path) -> sqlite3.Connection:
     db.execute("BEGIN IMMEDIATE")
     db.execute(_SCHEMA)
     db.execute(f"SELECT {_FIRST_COLUMNS} FROM keys LIMIT 1")
-    if "plan" not in {row[1] for row in db.execute("PRAGMA table_info(keys)")}:
-        db.execute("ALTER TABLE keys ADD COLUMN plan TEXT")
+    there = {row[1] for row in db.execute("PRAGMA table_info(keys)")}
+    for column, kind in _SINCE.items():
+        if column not in there:
+            db.execute(f"ALTER TABLE keys ADD COLUMN {column} {kind}")
+    for statement in _statements(_REST):
+        db.execute(statement)
     db.execute("COMMIT")
     return db
 
 
-def _sha256(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
-
-
-def _record(row: tuple[str, str, str | None, float, float | None]) -> KeyRecord:
-    return KeyRecord(id=row[0], name=row[1], plan=row[2], created_s=row[3], revoked_s=row[4])
+def _statements(script: str) -> Iterator[str]:
+    """One by one: executescript would commit the transaction first."""
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""

@@ -84,6 +84,43 @@ def test_a_damaged_checkpoint_concerns_who_serves_it_and_nobody_else(capsys: pyt
         assert "config.json: " in capsys.readouterr().err
 
 
+def test_a_key_is_of_a_project_has_scopes_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--org", "acme", "--project", "films", "--scope", "videos,files", "--expires", "2d")
+    (created,) = keys(capsys, "create", "studio", *words)
+    assert (created["org"], created["project"], created["scopes"]) == ("acme", "films", ["videos", "files"])
+    assert created["expires_s"] == created["created_s"] + 2 * 86_400
+    keys(capsys, "create", "other")
+    assert [row["name"] for row in keys(capsys, "list", "--org", "acme")] == ["studio"]
+    for wrong in (("--scope", "root"), ("--expires", "soon"), ("--expires", "0s")):
+        assert main(["keys", "create", "x", *wrong]) == 1
+        assert capsys.readouterr().err.count(";") >= 1
+
+
+def test_a_rotated_key_is_shown_once_and_every_act_is_logged_without_secrets(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (created,) = keys(capsys, "create", "alice")
+    (rotated,) = keys(capsys, "rotate", created["id"], "--grace", "1h")
+    keys(capsys, "revoke", created["id"])
+    assert main(["keys", "rotate", created["id"]]) == 1
+    capsys.readouterr()
+    acts = keys(capsys, "log")
+    assert [(act["act"], act["outcome"]) for act in acts] == [
+        *(("keys.create", "ok"), ("keys.rotate", "ok"), ("keys.revoke", "ok")),
+        ("keys.rotate", "conflict"),
+    ]
+    assert not any(secret["key"] in str(acts) for secret in (created, rotated))
+
+
+def test_the_plans_are_told_with_the_fields_that_they_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plans", "--json"]) == 0
+    plans = {row.pop("plan"): row for row in json.loads(capsys.readouterr().out)}
+    family = load("laptop")
+    assert plans == {name: plan.model_dump(mode="json") for name, plan in family.plans.items()}
+    assert main(["plans"]) == 0
+    assert "enterprise" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["[/]", "[red]alice[/red]", ":smile:"])
 def test_names_of_keys_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main(["keys", "create", name]) == 0

@@ -1,5 +1,6 @@
 """What an operator sees: the metrics of a family under load, and tiers that go to sleep and wake."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +32,32 @@ def test_the_metrics_of_a_tier_add_up_to_what_was_served(laptop: Server) -> None
     assert laptop.metric("moray_step_seconds", tier="turbo") > 0
     assert laptop.metric("moray_kv_capacity_tokens", tier="turbo") > 0
     assert idle(laptop, "turbo")
+
+
+def test_the_ledger_adds_up_to_the_metrics_to_the_last_token(laptop: Server) -> None:
+    def ledger() -> list[float]:
+        told = laptop.moray("usage", "--by", "kind,code", "--json")
+        assert told.returncode == 0, told.stderr
+        rows = [row for row in json.loads(told.stdout) if row["kind"] == "chat"]
+        return [sum(row[name] for row in rows) for name in ("input_tokens", "output_tokens")]
+
+    def counted(words: str) -> list[float]:
+        return [laptop.metric(f"moray_{words}{what}_tokens_total") for what in ("prompt", "completion")]
+
+    def everything() -> tuple[list[float], ...]:
+        return ledger(), counted("billed_"), counted("")
+
+    assert idle(laptop, "turbo")
+    before = everything()
+    with ThreadPoolExecutor(8) as pool:
+        usages = list(pool.map(lambda seed: _usage(laptop, seed), range(12)))
+    Stream(laptop, "gpt-5.2-turbo", 20, seed=1).ended()
+    told = sum(prompt for prompt, _ in usages), sum(output for _, output in usages)
+    both = zip(everything(), before, strict=True)
+    grown = [[now - then for now, then in zip(*each, strict=True)] for each in both]
+    assert grown[0] == grown[1] == grown[2]
+    assert all(all_of > some for all_of, some in zip(grown[0], told, strict=True)), "the stream's are there, too"
+    assert laptop.metric("moray_usage_pending") == laptop.metric("moray_usage_failures_total") == 0
 
 
 def _usage(server: Server, seed: int) -> tuple[int, int]:

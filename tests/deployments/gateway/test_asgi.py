@@ -8,7 +8,8 @@ import pytest
 from shell import Exchange
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cluster.errors import BodyTooLarge, InvalidRequest, MorayError, Overloaded, Unauthorized
+from cluster.access import Grant
+from cluster.errors import BodyTooLarge, InvalidRequest, MorayError, Overloaded, RequestError, Unauthorized
 from deployments.gateway import asgi
 from deployments.gateway.asgi import REQUEST_ID, Envelope, authorize, read_body, respond
 from deployments.stores.keys import KeyStore
@@ -139,7 +140,7 @@ def keys(tmp_path: Path) -> KeyStore:
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_a_known_key_is_found_whatever_the_case_of_the_scheme(keys: KeyStore, scheme: str) -> None:
     secret, record = keys.create("a", 0.0)
-    scope = {"headers": [(b"authorization", f"{scheme} {secret}".encode())]}
+    scope = {"path": "/v1/models", "headers": [(b"authorization", f"{scheme} {secret}".encode())]}
     assert authorize(scope, keys) == record
 
 
@@ -147,7 +148,7 @@ def test_a_known_key_is_found_whatever_the_case_of_the_scheme(keys: KeyStore, sc
 def test_any_other_authorization_is_refused_without_repeating_it(keys: KeyStore, given: bytes) -> None:
     headers = [(b"authorization", given)] if given else []
     with pytest.raises(Unauthorized) as refused:
-        authorize({"headers": headers}, keys)
+        authorize({"path": "/v1/models", "headers": headers}, keys)
     assert "moray keys create" in refused.value.message
     assert "sk-moray-x" not in refused.value.message
 
@@ -156,4 +157,19 @@ def test_a_revoked_key_is_refused_at_once(keys: KeyStore) -> None:
     secret, record = keys.create("a", 0.0)
     keys.revoke(record.id, 1.0)
     with pytest.raises(Unauthorized):
-        authorize({"headers": [(b"authorization", f"Bearer {secret}".encode())]}, keys)
+        authorize({"path": "/v1/models", "headers": [(b"authorization", f"Bearer {secret}".encode())]}, keys)
+
+
+def test_an_expired_key_and_one_without_the_scope_are_told_apart(keys: KeyStore) -> None:
+    def asked(secret: str, path: str) -> str:
+        try:
+            return authorize({"path": path, "headers": [(b"authorization", f"Bearer {secret}".encode())]}, keys).name
+        except RequestError as error:
+            return f"{error.status} {error.code}"
+
+    films, _ = keys.create("films", 0.0, None, Grant(scopes=("videos",)))
+    gone, _ = keys.create("gone", 0.0, None, Grant(expires_s=1.0))
+    assert asked(films, "/v1/videos") == asked(films, "/v1/models") == "films"
+    assert asked(films, "/v1/chat/completions") == "403 insufficient_scope"
+    assert asked(films, "/v1/admin/keys") == "403 insufficient_scope"
+    assert asked(gone, "/v1/chat/completions") == "401 key_expired"

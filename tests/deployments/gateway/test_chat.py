@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from virtual_time import run
 
 from autoscaling.story import Story
-from cluster.errors import EngineFailed, MorayError, Overloaded
+from cluster.errors import EngineFailed, InvalidRequest, MorayError, Overloaded
 from cluster.family import Family
 from cluster.request import Chat, Served
 from cluster.retry import MOST_RESCUES
@@ -581,5 +581,68 @@ def test_health_tells_the_versions_and_how_old_the_word_of_the_control_loop_is(p
         assert health["family_version"] == 3
         assert health["control"]["version"] == "0.0.1"
         assert health["control"]["picture_age_s"] == health["control"]["heard_age_s"] + 2.0
+
+    play(scenario)
+
+
+def ledger(stage: Stage) -> list[dict[str, Any]]:
+    store = stage.gateway._metrics.journal._store
+    columns = ("code", "input_tokens", "output_tokens", "tier_asked", "tier_served", "price_nusd", "estimated")
+    rows = store._run(f"SELECT {', '.join(columns)} FROM usage_events ORDER BY seq", ())
+    assert store._run("SELECT count(*) FROM usage_open", ()) == [(0,)], "nothing is open any more"
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def billed(page: str, what: str) -> float:
+    return sum(float(line.split()[1]) for line in page.splitlines() if line.startswith(f"moray_{what}_tokens_total{{"))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_is_in_the_ledger_at_the_list_price_and_adds_up_to_the_metrics(play: Play, stream: bool) -> None:
+    async def scenario(stage: Stage) -> None:
+        for _ in range(3):
+            await stage.ask(stream=stream, headers={"x-request-id": "the same"}).finished()
+        rows = ledger(stage)
+        assert [(row["code"], row["estimated"], row["output_tokens"]) for row in rows] == [("ok", 0, 5)] * 3
+        tokens = rows[0]["input_tokens"]
+        assert rows[0]["price_nusd"] == 1000 * tokens + 2000 * 5, "1 and 2 dollars a million"
+        page = await stage.page()
+        assert billed(page, "billed_prompt") == billed(page, "prompt") == 3 * tokens
+        assert billed(page, "billed_completion") == billed(page, "completion") == 15
+        assert "moray_usage_pending 0.0" in page
+
+    play(scenario)
+
+
+def test_what_gave_no_token_is_not_in_the_ledger(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        for stream in (True, False):
+            await stage.ask(stream=stream).finished()
+            await stage.ask(stream=stream, model="none").finished()
+        assert ledger(stage) == []
+
+    play(scenario, Fails(EngineFailed("engine: it broke; a new request; send it again")))
+
+
+def test_a_stream_that_breaks_behind_tokens_is_in_the_ledger_with_them(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.ask(stream=True).finished()
+        (row,) = ledger(stage)
+        assert row["output_tokens"] >= 1
+        assert (row["code"], row["estimated"]) == ("invalid_value", 1)
+
+    play(scenario, Fails(InvalidRequest("x: y; z; w"), said=b"data: {}\n\n"))
+
+
+def test_a_client_that_leaves_pays_for_the_tokens_that_it_was_given(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        asked = stage.ask(stream=True, max_tokens=500)
+        while len(asked.sent) < 4:
+            await asyncio.sleep(0.01)
+        asked.task.cancel()
+        await asyncio.wait((asked.task,))
+        (row,) = ledger(stage)
+        assert (row["code"], row["estimated"]) == ("client_gone", 1)
+        assert 1 <= row["output_tokens"] <= 10
 
     play(scenario)

@@ -1,3 +1,4 @@
+import hashlib
 import multiprocessing
 import re
 import sqlite3
@@ -46,6 +47,30 @@ def test_a_file_from_before_plans_is_migrated_in_place(tmp_path: Path) -> None:
         store.close()
     again = KeyStore(path)
     assert again.create("b", now_s=2.0, plan="team")[1] == again.list()[1]
+
+
+def test_a_file_from_before_organisations_keeps_its_keys_with_all_scopes_but_that_of_admins(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    before = sqlite3.connect(path)
+    before.execute("PRAGMA journal_mode = WAL")
+    before.execute(
+        "CREATE TABLE keys (sha256 BLOB PRIMARY KEY, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL, "
+        "created_s REAL NOT NULL, revoked_s REAL, plan TEXT) STRICT, WITHOUT ROWID"
+    )
+    hashed = hashlib.sha256(b"sk-moray-old").digest()
+    before.execute("INSERT INTO keys VALUES (?, 'key_1', 'ada', 1.0, NULL, 'pro')", (hashed,))
+    before.execute("INSERT INTO keys VALUES (?, 'key_2', 'bob', 2.0, 3.0, NULL)", (hashed[::-1],))
+    before.commit()
+    before.close()
+    for _ in range(2):
+        store = KeyStore(path)
+        ada = store.find("sk-moray-old")
+        assert ada is not None
+        assert (ada.id, ada.name, ada.plan, ada.created_s) == ("key_1", "ada", "pro", 1.0)
+        assert (ada.org, ada.project, ada.expires_s) == ("default", "default", None)
+        assert ada.scopes == ("chat", "videos", "files")
+        assert store.list()[1].revoked_s == 3.0
+        store.close()
 
 
 @pytest.mark.parametrize("secret", ["", "sk-moray-", "\ud800", "x" * 100_000, "' OR 1=1 --", "\0"])

@@ -1,0 +1,178 @@
+"""Around each request: what it may take is put aside before it is sent, what it took is written down before it ends."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from secrets import token_hex
+from types import TracebackType
+from typing import Self
+
+from cluster.access import DEFAULT, KeyRecord
+from cluster.errors import Unavailable
+from cluster.family import Family
+from cluster.request import Chat
+from cluster.request import Usage as Counted
+from cluster.usage import Usage, chat_gpu_s, price_of, tokens_nusd, video_nusd, video_use_gpu_s
+from deployments.gateway.asked import Asked
+from deployments.gateway.metrics import GatewayMetrics
+from deployments.gateway.rescue import Course
+from deployments.stores.key_rows import KeyRows
+from deployments.stores.threads import in_thread
+from deployments.stores.usage import JOURNAL_FILE, USAGE_FILE, PostgresUsage, SqliteUsage
+from deployments.stores.usage_journal import Journal
+from deployments.video.jobs import VideoJob
+
+AGAIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Used:
+    """`estimated`: no engine counted the prompt."""
+
+    tier: str
+    code: str
+    counted: Counted
+    estimated: bool = False
+
+
+class Bookings:
+    """One per gateway. `now_s`: Unix seconds."""
+
+    def __init__(self, journal: Journal, keys: KeyRows, now_s: Callable[[], float] = time.time) -> None:
+        self._journal, self._keys, self._now_s = journal, keys, now_s
+
+    def of(self, record: KeyRecord, chat: Chat, asked: Asked, family: Family) -> "Booking":
+        """To be entered around all that is done for the request."""
+        opened = Usage(
+            id=f"{chat.request_id}/{token_hex(6)}",  # clients name requests as they like, twice the same too
+            at_s=int(self._now_s()),
+            kind="chat",
+            org=record.org,
+            project=record.project,
+            key_id=record.id,
+            model=chat.model,
+            tier_asked=asked.range.tiers[0],
+            tier_served="none",
+            code="lost",
+        )
+        return Booking(self._journal, opened, family, self._now_s)
+
+    async def video(self, job: VideoJob, family: Family) -> None:
+        """An ended job, before its end is told: if this is repeated, as by another gateway, the first stands."""
+        assert family.video is not None
+        record = await self._owner(job.owner)
+        done = job.status == "completed"
+        event = Usage(
+            id=f"{job.id}/video",
+            at_s=int(self._now_s()),
+            kind="video",
+            org=record.org if record else DEFAULT,
+            project=record.project if record else DEFAULT,
+            key_id=job.owner,
+            model=job.model,
+            tier_asked="video",
+            tier_served="video",
+            code=job.error_code or "ok",
+            video_s=job.seconds if done else 0,
+            gpu_s=video_use_gpu_s(family.video, job.size, job.seconds, job.steps_done),
+            price_nusd=video_nusd(family.video, job.seconds) if done else 0,
+        )
+        await self._journal.settle(event)
+
+    async def _owner(self, key_id: str) -> KeyRecord | None:
+        """However long the store of keys does not answer: the job is rendered, and somebody's."""
+        while True:
+            with contextlib.suppress(Unavailable):
+                return await in_thread(self._keys.get, key_id)
+            await asyncio.sleep(AGAIN_S)
+
+
+class Booking:
+    """Of one request. What leaves without a word, as on an error, is settled by what its course says."""
+
+    def __init__(self, journal: Journal, opened: Usage, family: Family, now_s: Callable[[], float]) -> None:
+        self._journal, self._opened, self._family, self._now_s = journal, opened, family, now_s
+        self._course: Course | None = None
+        self._over = False
+
+    async def __aenter__(self) -> Self:
+        self._journal.open(self._opened)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._over:
+            return
+        self._over = True
+        used = None if self._course is None else _left(self._course, error)
+        if used is None:
+            self._journal.forget(self._opened.id)
+        else:
+            self._journal.put(self._event(used))
+
+    def follow(self, course: Course) -> None:
+        """What it has taken so far can be seen from now on."""
+        self._course = course
+
+    async def settle(self, code: str, course: Course, counted: Counted | None) -> None:
+        """Returns once it is written. `counted`: None where no engine counted."""
+        used = _so_far(course, code) if counted is None else Used(tier=_tier(course), code=code, counted=counted)
+        self._over = True
+        if used is None:
+            self._journal.forget(self._opened.id)
+        else:
+            await self._journal.settle(self._event(used))
+
+    def _event(self, used: Used) -> Usage:
+        opened, counted = self._opened, used.counted
+        price = price_of(self._family, opened.model, opened.tier_asked)
+        fresh = counted.prompt_tokens - counted.cached_tokens
+        return replace(
+            opened,
+            at_s=int(self._now_s()),
+            tier_served=used.tier,
+            code=used.code,
+            input_tokens=counted.prompt_tokens,
+            cached_tokens=counted.cached_tokens,
+            output_tokens=counted.completion_tokens,
+            estimated=int(used.estimated),
+            gpu_s=chat_gpu_s(self._family, used.tier, fresh, counted.completion_tokens),
+            price_nusd=tokens_nusd(price, counted.prompt_tokens, counted.completion_tokens),
+        )
+
+
+def journal_of(family: Family, gateway: str, metrics: GatewayMetrics) -> Journal:
+    """Raises ConfigurationError, Unavailable."""
+    folder, url = Path(family.state_folder), family.accounts.database
+
+    def written(events: tuple[Usage, ...]) -> None:
+        for event in events:
+            metrics.count("moray_usage_events_total", tier=event.tier_served)
+            metrics.count("moray_billed_prompt_tokens_total", event.input_tokens, tier=event.tier_served)
+            metrics.count("moray_billed_completion_tokens_total", event.output_tokens, tier=event.tier_served)
+
+    store = SqliteUsage(folder / (USAGE_FILE if url is None else JOURNAL_FILE))
+    journal = Journal(store, gateway, None if url is None else PostgresUsage(url), written)
+    metrics.journal = journal
+    journal.start()
+    return journal
+
+
+def _left(course: Course, error: BaseException | None) -> Used | None:
+    return _so_far(course, getattr(error, "code", "client_gone"))
+
+
+def _so_far(course: Course, code: str) -> Used | None:
+    """By the tokens that its client was given; None where there are none."""
+    if not course.given_tokens:
+        return None
+    counted = Counted(prompt_tokens=course.asked.prompt_tokens, completion_tokens=course.given_tokens)
+    return Used(tier=_tier(course), code=code, counted=counted, estimated=True)
+
+
+def _tier(course: Course) -> str:
+    return course.place.served.tier if course.place is not None else "none"

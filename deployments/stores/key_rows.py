@@ -1,0 +1,186 @@
+"""API keys as rows, and the log of who changed them, in SQL that SQLite and PostgreSQL both speak.
+
+A key is `sk-moray-` and 40 random characters, 240 bits of which only the SHA-256 is kept. A fast hash suits: nobody
+guesses so many random bits. Look-up is by the hash, so its time says nothing about near misses: an attacker does not
+choose the hash that is compared. Times are Unix seconds, given by the caller.
+"""
+
+import abc
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from typing import Any
+
+from cluster.access import USUAL, Grant, KeyRecord, checked_scopes
+from cluster.errors import Conflict, InvalidRequest, NotFound
+
+PREFIX = "sk-moray-"
+COLUMNS = ("id", "name", "plan", "created_s", "revoked_s", "org", "project", "scopes", "expires_s")
+ALL = ", ".join(COLUMNS)
+INSERT = f"INSERT INTO keys (sha256, {ALL}) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) ON CONFLICT DO NOTHING"
+FIND = (
+    f"SELECT {ALL}, previous_until_s, sha256 FROM keys WHERE (sha256 = ? OR previous_sha256 = ?) AND revoked_s IS NULL"
+)
+# To rotate twice, as after a lost answer, must not forget the secret that has its grace.
+ROTATE = (
+    "UPDATE keys SET previous_sha256 = sha256, previous_until_s = ?, sha256 = ? "
+    "WHERE id = ? AND revoked_s IS NULL AND sha256 <> ?"
+)
+# What keeps rows as they were written, whoever asks.
+SQLITE_KEEP = "\n".join(
+    f"CREATE TRIGGER IF NOT EXISTS {{table}}_{verb} BEFORE {verb} ON {{table}} "
+    "BEGIN SELECT RAISE(ABORT, '{table} is only added to'); END;"
+    for verb in ("UPDATE", "DELETE")
+)
+POSTGRES_KEEP = "\n".join(
+    f"CREATE RULE {{table}}_{verb} AS ON {verb} TO {{table}} DO INSTEAD NOTHING;" for verb in ("UPDATE", "DELETE")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """One act upon keys, or one that was refused. `actor`: the id of a key, or who typed it; never a secret.
+
+    `from_`: the address it came from. `subject`: what it was done to. `outcome`: ok, or the code of the refusal.
+    """
+
+    at_s: float
+    actor: str
+    from_: str
+    act: str
+    subject: str
+    outcome: str
+
+
+AUDIT = tuple(each.name for each in fields(Act))
+
+
+class KeyRows(abc.ABC):
+    """Any thread may call. `which` is an id, the beginning of one that fits one key only, or a leaked key itself."""
+
+    @abc.abstractmethod
+    def _run(self, statement: str, values: Sequence[object]) -> list[Any]:
+        """Its rows, none where it returns none."""
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
+
+    def create(
+        self, name: str, now_s: float, plan: str | None = None, grant: Grant | None = None
+    ) -> tuple[str, KeyRecord]:
+        """A new key, shown this once, and its record. Raises InvalidRequest."""
+        grant = grant or Grant()
+        for field, given in (("name", name), ("org", grant.org), ("project", grant.project)):
+            _check_printable(field, given)
+        if grant.expires_s is not None and grant.expires_s <= now_s:
+            raise InvalidRequest("expires: it is past already; a time to come is allowed; give one", param="expires")
+        key = PREFIX + secrets.token_urlsafe(30)
+        record = KeyRecord(
+            id=f"key_{secrets.token_hex(6)}",
+            name=name,
+            plan=plan,
+            created_s=now_s,
+            revoked_s=None,
+            org=grant.org,
+            project=grant.project,
+            scopes=checked_scopes(grant.scopes),
+            expires_s=grant.expires_s,
+        )
+        self._run(INSERT, (sha256(key), *_row(record)))
+        return key, record
+
+    def list(self) -> tuple[KeyRecord, ...]:
+        """All keys, revoked ones too, oldest first."""
+        rows = self._run(f"SELECT {ALL} FROM keys ORDER BY created_s, id", ())
+        return tuple(map(record_of, rows))
+
+    def get(self, key_id: str) -> KeyRecord | None:
+        """A key by its whole id, revoked or not."""
+        rows = self._run(f"SELECT {ALL} FROM keys WHERE id = ?", (key_id,))
+        return record_of(rows[0]) if rows else None
+
+    def revoke(self, which: str, now_s: float) -> KeyRecord:
+        """Refused from now on, with all its secrets. Twice is once. Raises NotFound, InvalidRequest."""
+        key_id = self._meant(which)
+        self._run("UPDATE keys SET revoked_s = coalesce(revoked_s, ?) WHERE id = ?", (now_s, key_id))
+        return self._known(key_id)
+
+    def rotate(self, which: str, now_s: float, grace_s: float = 0.0) -> tuple[str, KeyRecord]:
+        """A new secret, shown this once; that of before is valid for `grace_s` more, one before that no longer.
+
+        Raises NotFound, InvalidRequest, and Conflict for a revoked key.
+        """
+        if grace_s < 0:
+            raise InvalidRequest(f"grace_s: {grace_s:g}; 0 and more are allowed; mend it", param="grace_s")
+        key_id = self._meant(which)
+        key = PREFIX + secrets.token_urlsafe(30)
+        self._run(ROTATE, (now_s + grace_s, sha256(key), key_id, sha256(key)))
+        record = self.find(key)
+        if record is None:
+            raise Conflict(f"keys: {key_id} is revoked; a key that is valid is allowed; create a new one")
+        return key, record
+
+    def find(self, secret: str) -> KeyRecord | None:
+        """The record of a key that is known and not revoked; of a rotated secret, until the end of its grace."""
+        digest = sha256(secret)
+        rows = self._run(FIND, (digest, digest))
+        return found(rows[0], digest) if rows else None
+
+    def log(self, act: Act) -> None:
+        """Add an act; none is ever changed."""
+        marks = ", ".join("?" * len(AUDIT))
+        self._run(f"INSERT INTO key_acts ({', '.join(AUDIT)}) VALUES ({marks})", astuple(act))
+
+    def acts(self, limit: int = 100) -> tuple[Act, ...]:
+        """The last ones, oldest first."""
+        rows = self._run(f"SELECT {', '.join(AUDIT)} FROM key_acts ORDER BY seq DESC LIMIT ?", (limit,))
+        return tuple(Act(**dict(zip(AUDIT, row, strict=True))) for row in reversed(rows))
+
+    def _known(self, key_id: str) -> KeyRecord:
+        record = self.get(key_id)
+        assert record is not None, "keys are never deleted"
+        return record
+
+    def _meant(self, which: str) -> str:
+        rows = self._run(
+            "SELECT id FROM keys WHERE sha256 = ? OR previous_sha256 = ? OR substr(id, 1, ?) = ? ORDER BY id LIMIT 3",
+            (sha256(which), sha256(which), len(which), which.replace("\0", "")),
+        )
+        shown = "the key" if which.startswith(PREFIX) else repr(which)
+        if not rows or not which:
+            raise NotFound(f"keys: {shown} is unknown; ids as listed are allowed; list the keys", code="key_not_found")
+        if len(rows) > 1:
+            raise InvalidRequest(f"keys: {shown} begins {rows[0][0]}, {rows[1][0]}; one key is meant; give more of it")
+        return str(rows[0][0])
+
+
+def sha256(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def record_of(row: Sequence[Any]) -> KeyRecord:
+    """Of a row that begins with COLUMNS."""
+    given = dict(zip(COLUMNS, row, strict=False))
+    scopes = given.pop("scopes")
+    return KeyRecord(**given, scopes=USUAL if scopes is None else tuple(scopes.split()))
+
+
+def found(row: Sequence[Any], digest: bytes) -> KeyRecord:
+    """Of a row of FIND: a secret that was rotated out ends with its grace, or with the key."""
+    record = record_of(row)
+    until_s, current = row[len(COLUMNS) :]
+    if bytes(current) == digest:
+        return record
+    return replace(record, expires_s=until_s if record.expires_s is None else min(until_s, record.expires_s))
+
+
+def _row(record: KeyRecord) -> tuple[object, ...]:
+    given = {name: getattr(record, name) for name in COLUMNS}
+    return tuple((given | {"scopes": " ".join(record.scopes)}).values())
+
+
+def _check_printable(field: str, given: str) -> None:
+    if not given.isprintable() or not given.strip() or len(given) > 256:
+        shown = repr(given[:64])
+        raise InvalidRequest(f"{field}: given {shown}; printable text is allowed; say who uses the key", param=field)

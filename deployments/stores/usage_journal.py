@@ -1,0 +1,177 @@
+"""What a gateway writes into the ledger of usage: beside its event loop, in commits that many requests share.
+
+A request is written as open when it is sent to a replica, and as settled before its response ends. So, whenever and
+however a gateway's process dies:
+
+- an event whose `settle` was awaited is in the journal, once;
+- a request that was open is settled as lost, at no charge, by the next gateway of the machine;
+- what the journal has comes to the database of all gateways, once: a row's id is written once, and the journal lets go
+  of it only behind the database's commit.
+
+A machine that loses its power may lose what was committed in its last second. A disk that has no room holds up no
+answer beyond WAIT_S; what waits for it is kept in memory, up to MOST_WAITING, and is lost with the process.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+
+from cluster.errors import ConfigurationError, Unavailable
+from cluster.usage import Usage
+from deployments.stores.usage import SqliteUsage
+from deployments.stores.usage_rows import UsageRows
+
+log = logging.getLogger("ray.serve")
+WAIT_S = 1.0  # that an answer is held up for a disk that does not write
+AGAIN_S = 0.5
+SYNC_S = 1.0
+MOST_WAITING = 100_000
+SHIPPED_AT_ONCE = 1000
+
+
+class Journal:
+    """`written` hears of events once they are committed, on the journal's thread. `remote`: where they go from here."""
+
+    def __init__(
+        self,
+        store: SqliteUsage,
+        gateway: str,
+        remote: UsageRows | None = None,
+        written: Callable[[tuple[Usage, ...]], None] = lambda _: None,
+    ) -> None:
+        """Settles what dead gateways left open. Raises Unavailable."""
+        self._store, self._gateway, self._remote, self._written = store, gateway, remote, written
+        self.failures = 0  # times that a commit or a shipment failed
+        self.refused = 0  # events that found no room in memory; the log has them
+        self._opened: list[Usage] = []
+        self._settled: list[Usage] = []
+        self._forgotten: list[str] = []
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads: list[threading.Thread] = []
+        store.live(gateway)
+        written(store.lost())
+
+    def start(self) -> None:
+        jobs = [self._write] if self._remote is None else [self._write, self._ship]
+        self._threads = [threading.Thread(target=job, name="moray-usage", daemon=True) for job in jobs]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Writes what waits, and ends."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        with contextlib.suppress(Unavailable):
+            self.flush()
+
+    @property
+    def pending(self) -> int:
+        """Settled events that are in memory alone."""
+        return len(self._settled)
+
+    def open(self, event: Usage) -> None:
+        """What is settled as it stands, should this process die. Waits for nothing."""
+        with self._changed:
+            if len(self._opened) < MOST_WAITING:
+                self._opened.append(event)
+            self._changed.notify()
+
+    def forget(self, event_id: str) -> None:
+        """It used nothing."""
+        with self._changed:
+            self._forgotten.append(event_id)
+            self._changed.notify()
+
+    def put(self, event: Usage) -> None:
+        """Settles it without waiting."""
+        with self._changed:
+            if len(self._settled) < MOST_WAITING:
+                self._settled.append(event)
+            else:
+                self.refused += 1
+                log.error("usage: no room for %s", json.dumps(asdict(event)))
+            self._changed.notify()
+
+    async def settle(self, event: Usage) -> None:
+        """Returns once it is committed, or after WAIT_S."""
+        loop = asyncio.get_running_loop()
+        written = loop.create_future()
+        with self._changed:
+            self._waiters.append((loop, written))
+        self.put(event)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_S):
+                await written
+
+    def flush(self) -> None:
+        """Commits what waits. Raises Unavailable; all of it waits on, then."""
+        with self._changed:
+            opened, self._opened = self._opened, []
+            settled, self._settled = self._settled, []
+            gone, self._forgotten = self._forgotten, []
+            waiters, self._waiters = self._waiters, []
+        if not (opened or settled or gone):
+            return
+        try:
+            self._store.commit(self._gateway, opened, settled)
+            self._store.forget(gone)
+        except Unavailable:
+            with self._changed:
+                self._opened, self._settled = opened + self._opened, settled + self._settled
+                self._forgotten, self._waiters = gone + self._forgotten, waiters + self._waiters
+            raise
+        for loop, written in waiters:
+            with contextlib.suppress(RuntimeError):  # a loop that is closed waits for nothing
+                loop.call_soon_threadsafe(_done, written)
+        if settled:
+            self._written(tuple(settled))
+
+    def _write(self) -> None:
+        while not self._closed:
+            with self._changed:
+                if not (self._opened or self._settled or self._forgotten):
+                    self._changed.wait(SYNC_S)
+                    idle = not (self._opened or self._settled or self._forgotten)
+                else:
+                    idle = False
+            try:
+                self._store.sync() if idle else self.flush()
+            except Exception as failure:  # nothing may end this thread; it tries again
+                self._failed(failure)
+
+    def _ship(self) -> None:
+        assert self._remote is not None
+        while True:
+            closed = self._closed
+            try:
+                edge, events = self._store.unshipped(SHIPPED_AT_ONCE)
+                if events:
+                    self._remote.add(events)
+                    self._store.shipped(edge)
+                    continue
+            except (Unavailable, ConfigurationError) as failure:
+                self._failed(failure)
+            if closed:
+                return
+            with self._changed:
+                self._changed.wait(AGAIN_S)
+
+    def _failed(self, failure: Exception) -> None:
+        self.failures += 1
+        log.warning("usage: %s; tried again", failure)
+        with self._changed:
+            self._changed.wait(AGAIN_S)
+
+
+def _done(written: asyncio.Future[None]) -> None:
+    if not written.done():
+        written.set_result(None)

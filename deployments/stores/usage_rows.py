@@ -1,0 +1,84 @@
+"""The ledger of usage as rows, in SQL that SQLite and PostgreSQL both speak. Rows are added, never changed.
+
+A row has the id of what it tells of, so that it is written once however often it is sent.
+"""
+
+import abc
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
+from itertools import chain
+from typing import Any
+
+from cluster.usage import ADDED, BYS, HOUR_S, By, Held, Sum, Usage, costs, report
+
+EVENT = tuple(each.name for each in fields(Usage))
+HELD = tuple(each.name for each in fields(Held))
+SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in ADDED if name != "events")
+BATCH = 200  # rows of one statement; SQLite binds 32,766 values at most
+
+
+class UsageRows(abc.ABC):
+    """Blocking; any thread may call. What returned is written. Every call raises Unavailable."""
+
+    @abc.abstractmethod
+    def _run(self, statement: str, values: Sequence[object]) -> list[Any]: ...
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
+
+    def add(self, events: Sequence[Usage]) -> None:
+        """Those that are there already stay as they are."""
+        self._add("usage_events", EVENT, [astuple(event) for event in events])
+
+    def hold(self, held: Sequence[Held]) -> None:
+        self._add("usage_held", HELD, [astuple(one) for one in held])
+
+    def _add(self, table: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
+        marks = f"({', '.join('?' * len(columns))})"
+        for first in range(0, len(rows), BATCH):
+            batch = rows[first : first + BATCH]
+            into = f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([marks] * len(batch))}"
+            self._run(f"{into} ON CONFLICT DO NOTHING", tuple(chain.from_iterable(batch)))
+
+    def report(
+        self,
+        start_s: int,
+        end_s: int,
+        bucket_s: int,
+        by: Sequence[By] = (),
+        only: Sequence[tuple[By, Sequence[str]]] = (),
+    ) -> tuple[Sum, ...]:
+        """Of events from `start_s` on and before `end_s`, by bucket and `by`. `only`: of these alone."""
+        width_s = min(bucket_s, HOUR_S)
+        first_s, last_s = start_s // HOUR_S * HOUR_S, -(-end_s // HOUR_S) * HOUR_S  # costs are those of whole hours
+        held = [
+            Held(**dict(zip(HELD, row, strict=True)))
+            for row in self._run(
+                f"SELECT {', '.join(HELD)} FROM usage_held WHERE at_s >= ? AND at_s < ?", (first_s, last_s)
+            )
+        ]
+        rates = costs(self._sums(first_s, last_s, HOUR_S, ("tier_served",)), held)
+        return report(self._sums(start_s, end_s, width_s, ("tier_served", *by), only), rates, bucket_s)
+
+    def _sums(
+        self,
+        start_s: int,
+        end_s: int,
+        width_s: int,
+        by: Sequence[By],
+        only: Sequence[tuple[By, Sequence[str]]] = (),
+    ) -> Iterable[Sum]:
+        assert {*by, *(name for name, _ in only)} <= set(BYS)
+        names = ", ".join(by)
+        where = "".join(f" AND {name} IN ({', '.join('?' * len(values))})" for name, values in only)
+        rows = self._run(
+            f"SELECT at_s / {int(width_s)} * {int(width_s)} AS start_s, {names}, count(*), {SUMS} FROM usage_events "
+            f"WHERE at_s >= ? AND at_s < ?{where} GROUP BY start_s, {names}",
+            (start_s, end_s, *chain.from_iterable(values for _, values in only)),
+        )
+        whole = {name: int for name in ADDED} | {"gpu_s": float}
+        for start, *rest in rows:
+            figures: dict[str, Any] = {
+                name: whole[name](value) for name, value in zip(ADDED, rest[len(by) :], strict=True)
+            }
+            yield Sum(start_s=int(start), by=tuple(rest[: len(by)]), **figures)

@@ -1,0 +1,163 @@
+"""What every store of keys promises, on SQLite and on a real PostgreSQL."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from integration.server import eventually
+from key_stores import OpenKeys, postgresql_keys, sqlite_keys
+from postgres import Server
+
+from cluster.access import Grant
+from cluster.errors import ConfigurationError, Conflict, InvalidRequest, NotFound, Unavailable
+from deployments.stores.key_rows import Act, KeyRows
+from deployments.stores.postgres_keys import PostgresKeys
+
+SOON_S = 10.0
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> OpenKeys:
+    if request.param == "sqlite":
+        return sqlite_keys(tmp_path / "state")
+    return postgresql_keys(request.getfixturevalue("database"))
+
+
+@pytest.fixture
+def store(opened: OpenKeys) -> Iterator[KeyRows]:
+    store = opened()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def other(opened: OpenKeys) -> Iterator[KeyRows]:
+    """Another gateway's, which has looked a key up before."""
+    other = opened()
+    assert other.find("sk-moray-none") is None
+    yield other
+    other.close()
+
+
+def act(subject: str) -> Act:
+    return Act(at_s=1.5, actor="key_a", from_="10.0.0.1", act="keys.revoke", subject=subject, outcome="ok")
+
+
+def test_a_key_keeps_whose_it_is_and_what_it_may_do(store: KeyRows) -> None:
+    grant = Grant(org="acme", project="trailers", scopes=("files", "videos"), expires_s=9.5)
+    secret, record = store.create("studio ✓", 1.5, "pro", grant)
+    assert store.find(secret) == store.get(record.id) == store.list()[0] == record
+    assert (record.org, record.project, record.scopes) == ("acme", "trailers", ("videos", "files"))
+    assert (record.plan, record.expires_s) == ("pro", 9.5)
+
+
+def test_a_key_that_names_no_scopes_has_all_but_that_of_admins(store: KeyRows) -> None:
+    assert store.create("a", 1.0)[1].scopes == ("chat", "videos", "files")
+
+
+@pytest.mark.parametrize(
+    ("grant", "said"),
+    [
+        (Grant(scopes=("chat", "root")), "'root'; chat, videos, files, admin are allowed"),
+        (Grant(org=" "), "org: given ' '"),
+        (Grant(project="a\n"), "project: given"),
+        (Grant(expires_s=1.0), "past already"),
+    ],
+)
+def test_what_no_key_can_have_is_refused_and_makes_none(store: KeyRows, grant: Grant, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        store.create("a", 1.0, None, grant)
+    assert store.list() == ()
+
+
+def test_a_rotated_key_has_a_new_secret_at_once_and_the_one_before_until_its_grace_ends(store: KeyRows) -> None:
+    before, record = store.create("a", 1.0, None, Grant(expires_s=100.0))
+    after, rotated = store.rotate(record.id, 10.0, grace_s=30.0)
+    assert store.find(after) == rotated == record
+    found = store.find(before)
+    assert found is not None
+    assert (found.id, found.expires_s) == (record.id, 40.0)
+    store.rotate(after, 20.0, grace_s=1000.0)
+    assert store.find(before) is None, "it was rotated out twice"
+    found = store.find(after)
+    assert found is not None
+    assert found.expires_s == 100.0, "no grace outlives the key"
+
+
+def test_revoking_refuses_every_secret_of_the_key_and_it_is_rotated_no_more(store: KeyRows) -> None:
+    before, record = store.create("a", 1.0)
+    after, _ = store.rotate(record.id, 2.0, grace_s=1000.0)
+    store.revoke(before, 3.0)
+    assert store.find(before) is None
+    assert store.find(after) is None
+    with pytest.raises(Conflict, match="is revoked"):
+        store.rotate(record.id, 4.0)
+    with pytest.raises(NotFound):
+        store.rotate("key_none", 4.0)
+    with pytest.raises(InvalidRequest, match="grace_s"):
+        store.rotate(record.id, 4.0, grace_s=-1.0)
+
+
+def test_another_gateway_knows_of_each_change(store: KeyRows, other: KeyRows) -> None:
+    secret, record = store.create("a", 1.0)
+    eventually(lambda: other.find(secret) == record, SOON_S, "created")
+    after, _ = store.rotate(record.id, 2.0)
+    eventually(lambda: other.find(after) == record, SOON_S, "rotated")
+    store.revoke(record.id, 3.0)
+    eventually(lambda: other.find(after) is None, SOON_S, "revoked")
+
+
+def test_acts_are_kept_in_their_order(store: KeyRows) -> None:
+    for number in range(5):
+        store.log(act(f"key_{number}"))
+    assert store.acts(2) == (act("key_3"), act("key_4"))
+
+
+def test_acts_can_neither_be_changed_nor_deleted(store: KeyRows) -> None:
+    store.log(act("key_a"))
+    for statement in ("UPDATE key_acts SET actor = 'nobody'", "DELETE FROM key_acts"):
+        with contextlib.suppress(ConfigurationError):  # SQLite says so, PostgreSQL does nothing
+            store._run(statement, ())
+    assert store.acts() == (act("key_a"),)
+
+
+def test_a_gateway_that_hears_nothing_from_the_database_refuses_and_goes_on_when_it_is_back(database: Server) -> None:
+    store = PostgresKeys(database.fresh())
+    try:
+        secret, record = store.create("a", 1.0)
+        assert store.find(secret) == record
+        database.stop()
+        try:
+            eventually(lambda: _refuses(store, secret), SOON_S, "it refuses")
+        finally:
+            database.start()
+        eventually(lambda: not _refuses(store, secret), SOON_S, "it goes on")
+        assert store.find(secret) == record
+    finally:
+        store.close()
+
+
+def test_a_change_that_a_cut_listener_did_not_hear_is_read_when_it_listens_again(database: Server) -> None:
+    url = database.fresh()
+    store = PostgresKeys(url)
+    try:
+        secret, record = store.create("a", 1.0)
+        assert store.find(secret) == record
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute("ALTER TABLE keys DISABLE TRIGGER key_told")
+            other.execute("UPDATE keys SET revoked_s = 2")
+        assert store.find(secret) == record, "nobody told"
+        database.cut()
+        eventually(lambda: store.find(secret) is None, SOON_S, "read again")
+    finally:
+        store.close()
+
+
+def _refuses(store: KeyRows, secret: str) -> bool:
+    try:
+        store.find(secret)
+    except Unavailable:
+        return True
+    return False
