@@ -79,7 +79,7 @@ class Ranks:
         for rank, (_, pipe) in self._others.items():
             try:
                 fault = pipe.recv() if pipe.poll(JOIN_TIMEOUT_S) else "it has not loaded in time"
-            except EOFError:
+            except (EOFError, OSError):
                 fault = "it ended"
             if fault:
                 raise CheckpointError(f"video rank {rank}: {fault}; all ranks must load; see the replica's log")

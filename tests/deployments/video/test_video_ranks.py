@@ -35,7 +35,7 @@ from deployments.video.adapters.load import transformers
 from deployments.video.adapters.shards import Shard, share
 from deployments.video.engine import VideoEngine
 from deployments.video.messages import Rendered, StepDone
-from deployments.video.ranks import RankLost
+from deployments.video.ranks import RankLost, Ranks
 from deployments.video.spec import Edit
 from deployments.video.worker import VideoWorker
 
@@ -198,6 +198,16 @@ def test_a_pipeline_without_an_adapter_has_one_rank(tiny: Tiny) -> None:
     engine = VideoEngine(tiny("other").checkpoint, "float32", "cpu", Acceleration(context_parallel=2))
     with pytest.raises(CheckpointError, match=r"CogVideoXPipeline with .*context_parallel 2; .*set it to 1"):
         engine.load()
+
+
+def test_a_rank_that_ends_before_it_has_loaded_is_told_at_once(tiny: Tiny) -> None:
+    ranks = Ranks(tiny("placed").checkpoint, "float32", "cpu", Acceleration(context_parallel=2))
+    try:
+        os.kill(ranks.pids[0], signal.SIGKILL)
+        with pytest.raises(CheckpointError, match="video rank 1: it ended; all ranks must load"):
+            ranks.lead({})
+    finally:
+        ranks.close()
 
 
 def test_ranks_and_gpus_of_a_replica_are_as_many() -> None:
