@@ -125,7 +125,7 @@ class VideoEdits:
             key = f"characters/{character_id}"
             await self._inputs.character(body.video, key)
         made = Character(id=character_id, owner=owner, name=body.name, file=key, created_at_s=int(self._now_s()))
-        # Where this fails nobody knows whether there is a row, so its picture stays: see video_sweep.
+        # Where this fails nobody knows whether there is a row, so its picture stays.
         await in_thread(self._store.put_character, made)
         return _json(character_object(made))
 

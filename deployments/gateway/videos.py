@@ -125,7 +125,7 @@ class Videos:
         except BaseException:
             await self._leave(job.id)
             raise
-        # Where this fails nobody knows whether there is a row, so its inputs stay: see video_sweep.
+        # Where this fails nobody knows whether there is a row, so its inputs stay.
         made = await in_thread(self._store.create, job)
         if made.id == job.id:
             self._jobs.add(job)
@@ -140,7 +140,7 @@ class Videos:
         return made
 
     async def _leave(self, job_id: str) -> None:
-        """Delete what a job without a row has, as far as can be done now: what is left is swept."""
+        """Delete what a job without a row has, as far as can be done now."""
         with contextlib.suppress(Unavailable):
             await self._files.delete(job_id)
 
