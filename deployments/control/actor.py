@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import ray
 
-from autoscaling.controller import Controller, Source, World
+from autoscaling.controller import Controller, Shown, Source, World
 from autoscaling.controller import Observed as Told
 from autoscaling.parameters import Parameters
 from autoscaling.record import Record
@@ -27,11 +28,13 @@ from cluster.lending import Moves, Wish
 from cluster.placement import VIDEO
 from deployments.control import fleet
 from deployments.control.gateways import Gateways
+from deployments.control.held import HeldUse
 from deployments.control.metrics import ControlMetrics
 from deployments.control.record_file import RecordFile
 from deployments.control.standing import keep, served
 from deployments.control.words import Hello, Picture, Standing
 from deployments.ranks import node_address
+from deployments.stores.usage import usage_of
 from deployments.video.pool import Pool
 
 AGAIN_S = (
@@ -66,8 +69,13 @@ class Control:
         self._let_go: Mapping[str, int] = {}  # tiers that Serve is to try anew, with what it has
         last = self._record.last() if kept.again else None
         self._controller = Controller(self._world(), spec_of(self._family), _initial(self._family), last, Parameters())
-        self._loop = asyncio.create_task(self._controller.run(self._metrics.show))
+        self._held = HeldUse(token_hex(6), lambda: usage_of(family))
+        self._loop = asyncio.create_task(self._controller.run(self._show))
         self._loop.add_done_callback(_ended)
+
+    def _show(self, shown: Shown) -> None:
+        self._metrics.show(shown)
+        self._held.hear(shown.gpu_s, self._family.gpu_usd_per_hour, time.time())
 
     def _looking(self, family: Family) -> Source:
         url = family.control.prometheus_url
