@@ -120,7 +120,7 @@ class Answer:
         A call of a tool may be long and shows no text: where one may come, the role goes out with the first token.
         """
         text = "".join(self._texts)
-        if not text and not self._logprobs and not self._chat.tools:
+        if not text and not self._logprobs and not (self._chat.tools and self._tokens):
             return b""
         piece = Piece(text=text, logprobs=tuple(self._logprobs), usage=self._so_far(self._tokens))
         self._texts, self._logprobs = [], []

@@ -183,6 +183,7 @@ def _tier_facts(key: str, tier: Tier) -> dict[str, Any]:
         "deferrable": tier.deferrable,
         "structured": tier.structured,
         "tools": tier.tools,
+        "forced_tools": tier.forced_tools,
         "slo": tier.slo.model_dump(),
         "price": tier.price.model_dump(),
     }

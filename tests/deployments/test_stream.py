@@ -259,9 +259,10 @@ def test_an_error_after_some_text_still_sends_the_text_and_is_the_outcome(error:
     run(scenario())
 
 
-def test_an_error_of_ours_is_the_outcome_as_it_is() -> None:
+@pytest.mark.parametrize("tools", [(), (Tool(name="look_up"),)])
+def test_an_error_of_ours_before_the_first_token_is_the_outcome_as_it_is(tools: tuple[Tool, ...]) -> None:
     async def scenario() -> None:
-        reader = Reader()
+        reader = Reader(tools=tools)
         reader.answer.emit(Piece(error=ContextTooLong("too long")))
         assert isinstance((await reader.answer.outcome).error, ContextTooLong)
         assert reader.writes == []

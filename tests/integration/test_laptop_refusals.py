@@ -20,6 +20,14 @@ def body(**changes: Any) -> bytes:
     return json.dumps({"model": MODEL, "messages": HELLO, "max_tokens": 4, **changes}).encode()
 
 
+def held(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+
+
+ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+LOOK_UP = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {"const": 1}}}}
+
+
 def said(text: str) -> bytes:
     return body(messages=[{"role": "user", "content": text}])
 
@@ -46,6 +54,10 @@ BAD_BODIES = {
     "temperature NaN": (body(temperature=float("nan")), 400, None),
     "deep nesting": (body().replace(b'"Hello"', b"[" * 100_000 + b"]" * 100_000), 400, None),
     "a lone surrogate": (said("\ud83d alone"), 400, None),
+    "a schema that nothing meets": (body(response_format=held({"enum": []})), 400, "invalid_value"),
+    "a schema without an end": (body(max_tokens=64, response_format=held(ENDLESS)), 400, "invalid_value"),
+    "a schema of a billion items": (body(response_format=held({"maxItems": 10**9})), 400, "invalid_value"),
+    "a strict tool that nothing holds": (body(tools=[LOOK_UP]), 400, "invalid_value"),
     "too large": (said("x" * LIMIT_BYTES), 413, "body_too_large"),
 }
 ODD_TEXTS = {

@@ -24,12 +24,12 @@ from deployments.engines.calls import CLOSE, OPEN
 _LIMITS = LLParserLimits(
     max_items_in_row=8_000,  # an object of 1000 optional properties has 4000
     step_lexer_fuel=100_000,  # some 7 ms of a mask
-    max_lexer_states=20_000,  # some 40 MB
+    max_lexer_states=8_000,  # some 16 MB of an answer; 1000 properties need less
     max_grammar_size=100_000,
     verbose_errors=False,
 )
 # Small models may write white space without end: there is one way to write each value.
-_WRITTEN: Any = {
+_FORM: Any = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -118,7 +118,7 @@ class Grammars:
 
     def _compile_schema(self, schema: str) -> LLMatcher:
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_WRITTEN)
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_FORM)
         except ValueError as error:
             raise _refusal("response_format", "no answer can be held to this schema", str(error)) from error
         matcher, fault = self._compile(grammar)
@@ -130,17 +130,17 @@ class Grammars:
         """Arguments of tools that are not strict meet their schema, too, where any can."""
         arguments = [self._arguments(tool) for tool in tools]
         named = zip(tools, arguments, strict=True)
-        matcher, fault = self._compile(LLMatcher.grammar_from_lark(_written([*named], least, most)))
+        matcher, fault = self._compile(LLMatcher.grammar_from_lark(_lark([*named], least, most)))
         if fault:
             raise _refusal("tools", "no calls can be held to their parameters", fault)
         return matcher
 
     def _arguments(self, tool: Tool) -> str:
         schema = json.loads(tool.parameters)
-        _, fault = self._compile(LLMatcher.grammar_from_json_schema(schema, overrides=_WRITTEN))
+        _, fault = self._compile(LLMatcher.grammar_from_json_schema(schema, overrides=_FORM))
         if fault and tool.strict:
             raise _refusal("tools", f"no arguments of {tool.name!r} can be held to its parameters", fault)
-        return json.dumps(({"type": "object"} if fault else schema) | {"x-guidance": _WRITTEN})
+        return json.dumps(({"type": "object"} if fault else schema) | {"x-guidance": _FORM})
 
     def _compile(self, grammar: str) -> tuple[LLMatcher, str]:
         """And why it allows no answer, "" where it does."""
@@ -166,7 +166,7 @@ class _Vocabulary:
         return [self._single[byte] for byte in text if byte in self._single]
 
 
-def _written(tools: Sequence[tuple[Tool, str]], least: int, most: int | None) -> str:
+def _lark(tools: Sequence[tuple[Tool, str]], least: int, most: int | None) -> str:
     """Calls as deployments.engines.calls reads them. Text goes on until it opens a call, and none follows the last."""
     calls = "\n".join(
         f"""call_{n}: {json.dumps(f'{{"name": "{tool.name}", "arguments": ')} %json {arguments} "}}\""""

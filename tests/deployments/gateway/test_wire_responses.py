@@ -259,7 +259,7 @@ def test_a_model_tells_its_tier_context_specialists_and_price() -> None:
     assert (told["tier"], told["context_tokens"]) == ("turbo", 2048)
     assert told["specialists"] == ["math", "code_security"]
     assert told["price"] == {"input_usd_per_mtok": 10.0, "output_usd_per_mtok": 30.0}
-    assert (told["structured"], told["tools"]) == (True, True)
+    assert (told["structured"], told["tools"], told["forced_tools"]) == (True, True, True)
 
 
 def test_a_video_model_tells_what_may_be_asked_of_it_and_its_price() -> None:
