@@ -10,7 +10,7 @@ from dataclasses import replace
 from cluster.errors import MorayError, Unavailable
 from cluster.family import Family
 from deployments.gateway.storyboard_cut import Cuts
-from deployments.gateway.storyboards_wire import digest, ended, status_of
+from deployments.gateway.storyboards_wire import digest, noted, status_of
 from deployments.gateway.video_clearing import expire_storyboards
 from deployments.gateway.video_requests import Caller, created
 from deployments.gateway.videos import Videos
@@ -74,12 +74,8 @@ class Progress:
         found = await asyncio.to_thread(lambda: [self._jobs.get(board.owner, video) for video in videos])
         return {job.id: job for job in found if job is not None}
 
-    async def noted(self, board: Storyboard) -> Storyboard:
-        """With how its takes ended. Whoever writes it down counts it."""
-        jobs = await self.jobs_of(board)
-        return replace(board, takes=tuple(replace(take, ended=take.ended or ended(take, jobs)) for take in board.takes))
-
     def count(self, before: Storyboard, seen: Storyboard) -> None:
+        """What ended between the two, by whoever has written it down."""
         for was, take in zip(before.takes, seen.takes, strict=True):
             if was.ended is None and take.ended is not None:
                 self._cuts.metrics.shot(take.ended)
@@ -99,10 +95,12 @@ class Progress:
             return replace(take, refused=error.message)
 
     async def _see_to(self, board: Storyboard) -> None:
-        seen = await self._counted(await self.begun(board))
+        board = await self.begun(board)
+        jobs = await self.jobs_of(board)  # once: what is not counted yet is not joined yet
+        seen = await self._counted(board, noted(board, jobs))
         if seen is None:
             return
-        status = status_of(seen, await self.jobs_of(seen))
+        status = status_of(seen, jobs)
         if status == "joining" and seen.joining_until_s <= self._now_s():
             held = replace(seen, state="joining", joining_until_s=self._now_s() + JOIN_S)
             mine = await asyncio.to_thread(self._boards.update, held)
@@ -112,9 +110,8 @@ class Progress:
             settled = self._settled(replace(seen, state=status), int(self._now_s()))
             await asyncio.to_thread(self._boards.update, settled)
 
-    async def _counted(self, board: Storyboard) -> Storyboard | None:
-        """With how its takes ended; None where another is writing it down."""
-        seen = await self.noted(board)
+    async def _counted(self, board: Storyboard, seen: Storyboard) -> Storyboard | None:
+        """As it is written down now; None where another is doing so."""
         if seen == board:
             return board
         now = await asyncio.to_thread(self._boards.update, seen)

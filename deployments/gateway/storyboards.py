@@ -29,6 +29,7 @@ from deployments.gateway.storyboards_wire import (
     cast_of,
     check_names,
     digest,
+    noted,
     parsed,
     shot_of,
     status_of,
@@ -172,7 +173,7 @@ class Storyboards:
                 _same(before, asked)
                 return await self._told(await self._progress.begun(board))
             self._videos.admit(record.id, None)
-            seen = await self._progress.noted(board)
+            seen = noted(board, await self._progress.jobs_of(board))
             new = self._retaken(seen, index, body, record)
             if key is not None:
                 new = replace(new, retakes=(*board.retakes, Retake(key=key, request=asked)))

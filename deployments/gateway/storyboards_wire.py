@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
@@ -140,7 +140,12 @@ def status_of(board: Storyboard, jobs: Mapping[str, VideoJob]) -> State:
     return "joining" if board.cut_error is None else "failed"
 
 
-def ended(take: Take, jobs: Mapping[str, VideoJob]) -> Literal["ok", "failed"] | None:
+def noted(board: Storyboard, jobs: Mapping[str, VideoJob]) -> Storyboard:
+    """With how its takes ended."""
+    return replace(board, takes=tuple(replace(take, ended=take.ended or _ended(take, jobs)) for take in board.takes))
+
+
+def _ended(take: Take, jobs: Mapping[str, VideoJob]) -> Literal["ok", "failed"] | None:
     """None while it may still be made, and where nobody can tell any more."""
     ends: dict[str, Literal["ok", "failed"]] = {"completed": "ok", "failed": "failed"}
     return ends.get(_status(take, jobs))

@@ -9,7 +9,7 @@ from integration.browser import SOON_MS, chromium, fits_a_phone_and_is_readable,
 from integration.conftest import Stage
 from integration.families import shipped
 from integration.server import Server
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 RENDERED_MS = 120_000
@@ -191,25 +191,24 @@ def test_one_shot_is_rendered_again_alone(board: Page, faults: list[str]) -> Non
     assert faults == []
 
 
-def test_an_idea_becomes_shots(board: Page, faults: list[str]) -> None:
-    """That what a language model writes is a storyboard is tested beside the API; here it stands on the page."""
-    written = json.dumps({"detail": "held back"})
-    asked: list[str] = []
-
-    def told(route: Route) -> None:
-        asked.append(route.request.post_data or "")
-        route.fulfill(status=500, body=written)
-
-    board.route("**/v1/storyboards", told)
-    board.get_by_label("An idea").check()
+def test_an_idea_becomes_shots(board: Page, server: Server, faults: list[str]) -> None:
+    board.get_by_role("radio", name="An idea").check()
+    board.get_by_label("Title").fill("An idea")
     board.get_by_label("Idea, or script").fill("A square is late.")
     board.get_by_label("Who writes the shots").select_option("gpt-5.2-mini")
     board.get_by_role("button", name="Make the storyboard").click()
-    expect(board.get_by_role("alert")).to_contain_text("500", timeout=SOON_MS)
-    board.unroute("**/v1/storyboards")
-    body = json.loads(asked[0])
-    assert (body["script"], body["script_model"], "shots" in body) == ("A square is late.", "gpt-5.2-mini", False)
-    faults.clear()
+    expect(board.locator("#board-list button[aria-current]")).to_contain_text("An idea", timeout=RENDERED_MS)
+    expect(board.locator("#board-about")).to_contain_text("An idea")
+    expect(board.locator("#shots > li").first).to_contain_text("Shot 1")
+    board.once("dialog", lambda dialog: dialog.accept())
+    board.get_by_role("button", name="Delete").click()
+    expect(board.locator("#board-list button")).to_have_count(1, timeout=SOON_MS)
+    http = server.http()
+    for video in http.get("/v1/videos").raise_for_status().json()["data"]:
+        if video["status"] != "completed":  # nobody waits for what a small model dreams of
+            http.delete(f"/v1/videos/{video['id']}").raise_for_status()
+    board.locator("#board-list button").click()
+    assert faults == []
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from postgres import postgres
 from prometheus_client.parser import text_string_to_metric_families
 from shell import Exchange, Handle, application, family
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -227,6 +228,25 @@ async def test_a_gateway_that_begins_goes_on_with_what_another_left(tmp_path: Pa
         for shot in board["shots"]:
             await second.ended(shot["video"])
         await second.once(board, "completed")
+
+
+async def test_gateways_that_share_a_database_share_storyboards_and_join_and_count_them_once(tmp_path: Path) -> None:
+    with postgres() as server:
+        url = server.fresh()
+        async with served(tmp_path, database=url) as one, served(tmp_path, database=url) as two:
+            two._key = one._key
+            board = await one.made()
+            for shot in board["shots"]:
+                await one.ended(shot["video"])
+            told = [await each.once(board, "completed") for each in (one, two)]
+            assert told[0]["completed_at"] == told[1]["completed_at"]
+            again = (await two.ask("POST", f"/{board['id']}/shots/0", {})).json()
+            await one.ended(again["shots"][0]["video"])
+            await one.once(board, "completed")
+            assert (await two.ask("GET", f"/{board['id']}/content")).status == 200
+            for name, count in (("moray_storyboard_shots_total", 3), ("moray_storyboard_cuts_total", 2)):
+                assert sum([await each.shown(name, outcome="ok") for each in (one, two)]) == count
+            assert not (tmp_path / "storyboards.sqlite").exists()
 
 
 async def test_a_request_that_is_sent_again_makes_nothing_twice(here: Served) -> None:
