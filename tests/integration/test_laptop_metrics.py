@@ -53,10 +53,19 @@ def test_the_ledger_adds_up_to_the_metrics_to_the_last_token(laptop: Server) -> 
         usages = list(pool.map(lambda seed: _usage(laptop, seed), range(12)))
     Stream(laptop, "gpt-5.2-turbo", 20, seed=1).ended()
     told = sum(prompt for prompt, _ in usages), sum(output for _, output in usages)
-    both = zip(everything(), before, strict=True)
-    grown = [[now - then for now, then in zip(*each, strict=True)] for each in both]
-    assert grown[0] == grown[1] == grown[2]
-    assert all(all_of > some for all_of, some in zip(grown[0], told, strict=True)), "the stream's are there, too"
+
+    def grown() -> list[list[float]]:
+        both = zip(everything(), before, strict=True)
+        return [[now - then for now, then in zip(*each, strict=True)] for each in both]
+
+    def agreed() -> list[float] | None:
+        """An answer is counted a moment after its client has all of it."""
+        ledger_, billed, answered = grown()
+        return ledger_ if ledger_ == billed == answered else None
+
+    all_tokens = eventually(agreed, ASLEEP_S, "ledger and metrics agree")
+    assert all_tokens is not None
+    assert all(all_of > some for all_of, some in zip(all_tokens, told, strict=True)), "the stream's are there, too"
     assert laptop.metric("moray_usage_pending") == laptop.metric("moray_usage_failures_total") == 0
 
 
