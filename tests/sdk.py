@@ -47,11 +47,16 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def served(
-    folder: Path, target: object = None, *, gateway: dict[str, Any] | None = None, **tier: Any
+    folder: Path,
+    target: object = None,
+    *,
+    gateway: dict[str, Any] | None = None,
+    video: dict[str, Any] | None = None,
+    **tier: Any,
 ) -> AsyncIterator[Served]:
     """Tiers mini and turbo, awake, which say what `target` says. The gateway ends as a crash ends it."""
     limits = {"tokens": "streamed"} | (gateway or {})
-    spec: Family = family(folder, gateway=limits, **tier)
+    spec = Family.model_validate(family(folder, gateway=limits, **tier).model_dump() | {"video": video})
     handle = Handle(target or Replies("Hello"))
     before = dict(seen._replicas), list(seen._listeners)
     for name in spec.tiers:

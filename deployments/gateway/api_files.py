@@ -36,6 +36,7 @@ from deployments.gateway.objects_wire import (
 from deployments.gateway.video_form import fields, no_room
 from deployments.stores.files import Files
 from deployments.stores.objects import Kind, Object, Objects
+from deployments.stores.threads import in_thread
 
 log = logging.getLogger("ray.serve")
 SWEEP_S = 60.0
@@ -108,7 +109,7 @@ class ApiFiles:
     async def _put(self, row: Object, file: Path) -> Object:
         try:
             await self._files.put(row.id, file)
-            await asyncio.to_thread(self._objects.create, row)
+            await in_thread(self._objects.create, row)
         except BaseException:
             await self._files.delete(row.id)
             raise
@@ -141,11 +142,11 @@ class ApiFiles:
     async def delete(self, row: Object) -> None:
         """Raises Unavailable."""
         await self._files.delete(row.id)
-        await asyncio.to_thread(self._objects.delete, row.owner, row.id)
+        await in_thread(self._objects.delete, row.owner, row.id)
 
     async def expire(self) -> None:
         """Delete what has expired. Raises Unavailable."""
-        for row in await asyncio.to_thread(self._objects.expired, "file", self._now_s()):
+        for row in await in_thread(self._objects.expired, "file", self._now_s()):
             await self.delete(row)
 
     async def _create(self, request: Request) -> Response:
@@ -202,8 +203,8 @@ async def swept(objects: Objects, files: ApiFiles) -> None:
         try:
             await files.expire()
             for kind in EXPIRING:
-                for row in await asyncio.to_thread(objects.expired, kind, time.time()):
-                    await asyncio.to_thread(objects.delete, row.owner, row.id)
+                for row in await in_thread(objects.expired, kind, time.time()):
+                    await in_thread(objects.delete, row.owner, row.id)
         except Exception as failure:  # the next sweep finds it again
             log.error("objects: not swept: %s", failure, exc_info=not isinstance(failure, Unavailable))
         await asyncio.sleep(SWEEP_S)

@@ -103,6 +103,7 @@ class Gateway:
             files = files_of(family.video, folder)
             self._videos = Videos(family, jobs, files, self._metrics.video)
             self._videos.booked(lambda job: bookings.video(job, self._family))
+            self._videos.inputs.sent = self._api_files.read
             self._edits = VideoEdits(self._videos, jobs, files)
             cuts = Cuts(files, folder, self._metrics.video)
             self._storyboards = Storyboards(self._videos, boards, jobs, cuts, self._chat)

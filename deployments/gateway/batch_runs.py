@@ -32,6 +32,7 @@ from deployments.gateway.response_told import heard
 from deployments.gateway.responses import Responses
 from deployments.stores.keys import KeyRecord
 from deployments.stores.objects import Object, Objects, Page
+from deployments.stores.threads import in_thread
 
 log = logging.getLogger("ray.serve")
 TURN_S = 1.0  # between looks at what is left over
@@ -106,7 +107,7 @@ class BatchRuns:
     async def _turn(self) -> None:
         await self._renew()
         while len(self._mine) < MOST_BATCHES:
-            row = await asyncio.to_thread(self._objects.claim, "batch", self._gateway, self._now_s(), LEASE_S)
+            row = await in_thread(self._objects.claim, "batch", self._gateway, self._now_s(), LEASE_S)
             if row is None:
                 break
             if row.id in self._mine:  # its lease ran out while the store did not answer, and nobody took it
@@ -120,12 +121,12 @@ class BatchRuns:
     async def _renew(self) -> None:
         """Hears of what was cancelled, here or elsewhere, and of what is another gateway's now."""
         mine = dict(self._mine)
-        held = await asyncio.to_thread(self._objects.renew, self._gateway, tuple(mine), self._now_s(), LEASE_S)
+        held = await in_thread(self._objects.renew, self._gateway, tuple(mine), self._now_s(), LEASE_S)
         for name, batch in mine.items():
             if name not in held:
                 self.tasks[name].cancel()
                 continue
-            now = await asyncio.to_thread(self._objects.get, batch.row.owner, "batch", name)
+            now = await in_thread(self._objects.get, batch.row.owner, "batch", name)
             if now is not None and json.loads(now.document)["batch"]["status"] == "cancelling":
                 batch.row = now
                 batch.stop()
@@ -212,7 +213,7 @@ class BatchRuns:
         lines, faults = await asyncio.to_thread(_read, batch.folder / "in", told["endpoint"], most)
         if faults:
             return faults
-        done = await asyncio.to_thread(self._objects.children, batch.row.id)
+        done = await in_thread(self._objects.children, batch.row.id)
         for line in reversed(lines):  # taken from the end
             if _line_id(batch, line) not in done:
                 batch.lines[self._tier(line.model)].append(line)
@@ -262,7 +263,7 @@ class BatchRuns:
         """However long the store does not answer: the line has run, and is not to run again."""
         while True:
             try:
-                return await asyncio.to_thread(self._objects.create, row)
+                return await in_thread(self._objects.create, row)
             except Unavailable as failure:
                 log.warning("batch %s: %s", row.parent, failure)
                 await asyncio.sleep(TURN_S)
@@ -291,7 +292,7 @@ class BatchRuns:
         ids = {f"{kind}_file_id": _file_id(batch, kind) for kind in ("output", "error")}
         there = {name: file_id for name, file_id in ids.items() if (batch.folder / name[:-8]).stat().st_size}
         await self._write(batch, batch.told | changed | there, ends=True)
-        await asyncio.to_thread(self._objects.clear, batch.row.id)
+        await in_thread(self._objects.clear, batch.row.id)
 
     async def _files_made(self, batch: Batch, why: str) -> tuple[dict[str, int], dict[str, Any]]:
         """Counts and usage. Files of answers and of errors, none where it would be empty."""
@@ -318,7 +319,7 @@ class BatchRuns:
         after, more = None, True
         while more:
             page = Page(parent=batch.row.id, after=after, limit=PAGE, order="asc")
-            rows, more = await asyncio.to_thread(self._objects.page, batch.row.owner, "line", page)
+            rows, more = await in_thread(self._objects.page, batch.row.owner, "line", page)
             for row in rows:
                 yield row
                 after = row.id
@@ -335,7 +336,7 @@ class BatchRuns:
         document = json.loads(batch.row.document) | {"batch": told}
         document |= {} if end is None else {"end": end}
         changed = replace(batch.row, document=json.dumps(document), open=not ends)
-        now = await asyncio.to_thread(functools.partial(self._objects.update, changed, free_at_s=0.0 if ends else None))
+        now = await in_thread(self._objects.update, changed, free_at_s=0.0 if ends else None)
         if now is None:
             raise asyncio.CancelledError
         batch.row = now

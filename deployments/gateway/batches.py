@@ -1,6 +1,5 @@
 """/v1/batches: files of requests that may take a day, as rows; batch_runs sees to them."""
 
-import asyncio
 import json
 import secrets
 import time
@@ -31,6 +30,7 @@ from deployments.gateway.objects_wire import (
 )
 from deployments.gateway.video_form import json_fields
 from deployments.stores.objects import Object, Objects
+from deployments.stores.threads import in_thread
 
 MOST_OPEN = 100  # batches of a key that have not ended
 RETRY_AFTER_S = 60.0
@@ -76,7 +76,7 @@ class Batches:
                 f"input_file_id: {source.id} has purpose {source.label}; one of purpose batch is allowed; send it so",
                 param="input_file_id",
             )
-        waiting = await asyncio.to_thread(self._objects.unfinished, owner, "batch")
+        waiting = await in_thread(self._objects.unfinished, owner, "batch")
         if waiting >= MOST_OPEN:
             told = f"batches: {waiting} of this key have not ended; at most {MOST_OPEN} may; wait for one"
             raise Overloaded(told, retry_after_s=RETRY_AFTER_S)
@@ -109,14 +109,14 @@ class Batches:
             open=True,
             expires_at_s=created_s + MONTH_S,
         )
-        await asyncio.to_thread(self._objects.create, row)
+        await in_thread(self._objects.create, row)
         self._runs.wake()
         return json_response(batch)
 
     async def _list(self, request: Request) -> Response:
         owner = self._who(request.scope).id
         asked = parsed(Listing, request.query_params)
-        rows, more = await asyncio.to_thread(self._objects.page, owner, "batch", asked.page())
+        rows, more = await in_thread(self._objects.page, owner, "batch", asked.page())
         return json_response(listed([await self._told(row) for row in rows], more))
 
     async def _retrieve(self, batch_id: str, request: Request) -> Response:
@@ -138,7 +138,7 @@ class Batches:
                     code="batch_not_cancellable",
                 )
             document["batch"] |= {"status": "cancelling", "cancelling_at": int(self._now_s())}
-            now = await asyncio.to_thread(self._objects.update, replace(row, document=json.dumps(document)))
+            now = await in_thread(self._objects.update, replace(row, document=json.dumps(document)))
             if now is not None:
                 self._runs.wake()
                 return json_response(await self._told(now))
@@ -148,7 +148,7 @@ class Batches:
         """With what is answered so far."""
         batch: dict[str, object] = json.loads(row.document)["batch"]
         if row.open and batch["status"] != "validating":
-            counts = await asyncio.to_thread(self._objects.counts, row.id)
+            counts = await in_thread(self._objects.counts, row.id)
             batch["request_counts"] = {**_dict(batch["request_counts"]), **counts}
         return batch
 

@@ -1,6 +1,5 @@
 """/v1/conversations: items that responses begin with and add to, as rows, until their conversation is deleted."""
 
-import asyncio
 import json
 import secrets
 import time
@@ -21,6 +20,7 @@ from deployments.gateway.response_rows import item_rows
 from deployments.gateway.video_form import json_fields
 from deployments.stores.keys import KeyRecord
 from deployments.stores.objects import Object, Objects
+from deployments.stores.threads import in_thread
 
 MOST_ITEMS = 20  # of one request, as in the API
 MOST_TRIES = 5
@@ -70,7 +70,7 @@ class Conversations:
         }
         row = Object(id=str(told["id"]), kind="conversation", owner=record.id, document=json.dumps(told))
         items = item_rows(record.id, row.id, kept(asked.items or (), suffix))
-        await asyncio.to_thread(self._objects.create, row, *items)
+        await in_thread(self._objects.create, row, *items)
         return json_response(told)
 
     async def _retrieve(self, conversation_id: str, request: Request) -> Response:
@@ -82,14 +82,14 @@ class Conversations:
         for _ in range(MOST_TRIES):
             row = await self._found(conversation_id, record)
             told = json.loads(row.document) | {"metadata": asked.metadata or {}}
-            if await asyncio.to_thread(self._objects.update, replace(row, document=json.dumps(told))) is not None:
+            if await in_thread(self._objects.update, replace(row, document=json.dumps(told))) is not None:
                 return json_response(told)
         raise Conflict("conversations: others change it at the same time; ask again", code="conversation_changed")
 
     async def _delete(self, conversation_id: str, request: Request) -> Response:
         """Its items go with it."""
         row = await self._found(conversation_id, self._who(request.scope))
-        await asyncio.to_thread(self._objects.delete, row.owner, row.id)
+        await in_thread(self._objects.delete, row.owner, row.id)
         return json_response({"id": row.id, "object": "conversation.deleted", "deleted": True})
 
     async def _add(self, conversation_id: str, request: Request) -> Response:
@@ -97,7 +97,7 @@ class Conversations:
         asked = parsed(_Add, await self._fields(request))
         items = kept(asked.items, secrets.token_hex(16))
         if items:
-            await asyncio.to_thread(self._objects.create, *item_rows(row.owner, row.id, items))
+            await in_thread(self._objects.create, *item_rows(row.owner, row.id, items))
         return json_response(listed(items, more=False))
 
     async def _list(self, conversation_id: str, request: Request) -> Response:
@@ -111,7 +111,7 @@ class Conversations:
     async def _delete_item(self, conversation_id: str, item_id: str, request: Request) -> Response:
         record = self._who(request.scope)
         item = await self._found_item(conversation_id, item_id, record)
-        await asyncio.to_thread(self._objects.delete, record.id, item.id)
+        await in_thread(self._objects.delete, record.id, item.id)
         return _told(await self._found(conversation_id, record))
 
     async def _fields(self, request: Request) -> dict[str, Any]:

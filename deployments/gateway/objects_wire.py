@@ -1,6 +1,5 @@
 """What the routes of files, responses, conversations and batches share: ids, listings, metadata, and JSON."""
 
-import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from cluster.errors import NotFound
 from deployments.gateway.body import Strict, refusal
 from deployments.stores.keys import KeyRecord
 from deployments.stores.objects import Kind, Object, Objects, Order, Page
+from deployments.stores.threads import in_thread
 
 DAY_S = 86_400
 MONTH_S = 30 * DAY_S
@@ -63,7 +63,7 @@ async def found(objects: Objects, owner: str, kind: Kind, object_id: str) -> Obj
     """One of the caller's own. Raises NotFound, Unavailable."""
     known = None
     if re.fullmatch(_ID, object_id):
-        known = await asyncio.to_thread(objects.get, owner, kind, object_id)
+        known = await in_thread(objects.get, owner, kind, object_id)
     if known is None:
         raise NotFound(
             f"{kind}: {object_id[:64]!r} is unknown, deleted or expired; ids of your own are allowed; mend the id",
@@ -74,7 +74,7 @@ async def found(objects: Objects, owner: str, kind: Kind, object_id: str) -> Obj
 
 async def page(objects: Objects, owner: str, kind: Kind, asked: Page) -> Response:
     """Raises InvalidRequest, Unavailable."""
-    rows, more = await asyncio.to_thread(objects.page, owner, kind, asked)
+    rows, more = await in_thread(objects.page, owner, kind, asked)
     return json_response(listed([json.loads(row.document) for row in rows], more))
 
 

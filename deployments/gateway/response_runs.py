@@ -27,6 +27,7 @@ from deployments.gateway.response_rows import gained, kept_of
 from deployments.gateway.response_told import Chunks, nobody
 from deployments.gateway.response_wire import Answer, Kept, ended, failed, so_far
 from deployments.stores.objects import MOST_AT_ONCE, Object, Objects
+from deployments.stores.threads import in_thread
 
 log = logging.getLogger("ray.serve")
 MOST_RUNNING = 256  # of one gateway
@@ -81,13 +82,13 @@ class Runs:
 
     async def _turn(self) -> None:
         mine = tuple(self._mine)[:MOST_RUNNING]
-        held = await asyncio.to_thread(self._objects.renew, self._gateway, mine, self._now_s(), LEASE_S)
+        held = await in_thread(self._objects.renew, self._gateway, mine, self._now_s(), LEASE_S)
         for name in mine:
             if name not in held and name in self._mine and not self._mine[name].state.ended:
                 self.drop(name)
         while len(self._mine) < MOST_RUNNING:
             claim = self._objects.claim
-            row = await asyncio.to_thread(claim, "response", self._gateway, self._now_s(), LEASE_S)
+            row = await in_thread(claim, "response", self._gateway, self._now_s(), LEASE_S)
             if row is None:
                 return
             if row.id in self._mine:  # its lease ran out while the store did not answer, and nobody took it
@@ -186,7 +187,7 @@ class _Run:
         done = replace(self.state, response=response, cuts=self.told.cuts, chat=None, origins=[], headers={})
         rows = gained(self.row.owner, done)
         for begin in range(0, len(rows), MOST_AT_ONCE):
-            await asyncio.to_thread(self._objects.create, *rows[begin : begin + MOST_AT_ONCE])
+            await in_thread(self._objects.create, *rows[begin : begin + MOST_AT_ONCE])
         await self._write(done, free_at_s=0.0)
 
     async def back(self, pause_s: float, *, counts: bool) -> None:
@@ -197,7 +198,7 @@ class _Run:
 
     async def _write(self, state: Kept, *, free_at_s: float | None = None) -> None:
         changed = replace(self.row, document=state.dumped(), open=not state.ended)
-        now = await asyncio.to_thread(functools.partial(self._objects.update, changed, free_at_s=free_at_s))
+        now = await in_thread(self._objects.update, changed, free_at_s=free_at_s)
         if now is None:
             raise _LostError
         self.row, self.state = now, state

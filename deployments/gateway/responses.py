@@ -34,6 +34,7 @@ from deployments.gateway.response_told import Told, heard
 from deployments.gateway.response_wire import Answer, Kept, Narration, begun, cancelled, ended, rendered
 from deployments.stores.keys import KeyRecord
 from deployments.stores.objects import MOST_AT_ONCE, Objects, Page
+from deployments.stores.threads import in_thread
 
 HEADERS = (b"moray-floor", b"moray-hint", b"moray-ceiling-usd-per-mtok", b"traceparent")  # what tiers are chosen by
 FOLLOW_S = 0.1  # between looks at a response whose stream is followed
@@ -121,7 +122,7 @@ class Responses:
         if asked.conversation_id is not None:
             await found(self._objects, owner, "conversation", asked.conversation_id)
             page = Page(parent=asked.conversation_id, limit=MOST_ITEMS, order="asc")
-            items, _ = await asyncio.to_thread(self._objects.page, owner, "item", page)
+            items, _ = await in_thread(self._objects.page, owner, "item", page)
             return [(json.loads(row.document), "conversation") for row in items]
         turns: list[list[Item]] = []
         name = asked.previous_response_id
@@ -156,17 +157,17 @@ class Responses:
         if done.response["store"]:
             rows.append(row_of(owner, replace(done, chat=None, origins=[], headers={})))
         for begin in range(0, len(rows), MOST_AT_ONCE):
-            await asyncio.to_thread(self._objects.create, *rows[begin : begin + MOST_AT_ONCE])
+            await in_thread(self._objects.create, *rows[begin : begin + MOST_AT_ONCE])
 
     async def _in_background(self, owner: str, state: Kept) -> Response:
-        waiting = await asyncio.to_thread(self._objects.unfinished, owner, "response")
+        waiting = await in_thread(self._objects.unfinished, owner, "response")
         if waiting >= MOST_WAITING:
             raise Overloaded(
                 f"responses: {waiting} of this key go on in the background; at most {MOST_WAITING} may; try again when "
                 "some have ended",
                 retry_after_s=RETRY_AFTER_S,
             )
-        await asyncio.to_thread(self._objects.create, row_of(owner, state))
+        await in_thread(self._objects.create, row_of(owner, state))
         self._runs.wake()
         if state.streamed:
             return self._followed(owner, state.response["id"], -1)
@@ -215,7 +216,7 @@ class Responses:
     async def _delete(self, response_id: str, request: Request) -> Response:
         """One that goes on in the background stops."""
         row = await found(self._objects, self._who(request.scope).id, "response", response_id)
-        await asyncio.to_thread(self._objects.delete, row.owner, row.id)
+        await in_thread(self._objects.delete, row.owner, row.id)
         self._runs.drop(row.id)
         return json_response({"id": row.id, "object": "response", "deleted": True})
 
@@ -234,7 +235,7 @@ class Responses:
             state = self._runs.state(response_id) or state
             over = replace(state, response=cancelled(state.response), chat=None, origins=[], headers={})
             now = replace(row, document=over.dumped(), open=False)
-            if await asyncio.to_thread(self._objects.update, now, free_at_s=0.0) is not None:
+            if await in_thread(self._objects.update, now, free_at_s=0.0) is not None:
                 self._runs.drop(row.id)
                 return json_response(over.response)
         raise Overloaded("responses: it is written at the same time; ask again", retry_after_s=1.0)

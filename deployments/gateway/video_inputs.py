@@ -7,8 +7,8 @@ characters, and the sound of a clip that is worked on, are files of ours.
 import asyncio
 import json
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import fields as fields_of
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastapi import Request
 
 from cluster.clip import Span
 from cluster.delivery import sides
-from cluster.errors import NotFound
+from cluster.errors import NotFound, RequestError
 from cluster.family import Family
 from cluster.video import taken_by
 from deployments.gateway.video_form import UploadFile, fields, no_room
@@ -36,6 +36,7 @@ from deployments.video.spec import Inputs
 MOST_AT_ONCE = 2  # requests whose media are read: each may take some 400 MB and a core
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")  # how those begin that are no video
 Ready = tuple[VideoRequest, Mapping[str, Path]]
+Sent = Callable[[str, str, int], Awaitable[bytes]]  # the bytes of an owner's file, of at most so many
 
 
 class VideoInputs:
@@ -44,6 +45,7 @@ class VideoInputs:
     def __init__(self, family: Family, files: Files, jobs: Jobs) -> None:
         self._files = files
         self._jobs = jobs
+        self.sent: Sent | None = None  # who knows /v1/files
         self._reading = asyncio.Semaphore(MOST_AT_ONCE)
         self.follow(family)
 
@@ -166,6 +168,9 @@ class VideoInputs:
         match given:
             case Pointer(url=str(url)):
                 return await inputs.fetch(url, self._limit, param=param)
+            case Pointer(id=str(file_id)) if self.sent is not None and file_id.startswith("file-"):
+                with _named(param):
+                    return await self.sent(owner, file_id, self._limit)
             case Pointer(id=str(character_id)):
                 return await self._picture(owner, character_id, param)
             case UploadFile():
@@ -189,6 +194,16 @@ class VideoInputs:
                 return await asyncio.to_thread(work)
             except OSError as error:
                 raise no_room(error) from error
+
+
+@contextmanager
+def _named(param: str) -> Iterator[None]:
+    """Refusals name the parameter that a file was given for."""
+    try:
+        yield
+    except RequestError as error:
+        error.param = param
+        raise
 
 
 def _names(found: Inputs) -> list[str]:

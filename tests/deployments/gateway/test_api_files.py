@@ -1,5 +1,8 @@
 """Files from the official client, through the whole gateway in this process."""
 
+import asyncio
+import contextlib
+import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,7 +11,9 @@ from urllib.parse import unquote
 
 import pytest
 from openai import APIStatusError, AsyncOpenAI, BadRequestError, NotFoundError
+from PIL import Image
 from sdk import Served, served
+from shell import VIDEO
 
 from deployments.gateway.objects_wire import MONTH_S
 from deployments.stores.objects import OBJECTS_FILE, Page, in_file
@@ -119,3 +124,23 @@ async def test_ids_that_lead_elsewhere_are_unknown(here: Served) -> None:
     for strange in ("..%2f..", "%00", "a" * 200, "keys"):
         answer = await here.raw("GET", f"/v1/files/{strange}")
         assert answer.status == 404, strange
+
+
+async def test_a_video_takes_a_picture_that_was_sent_before(tmp_path: Path) -> None:
+    video = VIDEO | {"takes": {"inputs": ["input_reference"]}}
+    async with served(tmp_path, video=video) as here:
+        drawn = io.BytesIO()
+        Image.new("RGB", (64, 64), "red").save(drawn, "PNG")
+        sent = await here.client.files.create(file=("red.png", drawn.getvalue()), purpose="vision")
+        stranger = await here.other("stranger").files.create(file=("a.png", drawn.getvalue()), purpose="vision")
+        answers = []
+        for file_id in (sent.id, stranger.id):
+            asked = {"model": "sora-2", "prompt": "x", "input_reference": {"file_id": file_id}}
+            answers.append(await here.raw("POST", "/v1/videos", json.dumps(asked).encode()))
+        assert [answer.status for answer in answers] == [200, 404]
+        with Image.open(tmp_path / "videos" / answers[0].json()["id"] / "first.png") as kept:
+            assert kept.getpixel((32, 32)) == (255, 0, 0)
+        for task in (here.gateway._rendering, here.gateway._joining):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task

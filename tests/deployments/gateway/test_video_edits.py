@@ -286,7 +286,7 @@ async def test_a_character_appears_by_its_id(tmp_path: Path) -> None:
         assert here.job(begun).inputs.first == "first.png"
         with pytest.raises(APIStatusError) as caught:
             await here.client.videos.create(prompt="x", extra_body={"input_reference": {"file_id": "file-1"}})
-        assert refusal(caught) == (404, "character_not_found", "input_reference")
+        assert refusal(caught) == (404, "file_not_found", "input_reference")
         with pytest.raises(APIStatusError) as caught:
             await here.client.videos.get_character("char_of_nobody")
         assert refusal(caught) == (404, "character_not_found", None)
