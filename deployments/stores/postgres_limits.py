@@ -58,6 +58,7 @@ class PostgresLimits(LimitRows):
         super().__init__(CONNECTIONS)
         self._clock = clock
         self._tables = PostgresTables(url, LAYOUT)
+        self._tables.run("SELECT 1", ())  # a family whose limits cannot be counted is not to start
         self._tables.close()
         self._idle: deque[psycopg.Connection] = deque()
 

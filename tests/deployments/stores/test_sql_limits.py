@@ -89,6 +89,6 @@ async def test_an_account_that_another_transaction_holds_is_unavailable_in_bound
     await limits.close()
 
 
-def test_a_server_that_is_not_there_is_unavailable_at_the_start_and_named() -> None:
-    with pytest.raises(Unavailable, match=r"limits\.store: postgresql://moray@/none"):
+def test_a_server_that_is_not_there_is_unavailable_at_the_start() -> None:
+    with pytest.raises(Unavailable, match="limits: "):
         PostgresLimits("postgresql://moray@/none?host=/nonexistent")
