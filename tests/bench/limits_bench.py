@@ -136,7 +136,7 @@ async def _timed(limits: Any, number: int, part: str, seconds: float) -> list[fl
 
     async def request() -> None:
         key = f"{number}-{part}-{next(counter)}"
-        amounts = {"requests": 1, "tokens": 900, "gpu_s": 0.4, "concurrent": 1, "usd": 0.02}
+        amounts: dict[Any, float] = {"requests": 1, "tokens": 900, "gpu_s": 0.4, "concurrent": 1, "usd": 0.02}
         verdict = await limits.reserve(tenant, WIDE, Reservation(id=key, amounts=amounts))
         assert verdict.granted, verdict
         assert await limits.settle(tenant, key, {"tokens": 700, "gpu_s": 0.3, "usd": 0.015})

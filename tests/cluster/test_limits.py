@@ -42,12 +42,14 @@ class Tenant:
         self.limits, self.account = limits, Account()
 
     def reserve(self, key: str, at_s: float = NOON, **amounts: Any) -> Verdict:
-        asked = Reservation(id=key, amounts=amounts)
+        words: dict[Any, float] = amounts
+        asked = Reservation(id=key, amounts=words)
         self.account, verdict = reserve(self.account, self.limits, asked, at_s)
         return verdict
 
     def settle(self, key: str, at_s: float = NOON, **actual: Any) -> bool:
-        self.account, done = settle(self.account, key, actual, at_s)
+        words: dict[Any, float] = actual
+        self.account, done = settle(self.account, key, words, at_s)
         return done
 
     def refund(self, key: str, at_s: float = NOON) -> bool:

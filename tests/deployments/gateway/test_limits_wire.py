@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import RateLimitError
@@ -20,8 +20,9 @@ NOON_S = 1_795_262_400.0  # of 21 November 2026, UTC
 
 def asked(limits: Sequence[Limit], spent: dict[Any, float], **amounts: Any) -> Verdict:
     """The verdict of a request after another one has spent that."""
+    words: dict[Any, float] = amounts
     account, _ = reserve(Account(), limits, Reservation(id="a", amounts=spent), NOON_S)
-    return reserve(account, limits, Reservation(id="b", amounts=amounts), NOON_S)[1]
+    return reserve(account, limits, Reservation(id="b", amounts=words), NOON_S)[1]
 
 
 def test_headers_tell_what_is_left_of_requests_and_tokens_after_this_one() -> None:
@@ -105,14 +106,14 @@ def test_being_limited_is_not_being_overloaded() -> None:
 
 
 def test_clients_of_openai_know_the_errors() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         error = refusal(asked([BUDGET], {"usd": 2.5}, usd=1))
         calls.append(request)
-        return httpx.Response(error.status, content=error_body(error), headers=error_headers(error))
+        return httpx2.Response(error.status, content=error_body(error), headers=error_headers(error))
 
-    calls: list[httpx.Request] = []
+    calls: list[httpx2.Request] = []
     client = openai.OpenAI(
-        api_key="x", base_url="http://moray", http_client=httpx.Client(transport=httpx.MockTransport(answer))
+        api_key="x", base_url="http://moray", http_client=httpx2.Client(transport=httpx2.MockTransport(answer))
     )
     with pytest.raises(RateLimitError) as caught:
         client.models.list()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -66,7 +67,8 @@ async def gateway(opened: Open, **words: Any) -> AsyncIterator[Limits]:
 
 
 def asked(key: str, **amounts: Any) -> Reservation:
-    return Reservation(id=key, amounts=amounts)
+    words: dict[Any, float] = amounts
+    return Reservation(id=key, amounts=words)
 
 
 def stopped() -> float:
@@ -84,9 +86,11 @@ def test_any_history_is_judged_as_the_law_judges_it(opened: Open, data: st.DataO
 async def _compared(opened: Open, tenant: str, history: list[Event]) -> None:
     limits = (TOKENS, BUDGET, PLACES)
     account, now_s = Account(), 0.0
+    told: Any
+    law: Any
     async with gateway(opened, clock=lambda: now_s) as store:
         for event in history:
-            now_s, told, law = event.at_s, None, None
+            now_s = event.at_s
             match event.what:
                 case "reserve":
                     told = await store.reserve(tenant, limits, event.asked)
@@ -190,9 +194,9 @@ async def test_nothing_is_lost_and_nothing_counted_twice_where_connections_are_c
         async def work(limits: Limits, name: str) -> None:
             for number in range(8):
                 key = f"{name}{number}"
-                verdict: Verdict = await persistent(lambda key=key: limits.reserve("a", [limit], asked(key, usd=5)))
+                verdict: Verdict = await persistent(partial(limits.reserve, "a", [limit], asked(key, usd=5)))
                 assert verdict.granted
-                await persistent(lambda key=key: limits.settle("a", key, {"usd": 3}))
+                await persistent(partial(limits.settle, "a", key, {"usd": 3}))
 
         cutter = asyncio.create_task(cut())
         await asyncio.gather(*(work(limits, f"{n}-{m}-") for n, limits in enumerate((one, other)) for m in range(4)))
