@@ -12,6 +12,7 @@ class Sampling:
 
     temperature 0 is greedy. `top_logprobs` None means no log-probabilities; 0 means the chosen token's only.
     Penalties are those of the OpenAI API, over generated tokens: logit -= presence + frequency * count.
+    `logit_bias`: (token id, what is added to its logit), no token twice; before a grammar forbids tokens.
     `json_schema`: JSON text of the schema that the answer must meet; only engines with `structured` take one.
     `least_calls` and `most_calls` of tools, None for any number, are for engines with `forced_tools`.
     `ignore_eos`: an end token is a token like any other, without text; the answer goes on behind it.
@@ -23,6 +24,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
     top_logprobs: int | None = None
     json_schema: str | None = None

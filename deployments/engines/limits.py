@@ -12,11 +12,7 @@ def most_tokens(generation: Generation, *, vocab: int, context_tokens: int, kv_t
     `kv_tokens`: what the cache holds for one request. Raises ContextTooLong or InvalidRequest where it can never run.
     """
     prompt, s = generation.prompt, generation.sampling
-    if not prompt:
-        raise InvalidRequest("prompt: no tokens; at least one is allowed; send a message", param="messages")
-    known = (*prompt, *generation.given)
-    if min(known) < 0 or max(known) >= vocab:
-        raise InvalidRequest(f"prompt: token {max(known)}; 0..{vocab - 1} are allowed; use this model's tokenizer")
+    _check_tokens(generation, vocab)
     if s.top_logprobs is not None and not 0 <= s.top_logprobs <= MOST_LOGPROBS:
         raise InvalidRequest(
             f"top_logprobs: {s.top_logprobs}; 0..{MOST_LOGPROBS} are allowed; choose one of them",
@@ -41,3 +37,14 @@ def most_tokens(generation: Generation, *, vocab: int, context_tokens: int, kv_t
             param="messages",
         )
     return wanted
+
+
+def _check_tokens(generation: Generation, vocab: int) -> None:
+    if not generation.prompt:
+        raise InvalidRequest("prompt: no tokens; at least one is allowed; send a message", param="messages")
+    known, allowed = (*generation.prompt, *generation.given), f"0..{vocab - 1} are allowed; use this model's tokenizer"
+    if min(known) < 0 or max(known) >= vocab:
+        raise InvalidRequest(f"prompt: token {max(known)}; {allowed}")
+    beyond = next((token for token, _ in generation.sampling.logit_bias if not 0 <= token < vocab), None)
+    if beyond is not None:
+        raise InvalidRequest(f"logit_bias: token {beyond}; {allowed}", param="logit_bias")

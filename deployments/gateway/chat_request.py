@@ -18,6 +18,7 @@ from deployments.gateway.schemas import Format, json_schema
 from deployments.gateway.tools import Calls, Id, Tools, calls_of, check_calls, counted, offered
 
 MOST_MESSAGES = 2048  # as in the API
+MOST_BIASES = 1024
 
 _STRING, _PARTS = "<string>", "<parts>"
 
@@ -34,6 +35,8 @@ Nothing = Annotated[Any, only()]
 Text = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Token = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]  # one way to write each, so that none comes twice
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 class _Part(Strict):
@@ -84,6 +87,7 @@ class ChatBody(Strict):
     stop: Annotated[list[Text], Field(max_length=4), BeforeValidator(_as_list)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[Token, Bias], Field(max_length=MOST_BIASES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -105,7 +109,6 @@ class ChatBody(Strict):
     n: Annotated[int | None, only(1)] = None
     functions: Annotated[Any, only([])] = None
     function_call: Annotated[Any, only("none")] = None
-    logit_bias: Annotated[Any, only({})] = None
     modalities: Annotated[Any, only(["text"])] = None
     audio: Nothing = None
     prediction: Nothing = None
@@ -183,6 +186,7 @@ def _sampling(asked: ChatBody, seed: int, schema: str | None, tools: bool) -> Sa
         most_calls=most,
         max_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
         stop=tuple(asked.stop or ()),
+        logit_bias=tuple((int(token), bias) for token, bias in (asked.logit_bias or {}).items()),
         seed=seed if asked.seed is None else asked.seed,
         top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
         json_schema=schema,

@@ -162,6 +162,14 @@ async def test_given_tokens_pay_the_frequency_penalty(engine: VllmEngine) -> Non
     assert whole.ids[:9] + rest.ids == whole.ids
 
 
+async def test_a_bias_is_obeyed_also_behind_given_tokens_that_pay_penalties(engine: VllmEngine) -> None:
+    biased = Sampling(temperature=0, max_tokens=12, frequency_penalty=1.5, logit_bias=((40, 20.0), (41, 20.0)))
+    whole = await answer(engine, "whole", prompt(engine), biased)
+    assert set(whole.ids) >= {40, 41}
+    rest = await answer(engine, "rest", prompt(engine), biased, given=whole.ids[:5])
+    assert whole.ids[:5] + rest.ids == whole.ids
+
+
 async def test_given_tokens_that_are_the_whole_answer_end_it_at_once(engine: VllmEngine) -> None:
     receiver = ask(engine, "a", prompt(engine), Sampling(temperature=0, max_tokens=3), given=(5, 6, 7))
     (only,) = receiver.pieces

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cluster.request import Generation
 from deployments.engines.deepspeed_engine.zero import OffloadedModel
-from deployments.engines.torch_engine.sampling import choose, log_probabilities, penalise, uniform
+from deployments.engines.torch_engine.sampling import bias, choose, log_probabilities, penalise, uniform
 
 
 class Batch:
@@ -73,8 +73,9 @@ class Batch:
         settings = [g.sampling for g in self._generations]
         presence = torch.tensor([s.presence_penalty for s in settings], device=logits.device)
         frequency = torch.tensor([s.frequency_penalty for s in settings], device=logits.device)
+        penalised = penalise(logits, self._counts, presence, frequency)
         tokens = choose(
-            penalise(logits, self._counts, presence, frequency),
+            bias(penalised, [(row, s.logit_bias) for row, s in enumerate(settings)]),
             torch.tensor([s.temperature for s in settings], device=logits.device),
             torch.tensor([s.top_p for s in settings], device=logits.device),
             torch.from_numpy(

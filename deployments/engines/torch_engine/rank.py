@@ -32,7 +32,7 @@ from deployments.engines.torch_engine.kv import (
 from deployments.engines.torch_engine.model import Batch, Model
 from deployments.engines.torch_engine.moe import Exchange
 from deployments.engines.torch_engine.moving import Move, Slots, settled, transfer, transfers
-from deployments.engines.torch_engine.sampling import allow, choose, log_probabilities, penalise, uniform
+from deployments.engines.torch_engine.sampling import allow, bias, choose, log_probabilities, penalise, uniform
 from deployments.engines.torch_engine.schedule import Admission, Chunk, Plan
 from deployments.engines.torch_engine.spec import EngineSpec
 from deployments.engines.torch_engine.weights import load
@@ -87,6 +87,7 @@ class Rank:
         self._seed = np.zeros(places, np.uint64)
         # temperature, top_p, presence and frequency penalty
         self._settings = np.zeros((4, places), np.float32)
+        self._bias: dict[int, tuple[tuple[int, float], ...]] = {}  # of places whose request has one
         self._counts: Tensor | None = None  # [places, vocab] of generated tokens, once a penalty needs them
         self._tally = Tally(self.slots, model.config, places, self._device)
 
@@ -177,6 +178,9 @@ class Rank:
         self._seed[place] = s.seed % 2**64
         self._tally.open(place, arrival.domain)
         self._settings[:, place] = s.temperature, s.top_p, s.presence_penalty, s.frequency_penalty
+        self._bias.pop(place, None)
+        if s.logit_bias:
+            self._bias[place] = s.logit_bias
         if self._counts is not None:
             self._counts[place] = 0
         if arrival.given and (s.presence_penalty or s.frequency_penalty):
@@ -225,6 +229,8 @@ class Rank:
         adjusted = logits
         if self._settings[2:, places].any():
             adjusted = penalise(logits, self._counted()[on(self._device, places)], presence, frequency)
+        if self._bias:
+            adjusted = bias(adjusted, [(row, self._bias.get(place, ())) for row, place in enumerate(places.tolist())])
         if words is not None:
             own = [(row, held.index(place)) for row, place in enumerate(places.tolist()) if place in held]
             adjusted = allow(adjusted, own, words)

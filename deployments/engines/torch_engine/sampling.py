@@ -31,6 +31,16 @@ def penalise(logits: Tensor, counts: Tensor, presence: Tensor, frequency: Tensor
     return logits - presence[:, None] * (counts > 0) - frequency[:, None] * counts
 
 
+def bias(logits: Tensor, rows: Sequence[tuple[int, Sequence[tuple[int, float]]]]) -> Tensor:
+    """Adds to the logits of rows, each beside its own (token, bias), no token twice; others stay as they are."""
+    added = [(row, token, value) for row, pairs in rows for token, value in pairs]
+    if not added:
+        return logits
+    of_rows, tokens, values = zip(*added, strict=True)
+    at = torch.tensor([of_rows, tokens], device=logits.device)
+    return logits.index_put((at[0], at[1]), logits.new_tensor(values), accumulate=True)
+
+
 def allow(logits: Tensor, rows: Sequence[tuple[int, int]], words: Tensor) -> Tensor:
     """-inf for each token without its bit, the lowest first, in int32 words [masks, ceil(vocabulary / 32)] on the CPU.
 

@@ -206,7 +206,7 @@ class VllmEngine:
             max_tokens=stream.max_tokens - len(given),
             presence_penalty=s.presence_penalty,
             frequency_penalty=s.frequency_penalty,
-            logit_bias=_paid(s, given),
+            logit_bias=_biases(s, given),
             seed=(s.seed + len(given)) % 2**63,  # or it would draw again what it drew for the given tokens
             logprobs=s.top_logprobs,
             ignore_eos=s.ignore_eos,
@@ -281,11 +281,13 @@ class VllmEngine:
             del self._streams[stream.generation.request_id]
 
 
-def _paid(s: Sampling, given: Sequence[int]) -> dict[int, float] | None:
-    """The penalties of given tokens as biases: vLLM takes them for a part of the prompt, which pays none."""
-    if not given or not (s.presence_penalty or s.frequency_penalty):
-        return None
-    return {token: -(s.presence_penalty + s.frequency_penalty * n) for token, n in Counter(given).items()}
+def _biases(s: Sampling, given: Sequence[int]) -> dict[int, float] | None:
+    """Those asked, less the penalties of given tokens: vLLM takes them for a part of the prompt, which pays none."""
+    biases = dict(s.logit_bias)
+    if s.presence_penalty or s.frequency_penalty:
+        for token, n in Counter(given).items():
+            biases[token] = biases.get(token, 0.0) - (s.presence_penalty + s.frequency_penalty * n)
+    return biases or None
 
 
 def _end_tokens(model_config: Any) -> frozenset[int]:

@@ -118,7 +118,7 @@ async def test_answers_of_a_checkpoint_that_ships_are_the_torch_engines() -> Non
     settings = (
         Sampling(temperature=0, max_tokens=40, top_logprobs=2),
         Sampling(temperature=0.8, top_p=0.9, seed=7, max_tokens=40, frequency_penalty=0.5, stop=("sea",)),
-        Sampling(temperature=0, max_tokens=40, ignore_eos=True),
+        Sampling(temperature=0, max_tokens=40, ignore_eos=True, logit_bias=((60, 3.0), (70, -100.0))),
     )
     ours = await answers(MINI, settings)
     offloaded = await answers(tier(prefill_chunk_tokens=64), settings)

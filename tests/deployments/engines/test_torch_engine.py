@@ -113,10 +113,39 @@ async def test_a_stream_ends_at_max_tokens_with_its_usage(engine: TorchEngine) -
     assert engine.report().kv_used_tokens == 0
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.9, top_p=0.8, seed=5, max_tokens=12)])
+async def test_a_bias_demands_a_token_or_forbids_it(engine: TorchEngine) -> None:
+    demanded = ask(engine, "demanded", sampling=Sampling(seed=1, max_tokens=8, logit_bias=((40, 100.0),)))
+    free = ask(engine, "free")
+    await demanded.last()
+    await free.last()
+    assert [piece.ids for piece in demanded.pieces] == [(40,)] * 8
+    usual = {token for piece in free.pieces for token in piece.ids}
+    forbidding = replace(GREEDY, logit_bias=tuple((token, -100.0) for token in sorted(usual)))
+    forbidden = ask(engine, "forbidden", sampling=forbidding)
+    await forbidden.last()
+    assert usual.isdisjoint(token for piece in forbidden.pieces for token in piece.ids)
+
+
+async def test_the_bias_of_who_had_the_place_before_is_gone(engine: TorchEngine) -> None:
+    before = await answer(engine, "before", prompt(20), GREEDY)
+    await answer(engine, "biased", prompt(20), replace(GREEDY, logit_bias=((40, 100.0),)))
+    assert await answer(engine, "after", prompt(20), GREEDY) == before
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        Sampling(temperature=0.9, top_p=0.8, seed=5, max_tokens=12),
+        Sampling(temperature=0.9, seed=5, max_tokens=12, logit_bias=((40, 5.0), (41, -5.0))),
+    ],
+)
 async def test_neighbours_never_change_a_stream(engine: TorchEngine, sampling: Sampling) -> None:
     alone = await answer(engine, "alone", prompt(50), sampling)
-    others = [ask(engine, f"o{i}", prompt(5 + 9 * i, i), Sampling(seed=i, max_tokens=20)) for i in range(7)]
+    others = [
+        ask(engine, f"o{i}", prompt(5 + 9 * i, i), Sampling(seed=i, max_tokens=20, logit_bias=((i, i),)))
+        for i in range(7)
+    ]
     assert await answer(engine, "crowded", prompt(50), sampling) == alone
     for other in others:
         await other.last()
@@ -193,6 +222,7 @@ async def test_a_frequency_penalty_forbids_repetition(engine: TorchEngine) -> No
         Sampling(temperature=0.9, top_p=0.8, seed=5, max_tokens=12),
         Sampling(temperature=0, max_tokens=12, frequency_penalty=2.0, presence_penalty=2.0),
         Sampling(temperature=1.1, seed=6, max_tokens=12, frequency_penalty=0.5, top_logprobs=0),
+        Sampling(temperature=1.1, seed=6, max_tokens=12, frequency_penalty=0.5, logit_bias=((40, 9.0), (41, 9.0))),
     ],
 )
 @pytest.mark.parametrize("stops", [False, True])
@@ -244,6 +274,12 @@ async def test_the_first_piece_says_how_long_it_queued(engine: TorchEngine) -> N
         (prompt(250), replace(GREEDY, max_tokens=7), ContextTooLong, "250 prompt tokens and 7 to generate; 256"),
         (prompt(3), replace(GREEDY, max_tokens=0), InvalidRequest, "max_tokens: 0; at least 1"),
         (prompt(3), replace(GREEDY, top_logprobs=21), InvalidRequest, r"top_logprobs: 21; 0\.\.20 are allowed"),
+        (
+            prompt(3),
+            replace(GREEDY, logit_bias=((1, 1.0), (320, 1.0))),
+            InvalidRequest,
+            r"logit_bias: token 320; 0\.\.319 are allowed",
+        ),
         (prompt(3), replace(GREEDY, stop=("",)), InvalidRequest, "stop: an empty string"),
     ],
 )

@@ -153,6 +153,12 @@ async def test_an_answer_that_is_cut_ends_by_length(engine: TorchEngine) -> None
     assert len(ids_of(pieces)) == 9
 
 
+async def test_no_bias_leads_out_of_the_schema(engine: TorchEngine) -> None:
+    wish = tuple((token, 100.0) for token in range(65, 91))  # most of them forbidden at most places
+    pieces = await collected(engine, generation("a", held(SUM, logit_bias=wish)))
+    assert jsonschema_rs.is_valid(SUM, json.loads(text_of(pieces)))
+
+
 async def test_penalties_and_log_probabilities_stand_beside_a_schema(engine: TorchEngine) -> None:
     sampling = held(SUM, presence_penalty=2.0, frequency_penalty=2.0, top_p=0.5, top_logprobs=2)
     pieces = await collected(engine, generation("a", sampling))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.engines.torch_engine.sampling import choose, log_probabilities, penalise, uniform
+from deployments.engines.torch_engine.sampling import bias, choose, log_probabilities, penalise, uniform
 
 
 def drawn(logits: torch.Tensor, temperature: float, top_p: float, draws: int) -> torch.Tensor:
@@ -74,6 +74,16 @@ def test_penalties_are_those_of_the_public_api() -> None:
     counts = torch.tensor([[0, 1, 3]], dtype=torch.int32)
     out = penalise(torch.zeros(1, 3), counts, torch.tensor([0.5]), torch.tensor([0.25]))
     assert out.tolist() == [[0, -0.75, -1.25]]  # 0.5 + 0.25 * 1, 0.5 + 0.25 * 3
+
+
+def test_a_bias_is_added_to_its_token_of_its_row_alone() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    out = bias(logits, [(0, ((7, 2.5), (49, -100.0))), (2, ((7, 1.0),))])
+    added = torch.zeros(3, 50)
+    added[0, 7], added[0, 49], added[2, 7] = 2.5, -100.0, 1.0
+    assert torch.equal(out, logits + added)
+    assert torch.equal(out[1], logits[1])
+    assert bias(logits, [(0, ())]) is logits
 
 
 def test_log_probabilities_are_of_the_whole_distribution() -> None:
