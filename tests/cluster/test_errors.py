@@ -1,5 +1,6 @@
 import inspect
 import pickle
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
 def made(kind: type[MorayError]) -> MorayError:
-    given = {"retry_after_s": 1.5} if issubclass(kind, Overloaded | RateLimited) else {}
+    given: dict[str, Any] = {"retry_after_s": 1.5} if issubclass(kind, Overloaded | RateLimited) else {}
     return kind("a: b; c; d", **given)
 
 
