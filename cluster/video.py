@@ -128,7 +128,7 @@ class Video(Closed):
     """The video model. A job of `steps` denoising steps holds its GPU share until a step boundary.
 
     At most `max_waiting` jobs wait for a replica. A replica has up to `concurrent` jobs under way and steps those
-    together that have one shape. `styles`: presets by name, each a phrase that is added to the prompt. `expires_s`: a
+    together that have one shape. `max_characters`: of a key. `styles`: presets by name, each a phrase that is added to the prompt. `expires_s`: a
     finished job's files are deleted so long after its end. `files`: an object store's URL, such as
     s3://bucket/prefix; the state folder where there is none. `database`: a PostgreSQL URL without a password, which
     comes from the file that PGPASSFILE names; SQLite in the state folder where there is none. `takes`: None is what the
@@ -158,6 +158,7 @@ class Video(Closed):
     output: VideoOutput = VideoOutput()
     styles: dict[Name, str] = Field(default={})
     max_input_bytes: PositiveInt = 64 * 1024 * 1024
+    max_characters: PositiveInt = 100
     expires_s: PositiveInt | None = None
     files: Annotated[str, Field(pattern=r"^[a-z0-9]+://.+")] | None = None
     database: Annotated[str, Field(pattern=r"^postgres(ql)?://[^:@]+(@.+)?$")] | None = None

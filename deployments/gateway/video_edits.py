@@ -3,6 +3,7 @@
 Each is a job of its own, its clip's child: the clip stays as it is, so that every version can be fetched.
 """
 
+import contextlib
 import json
 import secrets
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from cluster.errors import InvalidRequest, NotFound
+from cluster.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from deployments.gateway.asgi import authorize
 from deployments.gateway.video_inputs import VideoInputs
 from deployments.gateway.video_requests import Asked, Caller, edited, extended, remixed
@@ -114,7 +115,9 @@ class VideoEdits:
         return job
 
     async def _create_character(self, request: Request) -> Response:
-        owner = authorize(request.scope, self._keys).id
+        owner, most = authorize(request.scope, self._keys).id, self._inputs.video.max_characters
+        if len(await in_thread(self._store.characters, owner)) >= most:  # before anything of the body is read
+            raise _too_many(most)
         async with self._inputs.fields(request) as fields:
             body = body_of(CharacterBody, fields)
             if body.video is None:
@@ -126,7 +129,10 @@ class VideoEdits:
             await self._inputs.character(body.video, key)
         made = Character(id=character_id, owner=owner, name=body.name, file=key, created_at_s=int(self._now_s()))
         # Where this fails nobody knows whether there is a row, so its picture stays.
-        await in_thread(self._store.put_character, made)
+        if not await in_thread(self._store.put_character, made, most):  # others came meanwhile
+            with contextlib.suppress(Unavailable):
+                await self._files.delete(key)
+            raise _too_many(most)
         return _json(character_object(made))
 
     async def _characters(self, request: Request) -> Response:
@@ -149,6 +155,13 @@ class VideoEdits:
         await self._files.delete(found.file)  # first: what fails on the way can be asked again
         await in_thread(self._store.delete_character, owner, character_id)
         return _json({"id": character_id, "object": "character.deleted", "deleted": True})
+
+
+def _too_many(most: int) -> Conflict:
+    return Conflict(
+        f"characters: this key has {most}; at most {most} are allowed; delete one that no new video needs",
+        code="too_many_characters",
+    )
 
 
 def _unknown(character_id: str) -> NotFound:

@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,11 @@ class Videos:
 
         The seed of `asked` is to be that of `seed_of` where its client gave none. Raises Conflict, Unavailable.
         """
-        job = queued(asked, video_id(secrets.token_hex), owner, int(self._now_s()), idempotency_key=key)
+        named = dict(inputs or {})
+        sent = replace(asked, inputs_sha256=await asyncio.to_thread(_digest, named) if named else None)
+        job = queued(sent, video_id(secrets.token_hex), owner, int(self._now_s()), idempotency_key=key)
         # A client that leaves meanwhile leaves no row that nobody renders.
-        return await asyncio.shield(self._accept(job, inputs or {}))
+        return await asyncio.shield(self._accept(job, named))
 
     async def _accept(self, job: VideoJob, inputs: Mapping[str, Path]) -> VideoJob:
         try:
@@ -131,7 +134,8 @@ class Videos:
             self._jobs.add(job)
             return job
         await self._leave(job.id)
-        if made.asked != job.asked or not await self._have(made, inputs):
+        # A job of an earlier version says nothing of its inputs.
+        if made.asked != replace(job.asked, inputs_sha256=made.inputs_sha256 and job.inputs_sha256):
             raise Conflict(
                 f"{IDEMPOTENCY_KEY}: it was sent with another request; the same request again is allowed; "
                 "send a new key with a new request",
@@ -143,20 +147,6 @@ class Videos:
         """Delete what a job without a row has, as far as can be done now."""
         with contextlib.suppress(Unavailable):
             await self._files.delete(job_id)
-
-    async def _have(self, job: VideoJob, inputs: Mapping[str, Path]) -> bool:
-        """Whether the job's inputs are these, as far as they are still there."""
-        for name, file in inputs.items():
-            key = f"{job.id}/{name}"
-            size = await self._files.size(key)
-            if size is None:
-                continue
-            digest = hashlib.sha256()
-            async for chunk in self._files.stream(key, 0, size):
-                digest.update(chunk)
-            if digest.digest() != await asyncio.to_thread(_digest, file):
-                return False
-        return True
 
     async def _list(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
@@ -225,9 +215,13 @@ def seed_of(owner: str, key: str | None) -> int:
     return int.from_bytes(hashlib.sha256(f"{owner} {key}".encode()).digest()[:8]) >> 1
 
 
-def _digest(file: Path) -> bytes:
-    with file.open("rb") as read:
-        return hashlib.file_digest(read, "sha256").digest()
+def _digest(inputs: Mapping[str, Path]) -> str:
+    """Of names and what is in the files."""
+    digest = hashlib.sha256()
+    for name, file in sorted(inputs.items()):
+        with file.open("rb") as read:
+            digest.update(f"{name} {hashlib.file_digest(read, 'sha256').hexdigest()} ".encode())
+    return digest.hexdigest()
 
 
 def _json(value: Any, headers: Mapping[str, str] | None = None) -> Response:

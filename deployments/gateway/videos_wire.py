@@ -258,7 +258,7 @@ def character_object(character: Character) -> dict[str, Any]:
 
 def _beside(job: VideoJob, children: Sequence[str]) -> dict[str, Any]:
     return {
-        "stage": job.stage,
+        "stage": None if job.status == "completed" else job.stage,
         "task": job.task,
         "parent": job.parent_id,
         "children": list(children),

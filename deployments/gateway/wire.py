@@ -206,6 +206,7 @@ def _video_facts(video: Video) -> dict[str, Any]:
         "takes": video.takes.model_dump(mode="json") if video.takes else None,
         "audio": "muxed",
         "max_input_bytes": video.max_input_bytes,
+        "max_characters": video.max_characters,
         "max_waiting": video.max_waiting,
         "price": video.price.model_dump(),
     }

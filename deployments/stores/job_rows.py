@@ -46,6 +46,10 @@ EXPIRED = (
     f"{SELECT} AS job WHERE expires_at_s <= ? AND NOT ({UNFINISHED}) AND NOT EXISTS "
     f"(SELECT 1 FROM video_jobs AS child WHERE child.parent_id = job.id AND child.{UNFINISHED}) ORDER BY seq"
 )
+PUT_CHARACTER = (
+    f"INSERT INTO video_characters ({', '.join(CHARACTER)}) SELECT {', '.join('?' * len(CHARACTER))} "
+    "WHERE (SELECT count(*) FROM video_characters WHERE owner = ?) < ? ON CONFLICT DO NOTHING RETURNING id"
+)
 
 
 class JobRows(Jobs, abc.ABC):
@@ -139,14 +143,14 @@ class JobRows(Jobs, abc.ABC):
     def expired(self, now_s: float) -> tuple[VideoJob, ...]:
         return tuple(map(job_of, self._run(EXPIRED, (now_s,))))
 
-    def put_character(self, character: Character) -> None:
+    def put_character(self, character: Character, most: int) -> bool:
         values = tuple(getattr(character, name) for name in CHARACTER)
-        statement = (
-            f"INSERT INTO video_characters ({', '.join(CHARACTER)}) VALUES ({', '.join('?' * len(CHARACTER))}) "
-            "ON CONFLICT DO NOTHING RETURNING id"
-        )
-        if not self._run(statement, values) and self.character(character.owner, character.id) != character:
+        if self._run(PUT_CHARACTER, (*values, character.owner, most)):
+            return True
+        there = self._run("SELECT owner FROM video_characters WHERE id = ?", (character.id,))
+        if there and self.character(character.owner, character.id) != character:
             raise ValueError(f"id: {character.id} is taken; a new one is allowed; draw again")
+        return bool(there)  # written by an attempt whose answer was lost
 
     def character(self, owner: str, character_id: str) -> Character | None:
         found = self._characters("WHERE owner = ? AND id = ?", (owner, character_id))

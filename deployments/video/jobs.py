@@ -22,7 +22,8 @@ class VideoRequest:
     `size`, `frames` and `fps` are rendered, frames 0 meaning seconds * fps; `out_size` and `out_fps` are delivered,
     None: as rendered. `style` names a preset; its phrase is kept too, so that a preset which changes later changes no
     job. `parent_id`: the job that a remix, an edit or an extension begins from. Of two jobs that wait, that of the
-    higher `priority` begins first.
+    higher `priority` begins first. `inputs_sha256`: of the files that came with it, which may have gone since; None
+    where none did.
     """
 
     model: str
@@ -45,6 +46,7 @@ class VideoRequest:
     out_fps: int | None = None
     strength: float = 1.0
     priority: int = 0
+    inputs_sha256: str | None = None
 
     @property
     def delivered_size(self) -> str:
@@ -235,8 +237,11 @@ class Jobs(Protocol):
     def expired(self, now_s: float) -> tuple[VideoJob, ...]:
         """Finished jobs whose files are due to be deleted, but for those that an unfinished job is made from."""
 
-    def put_character(self, character: Character) -> None:
-        """Add it. Raises ValueError where its id is taken."""
+    def put_character(self, character: Character, most: int) -> bool:
+        """Add it. False where its owner has `most` already. Raises ValueError where its id is taken.
+
+        PostgreSQL counts none that another connection is just adding.
+        """
 
     def character(self, owner: str, character_id: str) -> Character | None: ...
 

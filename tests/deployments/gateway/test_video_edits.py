@@ -1,5 +1,6 @@
 """The `openai` client against the whole gateway in this process, without a replica: what becomes of its requests."""
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -304,6 +305,22 @@ async def test_characters_are_listed_and_deleted_and_other_keys_see_none(tmp_pat
         assert (await http.delete(f"{path}/{made['id']}", headers=mine)).json()["deleted"] is True
         assert (await http.get(path, headers=mine)).json()["data"] == []
         assert await here.files.size(f"characters/{made['id']}") is None
+
+
+async def test_a_key_has_so_many_characters_and_no_more_however_many_are_sent_at_once(tmp_path: Path) -> None:
+    async with served(tmp_path, max_characters=2) as here:
+
+        async def send() -> Any:
+            return await post(here, "/videos/characters", {"video": png()}, name="Ada")
+
+        told = await asyncio.gather(*(send() for _ in range(4)))
+        made = [each["id"] for each in told if "id" in each]
+        refused = [each["error"] for each in [*told, await send()] if "error" in each]
+        assert (len(made), {each["code"] for each in refused}) == (2, {"too_many_characters"})
+        assert "at most 2 are allowed; delete one" in refused[0]["message"]
+        assert sorted(each.name for each in (tmp_path / "videos" / "characters").iterdir()) == sorted(made)
+        await here.client.delete(f"/videos/characters/{made[0]}", cast_to=object)
+        assert "id" in await send()
 
 
 async def test_a_clip_is_extended_by_its_id_up_to_the_longest(tmp_path: Path) -> None:

@@ -281,13 +281,14 @@ def test_characters_are_their_owners_alone(store: Jobs) -> None:
     ball = Character(id="char_1", owner="key_a", name="Ball ✓", file="char_1/video.mp4", created_at_s=1000)
     cube = replace(ball, id="char_2", name="Cube")
     for _ in range(2):
-        store.put_character(ball)
-    store.put_character(cube)
+        assert store.put_character(ball, 2)
+    assert store.put_character(cube, 2)
+    assert not store.put_character(replace(ball, id="char_3"), 2)
     assert store.characters("key_a") == (ball, cube)
     assert store.character("key_a", "char_2") == cube
     assert (store.characters("key_b"), store.character("key_b", "char_1")) == ((), None)
     with pytest.raises(ValueError, match="is taken"):
-        store.put_character(replace(ball, owner="key_b"))
+        store.put_character(replace(ball, owner="key_b"), 2)
     assert not store.delete_character("key_b", "char_1")
     assert store.delete_character("key_a", "char_1")
     assert store.characters("key_a") == (cube,)
