@@ -128,11 +128,12 @@ class Video(Closed):
     """The video model. A job of `steps` denoising steps holds its GPU share until a step boundary.
 
     At most `max_waiting` jobs wait for a replica. A replica has up to `concurrent` jobs under way and steps those
-    together that have one shape. `max_characters`: of a key. `styles`: presets by name, each a phrase that is added to the prompt. `expires_s`: a
-    finished job's files are deleted so long after its end. `files`: an object store's URL, such as
-    s3://bucket/prefix; the state folder where there is none. `database`: a PostgreSQL URL without a password, which
-    comes from the file that PGPASSFILE names; SQLite in the state folder where there is none. `takes`: None is what the
-    checkpoint says, where it can be read; otherwise a replica judges each job.
+    together that have one shape. `max_characters`: of a key. `max_uploading_bytes`: of all requests together that a
+    gateway is being sent. `styles`: presets by name, each a phrase that is added to the prompt. `expires_s`: a finished
+    job's files are deleted so long after its end. `files`: an object store's URL, such as s3://bucket/prefix; the state
+    folder where there is none. `database`: a PostgreSQL URL without a password, which comes from the file that
+    PGPASSFILE names; SQLite in the state folder where there is none. `takes`: None is what the checkpoint says, where
+    it can be read; otherwise a replica judges each job.
     """
 
     names: tuple[Name, ...] = Field(min_length=1)
@@ -158,6 +159,7 @@ class Video(Closed):
     output: VideoOutput = VideoOutput()
     styles: dict[Name, str] = Field(default={})
     max_input_bytes: PositiveInt = 64 * 1024 * 1024
+    max_uploading_bytes: PositiveInt = 512 * 1024 * 1024
     max_characters: PositiveInt = 100
     expires_s: PositiveInt | None = None
     files: Annotated[str, Field(pattern=r"^[a-z0-9]+://.+")] | None = None
@@ -172,5 +174,14 @@ class Video(Closed):
             raise ValueError(
                 f"acceleration.context_parallel is {ranks} and gpus is {self.gpus}; each rank has a GPU of its "
                 f"replica; set gpus to {ranks}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def any_input_fits(self) -> Self:
+        if self.max_uploading_bytes < self.max_input_bytes:
+            raise ValueError(
+                f"max_uploading_bytes is {self.max_uploading_bytes} and max_input_bytes {self.max_input_bytes}; of all "
+                "requests together at least what one may have is allowed; raise it"
             )
         return self

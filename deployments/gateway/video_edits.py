@@ -54,20 +54,20 @@ class VideoEdits:
 
     async def _remix(self, job_id: str, request: Request) -> Response:
         record, key, caller = self._admitted(request)
-        async with self._inputs.fields(request) as fields:
+        async with self._inputs.fields(request, data_urls=True) as fields:
             parent = await self._parent(record, job_id)
             return await self._accepted(remixed(fields, self._inputs.video, caller, parent), record, key)
 
     async def _edit(self, request: Request) -> Response:
         record, key, caller = self._admitted(request)
-        async with self._inputs.fields(request) as fields:
+        async with self._inputs.fields(request, data_urls=True) as fields:
             body = body_of(EditBody, fields)
             parent = await self._named(record, body.video)
             return await self._accepted(edited(body, self._inputs.video, caller, parent), record, key)
 
     async def _extend(self, request: Request) -> Response:
         record, key, caller = self._admitted(request)
-        async with self._inputs.fields(request) as fields:
+        async with self._inputs.fields(request, data_urls=True) as fields:
             body = body_of(ExtendBody, fields)
             parent = await self._named(record, body.video)
             asked = extended(body, self._inputs.video, caller, parent)
@@ -118,7 +118,7 @@ class VideoEdits:
         owner, most = authorize(request.scope, self._keys).id, self._inputs.video.max_characters
         if len(await in_thread(self._store.characters, owner)) >= most:  # before anything of the body is read
             raise _too_many(most)
-        async with self._inputs.fields(request) as fields:
+        async with self._inputs.fields(request, data_urls=True) as fields:
             body = body_of(CharacterBody, fields)
             if body.video is None:
                 raise InvalidRequest(

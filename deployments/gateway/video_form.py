@@ -2,9 +2,10 @@
 
 A form says an object by names such as `video[id]` and a list by `image_references[]` or by the name again, as the
 `openai` package writes them; or as JSON in a field. Its files count up to `max_input_bytes` together, its other fields,
-and a JSON body, up to `max_body_bytes`.
+and a JSON body, up to `max_body_bytes`, where data URLs are no inputs.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
@@ -28,14 +29,20 @@ _FORM = "multipart/form-data"
 
 
 @asynccontextmanager
-async def fields(request: Request, *, max_body_bytes: int, max_input_bytes: int) -> AsyncIterator[dict[str, Any]]:
-    """Files are UploadFile, for the length of the block. Raises InvalidRequest, BodyTooLarge, Unavailable."""
-    if not request.headers.get("content-type", "").lower().startswith(_FORM):
-        yield json_fields(await read_body(request.scope, request.receive, max_body_bytes))
-        return
+async def fields(
+    request: Request, *, max_body_bytes: int, max_input_bytes: int, data_urls: bool = False
+) -> AsyncIterator[dict[str, Any]]:
+    """Files are UploadFile, for the length of the block. With `data_urls` what is no file may be as large.
+
+    Raises InvalidRequest, BodyTooLarge, Unavailable.
+    """
     most = max_input_bytes + max_body_bytes
+    if not request.headers.get("content-type", "").lower().startswith(_FORM):
+        body = await read_body(request.scope, request.receive, most if data_urls else max_body_bytes)
+        yield await asyncio.to_thread(json_fields, body) if data_urls else json_fields(body)
+        return
     parser = _Form(request.headers, _bounded(request.stream(), most), max_files=MOST_FILES, max_fields=MOST_FIELDS)
-    parser.most_fields_bytes = parser.max_part_size = max_body_bytes
+    parser.most_fields_bytes = parser.max_part_size = most if data_urls else max_body_bytes
     try:
         form = await parser.parse()
     except MultiPartException as error:

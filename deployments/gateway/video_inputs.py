@@ -23,6 +23,7 @@ from cluster.family import Family
 from cluster.video import taken_by
 from deployments.gateway.video_form import UploadFile, fields, no_room
 from deployments.gateway.video_requests import Asked, Caller, References, longer
+from deployments.gateway.video_uploads import Uploads
 from deployments.gateway.videos_wire import Given, Pointer
 from deployments.gateway.wishes import plan_of
 from deployments.stores.files import Files
@@ -46,6 +47,7 @@ class VideoInputs:
         self._files = files
         self._jobs = jobs
         self.sent: Sent | None = None  # who knows /v1/files
+        self._uploads = Uploads()
         self._reading = asyncio.Semaphore(MOST_AT_ONCE)
         self.follow(family)
 
@@ -60,11 +62,12 @@ class VideoInputs:
         return Caller(seed=seed, priority=plan.priority if plan else 0, highest=plan.priority if plan else highest)
 
     @asynccontextmanager
-    async def fields(self, request: Request) -> AsyncIterator[dict[str, Any]]:
-        """See video_form."""
-        most = self._family.gateway.max_body_bytes
-        async with fields(request, max_body_bytes=most, max_input_bytes=self.video.max_input_bytes) as given:
-            yield given
+    async def fields(self, request: Request, *, data_urls: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """See video_form. Raises Overloaded, too."""
+        body, most, together = self._family.gateway.max_body_bytes, self._limit, self.video.max_uploading_bytes
+        with self._uploads.counted(request, free=body, most=most, together=together) as counted:
+            async with fields(counted, max_body_bytes=body, max_input_bytes=most, data_urls=data_urls) as given:
+                yield given
 
     @asynccontextmanager
     async def ready(self, asked: Asked, owner: str, *, more_seconds: int = 0) -> AsyncIterator[Ready]:

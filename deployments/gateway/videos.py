@@ -93,7 +93,7 @@ class Videos:
     async def _create(self, request: Request) -> Response:
         record, key = authorize(request.scope, self._keys), idempotency_key(request)
         self.admit(record.id, key)
-        async with self.inputs.fields(request) as fields:
+        async with self.inputs.fields(request, data_urls=True) as fields:
             caller = self.inputs.caller(record, seed_of(record.id, key))
             async with self.inputs.ready(created(fields, self._video, caller), record.id) as (asked, files):
                 return self.told(await self.accept(asked, record.id, key, files))

@@ -7,14 +7,14 @@ alike. Values of prompts and of references never appear in an error. Times are U
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from cluster.clip import Region
 from cluster.delivery import sides
-from deployments.gateway.body import refusal
+from deployments.gateway.body import bound_structure, refusal
 from deployments.gateway.video_form import UploadFile
 from deployments.video.jobs import Character, VideoJob
 
@@ -46,19 +46,30 @@ def _number(value: object) -> object:
 
 def _unpacked(value: object) -> object:
     """An object that a form's field has as JSON."""
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+    return _all_unpacked([value])[0]
+
+
+def _all_unpacked(values: Sequence[object]) -> list[object]:
+    bound_structure(*(value.encode() for value in values if _packed(value)))  # a body does not count what is in strings
+    return [_loaded(value) if _packed(value) else value for value in values]
+
+
+def _packed(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value[:1] in ("{", "[")
+
+
+def _loaded(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _listed(value: object) -> object:
     """One is a list of one; of a form an item may be JSON, the whole list too."""
     if value is None:
         return None
-    unpacked = [_unpacked(item) for item in (value if isinstance(value, list) else [value])]
+    unpacked = _all_unpacked(value if isinstance(value, list) else [value])
     return [each for item in unpacked for each in (item if isinstance(item, list) else [item])]
 
 

@@ -185,6 +185,27 @@ async def test_a_form_larger_than_inputs_may_be_is_refused(tmp_path: Path) -> No
         assert refusal(caught) == (413, "body_too_large", None)
 
 
+async def test_a_data_url_may_be_as_large_as_a_file_where_videos_are_made_and_nowhere_else(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+    assert len(url) > family(tmp_path).gateway.max_body_bytes
+    async with served(tmp_path, max_input_bytes=3_000_000) as here:
+        video = await here.client.videos.create(prompt="x", extra_body={"input_reference": {"image_url": url}})
+        assert here.job(video).inputs.first == "first.png"
+        clip = await here.completed()
+        edited = await here.edit(clip.id, "x", image_references=[url])
+        assert here.job(edited).inputs.references == ("reference-0.png",)
+        assert "id" in await post(here, "/videos/characters", {}, name="Ada", video=url)
+        shots = [{"prompt": "x", "audio_reference": {"audio_url": url}}]
+        refused = (await post(here, "/storyboards", {}, shots=shots))["error"]  # type: ignore[arg-type]
+        assert refused["code"] == "body_too_large"
+        with pytest.raises(APIStatusError) as caught:
+            await here.client.videos.create(prompt="x", extra_body={"input_reference": {"image_url": url * 3}})
+        assert refusal(caught) == (413, "body_too_large", None)
+
+
 async def test_a_remix_is_a_child_of_its_clip(tmp_path: Path) -> None:
     async with served(tmp_path) as here:
         clip = await here.completed()

@@ -487,6 +487,19 @@ def test_what_is_no_form_is_refused(body: bytes, boundary: str) -> None:
         received(body, kind=f"multipart/form-data{boundary}")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input_reference": "[" + "[]," * 100_000},
+        {"image_references": ["[" + "[]," * 20_000] * 9},
+        {"image_references": "[" + "[]," * 100_000 + "[]]"},
+    ],
+)
+def test_what_strings_have_as_json_is_bounded_as_a_body_is(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="too many of them outside strings"):
+        wire.body_of(wire.VideoBody, {"prompt": "x", **fields})
+
+
 @given(st.binary())
 def test_any_bytes_of_a_form_are_read_or_refused(body: bytes) -> None:
     try:
