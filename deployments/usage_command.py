@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from cluster.errors import ConfigurationError
 from cluster.family import Family
@@ -30,7 +31,14 @@ COLUMNS: dict[str, By] = {
     "code": "code",
 }
 FIGURES = ("events", *TOKENS, "video_s", "price_usd", "gpu_s", "cost_usd", "margin_usd")
-SHOWN = ("events", "input_tokens", "output_tokens", "video_s", "price_usd", "cost_usd")  # what a terminal has room for
+SHOWN = {  # what a terminal has room for, and how it is headed there
+    "events": "events",
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "video_s": "video_s",
+    "price_usd": "price_usd",
+    "cost_usd": "cost_usd",
+}
 
 
 def usage(family: Family, arguments: argparse.Namespace, console: Console) -> int:
@@ -53,11 +61,19 @@ def usage(family: Family, arguments: argparse.Namespace, console: Console) -> in
         writer.writeheader()
         writer.writerows(rows)
     else:
-        table = Table("day", *names, *SHOWN, box=SIMPLE, pad_edge=False)
-        for row in rows:
-            table.add_row(*(_cell(row[name]) for name in ("day", *names, *SHOWN)))
-        console.print(table, markup=False)
+        console.print(_table(names, rows) if rows else "nothing was used")
     return 0
+
+
+def _table(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
+    """Where it is too narrow names are folded: a figure that is cut is another one."""
+    figures = (Column(header, justify="right", no_wrap=True) for header in SHOWN.values())
+    table = Table(
+        Column("day", no_wrap=True), *(Column(name, overflow="fold") for name in names), *figures, box=SIMPLE, padding=0
+    )
+    for row in rows:
+        table.add_row(*(Text(_cell(row[name])) for name in ("day", *names, *SHOWN)))
+    return table
 
 
 def _names(given: str) -> tuple[str, ...]:

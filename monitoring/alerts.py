@@ -19,10 +19,19 @@ FEWEST_TOKENS = 1000  # in five minutes: chance alone makes fewer uneven
 RESTLESS = 6  # rebalances in half an hour: none lasts five minutes
 OUR_FAULTS = "replica_lost|engine_failed|start_timeout|unavailable|invalid_checkpoint|internal_error"
 FEWEST_JOBS = 3  # one bad job is no trend
+MOST_PENDING = 1000  # events at every scrape of five minutes: a commit takes a second or so of them
+LACKING = 0.01  # of the tokens answered: gateways count both
+EXCEEDING = 0.1  # an answer of an hour that its client left is billed, and not counted as answered
+LEFT = 0.01  # of the requests: of more that did not end well no excess is judged
 EVERY = "10s"  # how often the rules are evaluated
 DURATION = re.compile(r"\b(\d+)(s|m|h|d)\b")
 UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 DEFAULT = Promised()
+ANSWERED = " + ".join(
+    f"sum by (tier) (increase({name}[1h]))" for name in ("moray_prompt_tokens_total", "moray_completion_tokens_total")
+)
+BILLED = ANSWERED.replace("moray_", "moray_billed_")
+ENOUGH = f"({ANSWERED} >= {FEWEST_TOKENS})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +283,48 @@ ALERTS = (
         look="The log of the gateway, which says why; the disk of the state folder, or the PostgreSQL of "
         "video.database.",
         mend="Make room on the disk, or start the database. Gateways find it again by themselves.",
+    ),
+    Alert(
+        name="UsageUnwritten",
+        severity="page",
+        expr="max(min_over_time(moray_usage_pending[5m])) > 0"
+        " and on() sum(increase(moray_usage_failures_total[5m])) > 0"
+        f" or max(min_over_time(moray_usage_pending[5m])) > {MOST_PENDING}",
+        lasting="0s",
+        summary="{{ $value }} events of usage have waited for the disk for five minutes",
+        means="Answers go on, each up to a second later, and what they used is in the memory of a gateway alone: if it "
+        "dies, nobody is charged for it. From 100,000 on, events go into the log (moray_usage_refused_total).",
+        look="The log of the gateway, which says why, with the word usage; the disk of its state folder.",
+        mend="Make room, or mend the disk; do not restart the gateway before. It writes what waits by itself. Lines "
+        "`usage: no room for` of the log hold the events that were left out.",
+    ),
+    Alert(
+        name="UsageFails",
+        severity="ticket",
+        expr="sum(rate(moray_usage_failures_total[2m])) > 0",
+        lasting="5m",
+        summary="The ledger of usage cannot be written or shipped",
+        means="Events wait in a gateway's memory, or, where there is accounts.database, in its journal on disk. Those "
+        "on disk are not lost, but no report has them yet.",
+        look="moray_usage_pending: above 0 it is the disk, and UsageUnwritten follows. At 0 it is the PostgreSQL of "
+        "accounts.database. The log of the gateway says why.",
+        mend="Start the database, or make room. Gateways write and ship what waits by themselves, each event once.",
+    ),
+    Alert(
+        name="UsageDisagrees",
+        severity="ticket",
+        expr=f"1 - ({BILLED}) / {ENOUGH} > {LACKING} or ({BILLED}) / {ENOUGH} - 1 > {EXCEEDING}"
+        ' unless on() sum(increase(moray_requests_total{code!="ok"}[1h]))'
+        f' > {LEFT} * sum(increase(moray_requests_total{{code="ok"}}[1h]))',
+        lasting="10m",
+        summary="Tokens billed and tokens answered by {{ $labels.tier }} differ by {{ $value | humanizePercentage }}",
+        means="Over an hour the ledger has fewer tokens than answers had, or many more although few requests broke or "
+        "were left. For an hour after UsageUnwritten it is only late.",
+        look="moray_billed_completion_tokens_total against moray_completion_tokens_total, and those of prompts; "
+        "moray_usage_pending, moray_usage_failures_total; then `moray usage --by tier,code` of the day: codes other "
+        "than ok are what was given to clients that left.",
+        mend="Fewer: mend what UsageFails and UsageUnwritten name, and do not settle accounts before. More, with "
+        "nothing broken: report the fault. The log has a line of each request with its key and tokens to compare.",
     ),
 )
 

@@ -3,7 +3,8 @@
 from monitoring.dashboards.decisions import DECISIONS
 from monitoring.dashboards.experts import EXPERTS
 from monitoring.dashboards.family import FAMILY
+from monitoring.dashboards.tenants import TENANTS
 from monitoring.dashboards.tier import TIER
 from monitoring.dashboards.video import VIDEO
 
-BOARDS = (FAMILY, TIER, EXPERTS, VIDEO, DECISIONS)
+BOARDS = (FAMILY, TIER, EXPERTS, VIDEO, TENANTS, DECISIONS)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["lines", "stacked", "number", "heat"]  # heat: one row per series, time runs to the right
-Variable = Literal["tier", "layer", "domain", "usd_per_gpu_hour"]
+Variable = Literal["tier", "layer", "domain", "usd_per_gpu_hour", "usd_per_mtok_in", "usd_per_mtok_out"]
 
 RATE = "$__rate_interval"  # of Grafana: at least four scrapes
 RANGE = "$__range"  # of Grafana: what the dashboard shows

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Panel as Drawn
 
 HEIGHT = 8
-USD_PER_GPU_HOUR = 2.5  # where nobody enters another
+ENTERED: dict[Variable, tuple[str, float]] = {  # label, and what it is where nobody enters another
+    "usd_per_gpu_hour": ("USD per GPU-hour", 2.5),
+    "usd_per_mtok_in": ("USD per million prompt tokens", 10),
+    "usd_per_mtok_out": ("USD per million output tokens", 30),
+}
 LOOKED_UP: dict[Variable, tuple[str, str]] = {  # label and query; those with gateways are language tiers
     "tier": ("Tier", "label_values(moray_replicas_running, tier)"),
     "layer": ("Layer", 'label_values(moray_expert_imbalance_ratio{tier="$tier"}, layer)'),
@@ -66,8 +70,9 @@ def _variable(name: Variable) -> "Builder[VariableModel]":
     from grafana_foundation_sdk.builders import dashboard as boards
     from grafana_foundation_sdk.models.dashboard import VariableRefresh, VariableSort
 
-    if name == "usd_per_gpu_hour":
-        return boards.TextBoxVariable(name).label("USD per GPU-hour").default_value(f"{USD_PER_GPU_HOUR:g}")
+    if name in ENTERED:
+        label, usual = ENTERED[name]
+        return boards.TextBoxVariable(name).label(label).default_value(f"{usual:g}")
     label, query = LOOKED_UP[name]
     return (
         boards.QueryVariable(name)

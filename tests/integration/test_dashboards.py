@@ -19,11 +19,14 @@ FILLED = {
     "$__rate_interval": "30s",
     "$__range": "60s",
     "$usd_per_gpu_hour": "2.5",
+    "$usd_per_mtok_in": "10",
+    "$usd_per_mtok_out": "30",
     "$tier": "ultra",
     "$layer": "0",
 }
 QUIET = {  # what a family in good health may not show
     "moray_requests_total{code!~": "no request failed",
+    "moray_rejections_total": "no request was refused",
     "moray_signal_faults_total": "every signal was believed",
     "moray_control_errors_total": "no part of a tick failed",
     "moray_expert_rebalance_stall_seconds": "the load lay even: nothing was moved",

@@ -66,6 +66,14 @@ ASKED_WRONGLY = 'moray_video_jobs_finished_total{code="invalid_value"}'
 UNSIGNED = 'moray_video_unsigned_total{intended="no"}'
 MEANT_SO = 'moray_video_unsigned_total{intended="yes"}'
 STORE_ERRORS = "moray_video_store_errors_total"
+PENDING = "moray_usage_pending"
+UNWRITTEN = "moray_usage_failures_total"
+BILLED = 'moray_billed_completion_tokens_total{tier="mini"}'
+BILLED_IN = 'moray_billed_prompt_tokens_total{tier="mini"}'
+ANSWERED = 'moray_completion_tokens_total{tier="mini"}'
+ANSWERED_IN = 'moray_prompt_tokens_total{tier="mini"}'
+OK = 'moray_requests_total{tier="mini",code="ok"}'
+GONE = 'moray_requests_total{tier="mini",code="client_gone"}'
 
 MINI, PRO, TURBO, ULTRA = ([{"tier": tier}] for tier in ("mini", "pro", "turbo", "ultra"))
 HOUR = "x360"
@@ -83,6 +91,12 @@ def slow(alert: str, what: str, series: dict[str, str], at: str, firing: list[di
 def days(alert: str, what: str, series: dict[str, str], at: str, firing: list[dict[str, str]] | None = None) -> Case:
     """Samples ten minutes apart: what has shorter windows sees nothing."""
     return replace(case(alert, what, series, at, firing), every="10m")
+
+
+def counted(answered: str, tokens: int, billed: str, billed_tokens: int) -> dict[str, str]:
+    """Tokens a minute of one side, prompts or output; the other one's stand still."""
+    idle = dict.fromkeys((ANSWERED, ANSWERED_IN, BILLED, BILLED_IN), "0x120")
+    return idle | {answered: f"0+{tokens}x120", billed: f"0+{billed_tokens}x120"}
 
 
 # Samples are ten seconds apart and begin at second 0, so `0+10x60` is a clock.
@@ -177,6 +191,33 @@ CASES = (
     case("VideoJobsFail", "clients ask for what is not there", {ASKED_WRONGLY: "0+0.1x180"}, "30m"),
     case("VideoStoreUnreachable", "for three minutes", {STORE_ERRORS: "0+10x30"}, "4m", [{}]),
     case("VideoStoreUnreachable", "once", {STORE_ERRORS: "0x6 1x60"}, "4m"),
+    case("UsageUnwritten", "the disk is full", {PENDING: "0x6 1+5x60", UNWRITTEN: "0x6 0+5x60"}, "7m", [{}]),
+    case("UsageUnwritten", "the disk hangs", {PENDING: "0x6 1+100x90", UNWRITTEN: "0x96"}, "9m", [{}]),
+    case("UsageUnwritten", "a few at each look, all written", {PENDING: "20x60", UNWRITTEN: "0x60"}, "9m"),
+    case("UsageUnwritten", "for two minutes", {PENDING: "0x12 9x12 0x30", UNWRITTEN: "0x12 0+5x12 60x30"}, "7m"),
+    case("UsageUnwritten", "only the database is away", {PENDING: "0x60", UNWRITTEN: "0+5x60"}, "9m"),
+    case("UsageFails", "the database is away", {UNWRITTEN: "0+5x60"}, "9m", [{}]),
+    case("UsageFails", "was away for two minutes", {UNWRITTEN: "0+5x12 60x60"}, "9m"),
+    case("UsageFails", "never failed", {UNWRITTEN: "0x60"}, "9m"),
+    slow("UsageDisagrees", "a twentieth is not billed", counted(ANSWERED, 1000, BILLED, 950), "90m", MINI),
+    slow("UsageDisagrees", "prompts are not billed", counted(ANSWERED_IN, 1000, BILLED_IN, 0), "90m", MINI),
+    slow("UsageDisagrees", "all is billed", counted(ANSWERED, 1000, BILLED, 1000), "90m"),
+    slow("UsageDisagrees", "one in 200 is not yet", counted(ANSWERED, 1000, BILLED, 995), "90m"),
+    slow("UsageDisagrees", "twice is billed", counted(ANSWERED, 1000, BILLED, 2000) | {OK: "0+9x120"}, "90m", MINI),
+    slow(
+        "UsageDisagrees",
+        "clients leave in the middle of answers",
+        counted(ANSWERED, 1000, BILLED, 1200) | {OK: "0+9x120", GONE: "0+1x120"},
+        "90m",
+    ),
+    slow(
+        "UsageDisagrees",
+        "clients leave, and answers are not billed",
+        counted(ANSWERED, 1000, BILLED, 500) | {OK: "0+9x120", GONE: "0+1x120"},
+        "90m",
+        MINI,
+    ),
+    slow("UsageDisagrees", "a handful of tokens", counted(ANSWERED, 10, BILLED, 0), "90m"),
 )
 
 

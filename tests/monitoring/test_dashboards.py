@@ -41,7 +41,7 @@ def filled(expr: str) -> str:
     """With every variable replaced."""
     for name, value in BUILT_IN.items():
         expr = expr.replace(name, value)
-    return expr.replace("$usd_per_gpu_hour", "2.5").replace("$", "")
+    return re.sub(r"\$usd_per_\w+", "2.5", expr).replace("$", "")
 
 
 def queries(board: Board) -> list[str]:

@@ -35,6 +35,8 @@ FILLED = {
     "$__rate_interval": "5s",
     "$__range": "30s",
     "$usd_per_gpu_hour": "2.5",
+    "$usd_per_mtok_in": "10",
+    "$usd_per_mtok_out": "30",
     "$tier": "turbo",
     "$layer": "0",
     "$domain": "general",
