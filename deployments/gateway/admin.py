@@ -1,4 +1,4 @@
-"""/v1/admin: keys and plans, for keys of scope admin; each act, refused or not, is in a log that is only added to.
+"""/v1/admin: keys and plans, for keys of scope admin; each act of a key, refused or not, is in a log that only grows.
 
 /v1/organization: usage and costs of all, for the same keys. /v1/usage: what a key used itself, for any key.
 """
@@ -20,7 +20,8 @@ from cluster.usage import By, Sum
 from deployments.gateway.asgi import authorize, known, read_body
 from deployments.gateway.body import Strict, refusal
 from deployments.gateway.usage_wire import Page, completions, costs, parse_page
-from deployments.stores.key_rows import Act, KeyRows
+from deployments.stores.key_rows import Act, KeyRows, unsecret
+from deployments.stores.threads import in_thread
 from deployments.stores.usage_rows import UsageRows
 
 MOST_BYTES = 16_384
@@ -69,7 +70,7 @@ class Admin:
 
     async def _list(self, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
-            return _listed([_key(record) for record in await asyncio.to_thread(self._keys.list)])
+            return _listed([_key(record) for record in await in_thread(self._keys.list)])
 
         return await self._act("keys.list", request, done)
 
@@ -89,7 +90,7 @@ class Admin:
                 expires_s=asked.expires_at,
             )
             name, now_s, plan = asked.name, self._now_s(), asked.plan
-            secret, record = await asyncio.to_thread(self._keys.create, name, now_s, plan, grant)
+            secret, record = await in_thread(self._keys.create, name, now_s, plan, grant)
             acting.subject = record.id
             return _key(record) | {"value": secret}
 
@@ -99,7 +100,7 @@ class Admin:
         async def done(acting: _Acting) -> Any:
             grace_s = _parsed(Rotation, acting.body or b"{}").grace_seconds
             key = await self._whole(key_id)
-            secret, record = await asyncio.to_thread(self._keys.rotate, key.id, self._now_s(), grace_s)
+            secret, record = await in_thread(self._keys.rotate, key.id, self._now_s(), grace_s)
             return _key(record) | {"value": secret}
 
         return await self._act("keys.rotate", request, done, key_id)
@@ -107,7 +108,7 @@ class Admin:
     async def _revoke(self, key_id: str, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             key = await self._whole(key_id)
-            return _key(await asyncio.to_thread(self._keys.revoke, key.id, self._now_s()))
+            return _key(await in_thread(self._keys.revoke, key.id, self._now_s()))
 
         return await self._act("keys.revoke", request, done, key_id)
 
@@ -122,7 +123,7 @@ class Admin:
 
     async def _acts(self, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
-            return _listed([_told(act) for act in await asyncio.to_thread(self._keys.acts)])
+            return _listed([_told(act) for act in await in_thread(self._keys.acts)])
 
         return await self._act("acts.list", request, done)
 
@@ -149,15 +150,21 @@ class Admin:
     async def _act(
         self, act: str, request: Request, done: Callable[[_Acting], Awaitable[Any]], subject: str = ""
     ) -> Response:
-        """Does it where the key may, and writes down what became of it. Its answer waits for the log."""
-        acting, actor, outcome = None, "unknown", "internal_error"
+        """Does it where the key may, and writes down what became of it. Its answer waits for the log.
+
+        Raises Unauthorized, and then writes nothing.
+        """
+        actor = known(request.scope, self._keys).id  # before all: whoever has no key fills no log
+        acting, outcome = None, "internal_error"
         try:
-            actor = known(request.scope, self._keys).id
             acting = _Acting(record=authorize(request.scope, self._keys), body=b"", subject=subject)
             acting.body = await read_body(request.scope, request.receive, MOST_BYTES)
             answer, outcome = await done(acting), "ok"
         except MorayError as error:
             outcome = error.code
+            raise
+        except asyncio.CancelledError:  # what was begun in a thread is done
+            outcome = "client_gone"
             raise
         finally:
             wrote = Act(
@@ -165,18 +172,19 @@ class Admin:
                 actor=actor,
                 from_=request.client.host if request.client else "unknown",
                 act=act,
-                subject=(acting.subject if acting else subject)[:64],
+                subject=unsecret(acting.subject if acting else subject).replace("\0", "")[:64],
                 outcome=outcome,
             )
-            await asyncio.to_thread(self._keys.log, wrote)
+            await in_thread(self._keys.log, wrote)
         return _json(answer)
 
     async def _whole(self, key_id: str) -> KeyRecord:
         """By its whole id: nobody means a key by half of it over a wire."""
-        record = await asyncio.to_thread(self._keys.get, key_id)
+        record = await in_thread(self._keys.get, key_id)
         if record is None:
             raise NotFound(
-                f"keys: {key_id[:64]!r} is unknown; ids as listed are allowed; list the keys", code="key_not_found"
+                f"keys: {unsecret(key_id)[:64]!r} is unknown; ids as listed are allowed; list the keys",
+                code="key_not_found",
             )
         return record
 
@@ -188,7 +196,7 @@ class Admin:
         only += [("kind", (kind,))] if kind else []
         only += [("key_id", (key_id,))] if key_id else []
         of = page.start_s, page.page_end_s, page.bucket_s
-        return await asyncio.to_thread(self._usage.report, *of, page.by, only)
+        return await in_thread(self._usage.report, *of, page.by, only)
 
 
 def _parsed(model: type[Any], body: bytes) -> Any:

@@ -70,8 +70,15 @@ def parse_page(query: Iterable[tuple[str, str]], now_s: int) -> Page:
         page_end_s=min(max(end_s, start_s), start_s + limit * bucket_s),
         bucket_s=bucket_s,
         groups=tuple(dict.fromkeys(given.get("group_by", ()))),
-        only=tuple((by, tuple(given[name])) for name, by in FILTERS.items() if name in given),
+        only=_only(given),
     )
+
+
+def _only(given: Mapping[str, list[str]]) -> tuple[tuple[By, tuple[str, ...]], ...]:
+    for name in FILTERS:
+        if "\0" in "".join(given.get(name, ())):  # PostgreSQL cannot be asked for it
+            raise _wrong(name, "\0", "text without NUL")
+    return tuple((by, tuple(given[name])) for name, by in FILTERS.items() if name in given)
 
 
 def completions(page: Page, sums: Iterable[Sum]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cluster.access import USUAL, Grant, KeyRecord, checked_scopes
 from cluster.errors import Conflict, InvalidRequest, NotFound
 
 PREFIX = "sk-moray-"
+MOST_S = 100 * 366 * 86_400.0  # from now on, of what ends
 COLUMNS = ("id", "name", "plan", "created_s", "revoked_s", "org", "project", "scopes", "expires_s")
 ALL = ", ".join(COLUMNS)
 INSERT = f"INSERT INTO keys (sha256, {ALL}) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) ON CONFLICT DO NOTHING"
@@ -53,6 +54,7 @@ class Act:
     outcome: str
 
 
+MOST_ACTS = 100_000  # told at once
 AUDIT = tuple(each.name for each in fields(Act))
 
 
@@ -73,8 +75,7 @@ class KeyRows(abc.ABC):
         grant = grant or Grant()
         for field, given in (("name", name), ("org", grant.org), ("project", grant.project)):
             _check_printable(field, given)
-        if grant.expires_s is not None and grant.expires_s <= now_s:
-            raise InvalidRequest("expires: it is past already; a time to come is allowed; give one", param="expires")
+        _check_end(grant.expires_s, now_s)
         key = PREFIX + secrets.token_urlsafe(30)
         record = KeyRecord(
             id=f"key_{secrets.token_hex(6)}",
@@ -97,7 +98,7 @@ class KeyRows(abc.ABC):
 
     def get(self, key_id: str) -> KeyRecord | None:
         """A key by its whole id, revoked or not."""
-        rows = self._run(f"SELECT {ALL} FROM keys WHERE id = ?", (key_id,))
+        rows = self._run(f"SELECT {ALL} FROM keys WHERE id = ?", (key_id.replace("\0", "\ufffd"),))
         return record_of(rows[0]) if rows else None
 
     def revoke(self, which: str, now_s: float) -> KeyRecord:
@@ -111,8 +112,8 @@ class KeyRows(abc.ABC):
 
         Raises NotFound, InvalidRequest, and Conflict for a revoked key.
         """
-        if grace_s < 0:
-            raise InvalidRequest(f"grace_s: {grace_s:g}; 0 and more are allowed; mend it", param="grace_s")
+        if not 0 <= grace_s <= MOST_S:  # nor NaN, which stores keep as no end at all
+            raise InvalidRequest(f"grace_s: {grace_s:g}; 0 to {MOST_S:.0f} are allowed; mend it", param="grace_s")
         key_id = self._meant(which)
         key = PREFIX + secrets.token_urlsafe(30)
         self._run(ROTATE, (now_s + grace_s, sha256(key), key_id, sha256(key)))
@@ -133,7 +134,9 @@ class KeyRows(abc.ABC):
         self._run(f"INSERT INTO key_acts ({', '.join(AUDIT)}) VALUES ({marks})", astuple(act))
 
     def acts(self, limit: int = 100) -> tuple[Act, ...]:
-        """The last ones, oldest first."""
+        """The last ones, oldest first. Raises InvalidRequest."""
+        if not 1 <= limit <= MOST_ACTS:
+            raise InvalidRequest(f"last: {limit}; 1 to {MOST_ACTS} are allowed; mend it", param="last")
         rows = self._run(f"SELECT {', '.join(AUDIT)} FROM key_acts ORDER BY seq DESC LIMIT ?", (limit,))
         return tuple(Act(**dict(zip(AUDIT, row, strict=True))) for row in reversed(rows))
 
@@ -147,12 +150,17 @@ class KeyRows(abc.ABC):
             "SELECT id FROM keys WHERE sha256 = ? OR previous_sha256 = ? OR substr(id, 1, ?) = ? ORDER BY id LIMIT 3",
             (sha256(which), sha256(which), len(which), which.replace("\0", "")),
         )
-        shown = "the key" if which.startswith(PREFIX) else repr(which)
+        shown = repr(unsecret(which)[:64])
         if not rows or not which:
             raise NotFound(f"keys: {shown} is unknown; ids as listed are allowed; list the keys", code="key_not_found")
         if len(rows) > 1:
             raise InvalidRequest(f"keys: {shown} begins {rows[0][0]}, {rows[1][0]}; one key is meant; give more of it")
         return str(rows[0][0])
+
+
+def unsecret(said: str) -> str:
+    """What may be shown and kept of what somebody called a key: a secret may be, or be in, what they say."""
+    return said if PREFIX not in said else f"{PREFIX}..."
 
 
 def sha256(secret: str) -> bytes:
@@ -178,6 +186,13 @@ def found(row: Sequence[Any], digest: bytes) -> KeyRecord:
 def _row(record: KeyRecord) -> tuple[object, ...]:
     given = {name: getattr(record, name) for name in COLUMNS}
     return tuple((given | {"scopes": " ".join(record.scopes)}).values())
+
+
+def _check_end(expires_s: float | None, now_s: float) -> None:
+    if expires_s is None or now_s < expires_s <= now_s + MOST_S:
+        return
+    when = "past already" if expires_s <= now_s else "later than in a hundred years"
+    raise InvalidRequest(f"expires: it is {when}; a time to come is allowed; give one", param="expires")
 
 
 def _check_printable(field: str, given: str) -> None:

@@ -79,8 +79,8 @@ class PostgresKeys(KeyRows):
     def find(self, secret: str) -> KeyRecord | None:
         if self._listening is None:
             self._listening = threading.Thread(target=self._listen, name="moray-keys", daemon=True)
+            self._listening.start()  # first: it goes on trying where this one look fails
             self._read()
-            self._listening.start()
         if time.monotonic() - self._heard_s > STALE_S:
             raise Unavailable("keys: the database does not answer; one that does is allowed; try again soon")
         digest = sha256(secret)

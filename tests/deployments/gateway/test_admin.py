@@ -50,7 +50,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
         monkeypatch.setattr(seen, "_replicas", {})
         monkeypatch.setattr(seen, "_listeners", [])
-        monkeypatch.setattr("deployments.gateway.admin.asyncio.to_thread", at_once)
+        monkeypatch.setattr("deployments.gateway.admin.in_thread", at_once)
         run(played())
 
     return play
@@ -87,6 +87,7 @@ def test_an_admin_makes_rotates_and_revokes_keys_and_a_secret_is_shown_once(play
         ({"name": "a", "plan": "gold"}, "invalid_value"),
         ({"name": "a", "scopes": ["root"]}, "invalid_value"),
         ({"name": "a", "expires_at": 1}, "invalid_value"),
+        ({"name": "a", "expires_at": 10**400}, "invalid_value"),
         ({"name": " "}, "invalid_value"),
         ({"nam": "a"}, "missing_parameter"),
         ({"name": "a", "orgs": "b"}, "unknown_parameter"),
@@ -102,21 +103,23 @@ def test_a_key_that_cannot_be_is_refused(play: Play, body: Any, code: str) -> No
     play(scenario)
 
 
-def test_every_act_is_logged_with_who_and_what_refused_ones_too_and_no_secret(play: Play) -> None:
+def test_every_act_of_a_key_is_logged_with_who_and_what_refused_ones_too_and_no_secret(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         made = (await stage.ask("POST", "/v1/admin/keys", {"name": "a"})).json()
         assert (await stage.ask("DELETE", f"/v1/admin/keys/{stage.admins.id}", key=stage.usual)).status == 403
         assert (await stage.ask("GET", "/v1/admin/keys", key="sk-moray-none")).status == 401
         assert (await stage.ask("DELETE", "/v1/admin/keys/key_")).status == 404
+        leaked = await stage.ask("DELETE", f"/v1/admin/keys/{made['value']}")
+        assert (leaked.status, made["value"][9:] in str(leaked.body)) == (404, False)
         acts = (await stage.ask("GET", "/v1/admin/acts")).json()["data"]
         usual = next(key.id for key in stage.gateway._keys.list() if key.name == "tester")
         assert [(act["actor"], act["act"], act["subject"], act["outcome"]) for act in acts] == [
             (stage.admins.id, "keys.create", made["id"], "ok"),
             (usual, "keys.revoke", stage.admins.id, "insufficient_scope"),
-            ("unknown", "keys.list", "", "invalid_api_key"),
             (stage.admins.id, "keys.revoke", "key_", "key_not_found"),
+            (stage.admins.id, "keys.revoke", "sk-moray-...", "key_not_found"),
         ]
-        assert not any(secret in str(acts) for secret in (made["value"], stage.admin, stage.usual, "sk-moray"))
+        assert not any(secret in str(acts) for secret in (made["value"], stage.admin, stage.usual))
 
     play(scenario)
 
@@ -149,7 +152,7 @@ def test_usage_is_told_as_openai_tells_it_to_admins_for_all_and_to_each_key_for_
 
 @pytest.mark.parametrize(
     "query", ["", "start_time=x", "start_time=0&bucket_width=2d", "start_time=0&group_by=user", "start_time=0&limit=99",
-              "start_time=0&colour=red"]
+              "start_time=0&colour=red", "start_time=0&models=a%00"]
 )  # fmt: skip
 def test_a_page_that_cannot_be_is_refused(play: Play, query: str) -> None:
     async def scenario(stage: Stage) -> None:

@@ -1,6 +1,7 @@
 """What every store of keys promises, on SQLite and on a real PostgreSQL."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def test_a_key_that_names_no_scopes_has_all_but_that_of_admins(store: KeyRows) -
         (Grant(org=" "), "org: given ' '"),
         (Grant(project="a\n"), "project: given"),
         (Grant(expires_s=1.0), "past already"),
+        (Grant(expires_s=1e300), "a hundred years"),
+        (Grant(expires_s=math.nan), "a hundred years"),
     ],
 )
 def test_what_no_key_can_have_is_refused_and_makes_none(store: KeyRows, grant: Grant, said: str) -> None:
@@ -96,8 +99,20 @@ def test_revoking_refuses_every_secret_of_the_key_and_it_is_rotated_no_more(stor
         store.rotate(record.id, 4.0)
     with pytest.raises(NotFound):
         store.rotate("key_none", 4.0)
+
+
+@pytest.mark.parametrize("grace_s", [-1.0, math.nan, math.inf, 1e300])
+def test_a_grace_has_an_end(store: KeyRows, grace_s: float) -> None:
+    secret, record = store.create("a", 1.0)
     with pytest.raises(InvalidRequest, match="grace_s"):
-        store.rotate(record.id, 4.0, grace_s=-1.0)
+        store.rotate(record.id, 4.0, grace_s)
+    assert store.find(secret) == record
+
+
+def test_what_is_no_id_is_of_nobody_and_a_secret_that_is_named_is_not_told(store: KeyRows) -> None:
+    assert store.get("key_\0") is None
+    with pytest.raises(NotFound, match=r"'sk-moray-\.\.\.' is unknown"):
+        store.revoke("sk-moray-of-nobody", 1.0)
 
 
 def test_another_gateway_knows_of_each_change(store: KeyRows, other: KeyRows) -> None:
@@ -113,6 +128,9 @@ def test_acts_are_kept_in_their_order(store: KeyRows) -> None:
     for number in range(5):
         store.log(act(f"key_{number}"))
     assert store.acts(2) == (act("key_3"), act("key_4"))
+    for limit in (0, -1, 2**70):
+        with pytest.raises(InvalidRequest, match="last"):
+            store.acts(limit)
 
 
 def test_acts_can_neither_be_changed_nor_deleted(store: KeyRows) -> None:
@@ -136,6 +154,23 @@ def test_a_gateway_that_hears_nothing_from_the_database_refuses_and_goes_on_when
         eventually(lambda: not _refuses(store, secret), SOON_S, "it goes on")
         assert store.find(secret) == record
     finally:
+        store.close()
+
+
+def test_a_gateway_that_began_without_its_database_goes_on_when_it_is_there(database: Server) -> None:
+    url = database.fresh()
+    maker, store = PostgresKeys(url), PostgresKeys(url)
+    try:
+        secret, record = maker.create("a", 1.0)
+        database.stop()
+        try:
+            assert _refuses(store, secret)
+        finally:
+            database.start()
+        eventually(lambda: not _refuses(store, secret), SOON_S, "it goes on")
+        assert store.find(secret) == record
+    finally:
+        maker.close()
         store.close()
 
 
