@@ -2,7 +2,7 @@
 
 job      the request, or what a model made of it: this job fails
 memory   there was too little: it is freed, and the job tries once more with the device to itself; then see `short`
-device   the GPU, or this process's hold on it, is lost: the job goes on elsewhere, the replica leaves
+device   the GPU, or this process's hold on it, is lost, or hangs: the job goes on elsewhere, the replica leaves
 disk     the replica's own folder is of no use: the same
 full     a disk or a store refuses, and will until somebody mends it: the job waits for LASTING_S, then it fails
 passing  a store that does not answer, and whatever else passes: the job waits, however long
@@ -24,6 +24,8 @@ MAX_ATTEMPTS = 4  # a job that takes its replica down at the same step must not 
 MOST_BROKEN = 3  # replicas whose device or disk broke under one job, however far it got
 SUSPECT = 2  # of either; the next attempts are alone on a replica, or another job's fault might count
 LASTING_S = 900.0  # time to make room on a disk
+HANGS_S = 1200.0  # of one call of an engine, at least: a forward may be compiled first, text encoded on a CPU
+HANGS_TIMES = 20.0  # what is usual
 
 _NO_MEMORY = (
     "out of memory",
@@ -109,6 +111,11 @@ def hindered(before: Hindrance | None, now_s: float, pauses_s: tuple[float, floa
     return Hindrance(pause_s=pause_s, since_s=since_s, lasts_s=now_s - since_s)
 
 
+def hangs(lasts_s: float, usual_s: float) -> bool:
+    """Whether a call of an engine that takes so long already will never end. Loading has no usual time: math.inf."""
+    return lasts_s >= max(HANGS_S, HANGS_TIMES * usual_s)
+
+
 def suspect(attempts: int, broke: int) -> bool:
     """`attempts` that gained nothing, `broke`: replicas that broke under the job."""
     return attempts >= SUSPECT or broke >= SUSPECT
@@ -136,7 +143,7 @@ def _fault(error: BaseException) -> Fault:
         return "memory"
     if any(words in text for words in _REFUSED):
         return "job"
-    lost = kinds & {"AcceleratorError", "RankLost"}  # torch's; of deployments.video.ranks
+    lost = kinds & {"AcceleratorError", "RankLost", "EngineHung"}  # torch's; of deployments.video.ranks, and .thread
     return "device" if lost or any(words in text for words in _NO_DEVICE) else "job"
 
 

@@ -64,7 +64,7 @@ class WorkerActors:
         )
         return await asyncio.to_thread(options.remote, video, accelerator, state)
 
-    async def watch(self, actor: Any) -> AsyncIterator[Doing]:
+    async def watch(self, actor: Any) -> AsyncIterator[Doing | None]:
         """Raises RayError once the actor is dead."""
         async for news in actor.watch.options(num_returns="streaming").remote():
             yield await news

@@ -7,13 +7,15 @@ load()            reads the weights, once
 withdraw(job_id)  the job was deleted: it stops at its next step, nothing of it is saved; returns once it writes no more
 halt()            all jobs stop at their next step, saved; returns once there is none
 vacate()          the same, and it takes no more
-watch()           Doing at every change; never ends
+watch()           Doing at every change, None every BEAT_S: it is still there; never ends
 """
 
 from dataclasses import dataclass
 
 from cluster.errors import MorayError
 from deployments.video.spec import RenderSpec, Stage
+
+BEAT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from autoscaling.readings import Count
-from cluster.errors import StartTimeout
+from cluster.errors import ReplicaLost, StartTimeout
 from cluster.family import Family, Video
 from cluster.lending import Moves, WorkerHeld
 from deployments.control.words import Worker
@@ -21,6 +21,7 @@ from deployments.video.actors import WorkerActors
 
 log = logging.getLogger("moray.control")
 VACATE_S = 120.0  # a job under way gets this long for its step, or its encoding
+SILENT_S = 600.0  # of a worker whose process hangs; see messages.BEAT_S
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between tries to have a worker removed, or to start one after a failure
 
 
@@ -137,10 +138,7 @@ class Pool:
     async def _life(self, held: _Held) -> None:
         try:
             await self._ready(held)
-            async for doing in self._actors.watch(held.actor):
-                held.idle, held.since_s = doing.idle, asyncio.get_running_loop().time()
-                if doing.leaving:
-                    self._vacate(held)
+            await self._follow(held)
         except Exception as error:  # whatever Ray says of a worker that cannot start or has died
             log.warning("video worker %s on %s is gone: %s", held.worker_id, held.node_id, _short(error))
             if held.state == "starting":
@@ -149,6 +147,21 @@ class Pool:
             held.state = "leaving"
             # A task of its own: the end of this one may be a cancellation.
             self._spawn(self._remove(held))
+
+    async def _follow(self, held: _Held) -> None:
+        """As long as it lives. Raises ReplicaLost where its process hangs, and what Ray raises."""
+        news = self._actors.watch(held.actor)
+        while True:
+            try:
+                async with asyncio.timeout(SILENT_S):
+                    doing = await anext(news)
+            except TimeoutError:
+                raise ReplicaLost(f"it has said nothing for {SILENT_S:g} s; it is ended; see its log") from None
+            if doing is None:
+                continue
+            held.idle, held.since_s = doing.idle, asyncio.get_running_loop().time()
+            if doing.leaving:
+                self._vacate(held)
 
     async def _ready(self, held: _Held) -> None:
         """Raises StartTimeout, CheckpointError, and what Ray raises."""

@@ -4,16 +4,12 @@ So what the device holds is bounded by one of either, and nothing of an engine i
 """
 
 import asyncio
-import contextlib
-import inspect
 import logging
+import math
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from cluster.cost import video_step_s
 from cluster.family import Video
@@ -22,11 +18,9 @@ from cluster.steps import Underway, choose
 from deployments.video.messages import Asked, Begun, News, StepDone
 from deployments.video.saved import Saves
 from deployments.video.spec import Frames, Rendering, RenderSpec, Stage, StepEngine
+from deployments.video.thread import EngineThread
 
 log = logging.getLogger("ray.serve")
-_AWAITS = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Stopped(Exception):
@@ -56,6 +50,7 @@ class Job:
         self.since_s = now_s
         self._deadline_s = now_s + asked.deadline_s - time.time()
         self._spent_s, self._steps = step_s, 1  # the cost model counts as one step that was seen
+        self._longest_s = step_s
 
     def begin(self) -> None:
         """Said once: its attempt counts from now on."""
@@ -75,6 +70,14 @@ class Job:
 
     def took(self, share_s: float, now_s: float) -> None:
         self._spent_s, self._steps, self.since_s = self._spent_s + share_s, self._steps + 1, now_s
+        self._longest_s = max(self._longest_s, share_s)
+
+    @property
+    def usual_s(self) -> float:
+        """Of a call of the engine for it: a step; all of them, where a pipeline's own call may report none of them."""
+        rendering: Rendering | None = vars(self).get("rendering")
+        own = rendering is not None and rendering.way == "pipeline"
+        return self._longest_s * (self.spec.steps if own else 1)
 
     def underway(self, gpus: int) -> Underway:
         step_s = self._spent_s / self._steps
@@ -94,24 +97,20 @@ _State = tuple[Job, bytes, float]  # and the engine's seconds for it
 
 
 class Stepping:
-    """`on_saved` is called on the loop whenever states are on their way to the store.
-
-    `broken`: the device is lost, and nothing more is asked of it.
-    """
+    """`on_saved` is called on the loop whenever states are on their way to the store."""
 
     def __init__(self, video: Video, engine: StepEngine, on_saved: Callable[[], None]) -> None:
         self._video = video
         self._engine = engine
         self._on_saved = on_saved
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self.broken = False
+        self.thread = EngineThread()
         self._waiting: dict[str, Job] = {}  # for a step
         self._loop: asyncio.Task[None] | None = None
         self._most_tokens = 0  # of a step: no more than one of the largest clip has
 
     async def load(self) -> None:
         """Raises CheckpointError."""
-        await self._on_thread(self._load)
+        await self.thread.ask(math.inf, self._load)
 
     def _load(self) -> None:
         self._engine.load()
@@ -125,23 +124,23 @@ class Stepping:
     async def run(self, job: Job) -> bytes:
         """All of its steps, from its newest state; then the latents that are kept. The last state is stored before.
 
-        Raises Stopped, its state stored, too, unless it was withdrawn or the device is lost; whatever an engine raises.
+        Raises Stopped, its state stored, too, unless it was withdrawn or the device is lost; whatever `thread` raises.
         """
-        await self._on_thread(self._open, job)
+        await self.thread.ask(job.usual_s, self._open, job)
         if not job.done:
             await self._stepped(job)
-        return await self._on_thread(self._engine.kept, job.rendering)
+        return await self.thread.ask(job.usual_s, self._engine.kept, job.rendering)
 
     def chunks(self, job: Job) -> Iterator[Frames]:
         """Its frames, for another thread; each chunk is decoded on the engine's. Then the engine is done with it."""
-        pieces = self._thread.submit(_forgetful, partial(self._engine.decode, job.rendering)).result()
-        while (chunk := self._thread.submit(_forgetful, lambda: next(pieces, None)).result()) is not None:
+        pieces = self.thread.wait(job.usual_s, partial(self._engine.decode, job.rendering))
+        while (chunk := self.thread.wait(job.usual_s, lambda: next(pieces, None))) is not None:
             yield chunk
         del job.rendering
 
     async def free(self, job: Job) -> None:
         """All memory that can be spared, the job's own too: it is to be run again."""
-        await self._on_thread(self._free, job)
+        await self.thread.ask(job.usual_s, self._free, job)
 
     def _free(self, job: Job) -> None:
         vars(job).pop("rendering", None)
@@ -166,9 +165,9 @@ class Stepping:
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._step())
         await job.stepped
-        if not job.withdrawn and not self.broken:
+        if not job.withdrawn and not self.thread.broken:
             if job.saved != job.rendering.done:
-                self._put(await self._on_thread(self._states, [job]))
+                self._put(await self.thread.ask(job.usual_s, self._states, [job]))
             await job.saves.written()
         if not job.done:
             raise Stopped
@@ -201,7 +200,7 @@ class Stepping:
         return bool(self._waiting)
 
     async def _forward(self, group: Sequence[Job]) -> None:
-        seconds, states = await self._on_thread(self._one_step, group)
+        seconds, states = await self.thread.ask(sum(job.usual_s for job in group), self._one_step, group)
         now_s = asyncio.get_running_loop().time()
         for job in group:
             job.took(seconds / len(group), now_s)
@@ -242,7 +241,7 @@ class Stepping:
             job.alone = True
             if not lost:
                 try:
-                    await self._on_thread(self._reopen, job)
+                    await self.thread.ask(job.usual_s, self._reopen, job)
                     continue
                 except Exception as again:
                     if fault_of(again) != "device":
@@ -259,24 +258,6 @@ class Stepping:
         for job in jobs:
             del self._waiting[job.spec.job_id]
             job.stepped.set_exception(error)
-
-    async def _on_thread(self, call: Callable[P, T], *given: P.args, **_: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _forgetful, partial(call, *given))
-
-
-def _forgetful(call: Callable[[], T]) -> T:
-    """What it raises holds no tensor on the device, as frames of tracebacks do for as long as an error is known."""
-    try:
-        return call()
-    except BaseException as error:
-        each: BaseException | None = error
-        while each is not None:
-            for frame, _ in traceback.walk_tb(each.__traceback__):
-                if not frame.f_code.co_flags & _AWAITS:  # one that was raised before: clearing would end a coroutine
-                    with contextlib.suppress(RuntimeError):  # it runs
-                        frame.clear()
-            each = each.__cause__ or each.__context__
-        raise
 
 
 def _largest(video: Video) -> Iterator[RenderSpec]:

@@ -5,9 +5,10 @@ vacate, it stops at the next boundary, with the states of its jobs in the file s
 """
 
 import asyncio
+import contextlib
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from deployments.stores.files import VIDEO, files_of
 from deployments.video import finish
 from deployments.video.engine import engine_for
 from deployments.video.finish import Finish
-from deployments.video.messages import Asked, Doing, News, Rendered, StageBegun
+from deployments.video.messages import BEAT_S, Asked, Doing, News, Rendered, StageBegun
 from deployments.video.room import Room
 from deployments.video.saved import Saves
 from deployments.video.scratch import scratch, sweep
@@ -74,12 +75,13 @@ class VideoWorker:
         self._finish = await asyncio.to_thread(Finish, self._video, self._state_folder)
         await self._stepping.load()
 
-    async def watch(self) -> AsyncIterator[Doing]:
+    async def watch(self) -> AsyncIterator[Doing | None]:
         """Never ends: as long as somebody listens, this actor lives."""
         while True:
             changed = self._changed
             yield Doing(idle=not self._jobs, leaving=self._leaving)
-            await changed.wait()
+            while not await _within(changed.wait(), BEAT_S):
+                yield None
 
     async def vacate(self) -> None:
         """Take no more jobs; those under way stop at their next step. Returns once they have."""
@@ -219,7 +221,7 @@ class VideoWorker:
         """This process can render no more: whoever watches it ends it once its jobs have left."""
         if self._broken is None:
             log.error("this replica is broken and leaves: %s", why)
-            self._broken, self._stepping.broken, self._leaving = error, True, True
+            self._broken, self._stepping.thread.broken, self._leaving = error, True, True
             for other in self._jobs.values():
                 other.stop()
             self._tell()
@@ -247,6 +249,14 @@ class VideoWorker:
         if now_s - self._told_s >= TELL_SAVED_S:
             self._told_s = now_s
             self._tell()
+
+
+async def _within(waiting: Coroutine[None, None, object], seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await waiting
+            return True
+    return False
 
 
 def _engine(video: Video, accelerator: str) -> StepEngine:

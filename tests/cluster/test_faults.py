@@ -1,6 +1,7 @@
 """Errors as libraries raise them: torch's own classes, texts of the CUDA runtime, the kernel's numbers."""
 
 import errno
+import math
 import os
 from collections.abc import Callable
 
@@ -11,7 +12,19 @@ from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 
 from cluster.errors import EngineFailed, InvalidRequest, NotFound, Unavailable
-from cluster.faults import MAX_ATTEMPTS, MOST_BROKEN, SUSPECT, fault_of, given_up, hindered, short, suspect
+from cluster.faults import (
+    HANGS_S,
+    HANGS_TIMES,
+    MAX_ATTEMPTS,
+    MOST_BROKEN,
+    SUSPECT,
+    fault_of,
+    given_up,
+    hangs,
+    hindered,
+    short,
+    suspect,
+)
 
 LOST = "CUDA error: an illegal memory access was encountered"
 
@@ -142,3 +155,11 @@ def test_who_is_given_up_was_alone_before(attempts: int, broke: int) -> None:
     assert min(MAX_ATTEMPTS, MOST_BROKEN) > SUSPECT
     if given_up(attempts, broke):
         assert suspect(max(0, attempts - 1), max(0, broke - 1))
+
+
+def test_a_call_hangs_after_many_times_what_is_usual_and_never_within_minutes() -> None:
+    assert not hangs(HANGS_S - 1, 0.0)
+    assert hangs(HANGS_S, 0.0)
+    assert not hangs(HANGS_TIMES * HANGS_S - 1, HANGS_S)
+    assert hangs(HANGS_TIMES * HANGS_S, HANGS_S)
+    assert not hangs(1e9, math.inf)  # of loading

@@ -9,6 +9,7 @@ import pytest
 import torch
 from video_replica import asked, files, replica, told, video
 
+from cluster.faults import HANGS_S
 from deployments.stores.files import VIDEO
 from deployments.stores.local_files import LocalFiles
 from deployments.video.engine import VideoEngine
@@ -95,7 +96,7 @@ async def test_a_replica_that_loses_its_device_says_so_and_leaves_and_its_job_go
     assert {each.way for each in news if isinstance(each, StepDone)} == {"full"}
     assert word == Rendered(broke=f"video_1: AcceleratorError: {LOST}")
     assert files(tmp_path) == ["state"]
-    while not (await anext(watching)).leaving:
+    while (doing := await anext(watching)) is None or not doing.leaving:
         pass  # whoever watches it ends its process
     assert await told(worker.render(asked())) == [LENT]
     *news, word = await told(replica(tmp_path, engine).render(asked()))
@@ -136,6 +137,44 @@ async def test_a_job_beside_the_one_that_broke_the_device_is_given_back_and_not_
     engine.may.set()
     assert (await one)[-1] == Rendered(broke=f"video_1: AcceleratorError: {LOST}")
     assert (await other)[-1] == LENT
+
+
+async def test_a_device_that_hangs_is_told_of_and_left_and_no_job_beside_the_one_it_hangs_in_is_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.video.thread.LOOK_S", 0.01)
+    engine = Engine()
+    worker = replica(tmp_path, engine)
+    thread = worker._stepping.thread
+    thread.now_s = lambda: 0.0
+    one, other = await shared(worker, engine, "video_2")
+    thread.now_s = lambda: HANGS_S
+    word = (await one)[-1]
+    assert word == Rendered(broke="video_1: EngineHung: the engine has not answered for 1200 s, where 0.0 s are usual")
+    assert (await other)[-1] == LENT
+    await worker.vacate()  # it can be ended, whatever its thread is at
+    engine.may.set()
+
+
+async def test_frames_that_are_never_decoded_end_no_other_way_than_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.video.thread.LOOK_S", 0.01)
+    engine = Engine()
+    worker = replica(tmp_path, engine)
+    thread = worker._stepping.thread
+    thread.now_s = lambda: 0.0
+
+    def hang(_: Rendering) -> Iterator[Frames]:
+        thread.now_s = lambda: HANGS_S
+        assert engine.may.wait(SOON_S)
+        return iter(())
+
+    monkeypatch.setattr(engine, "decode", hang)
+    word = await last(worker)
+    engine.may.set()
+    assert word.broke is not None
+    assert await last(worker, "video_2") == LENT
 
 
 async def test_jobs_that_shared_the_step_in_which_the_device_broke_are_all_blamed(tmp_path: Path) -> None:

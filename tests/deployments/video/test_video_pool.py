@@ -13,7 +13,7 @@ from autoscaling.readings import Count
 from cluster.lending import Moves
 from deployments.video.actors import Found, WorkerActors
 from deployments.video.messages import Doing
-from deployments.video.pool import LONGEST_PAUSE_S, Pool
+from deployments.video.pool import LONGEST_PAUSE_S, SILENT_S, Pool
 
 
 class Method:
@@ -27,7 +27,7 @@ class Actor:
     def __init__(self) -> None:
         self.may_load = asyncio.Event()
         self.may_leave = asyncio.Event()
-        self.news: asyncio.Queue[Doing | Exception] = asyncio.Queue()
+        self.news: asyncio.Queue[Doing | Exception | None] = asyncio.Queue()
         self.news.put_nowait(Doing(idle=True, leaving=False))
         self.asked_to_leave = False
         self.load = Method(self.may_load_now)
@@ -66,7 +66,7 @@ class Actors:
         actor = self.groups[group] = Actor()
         return actor
 
-    async def watch(self, actor: Actor) -> AsyncIterator[Doing]:
+    async def watch(self, actor: Actor) -> AsyncIterator[Doing | None]:
         while True:
             news = await actor.news.get()
             if isinstance(news, Exception):
@@ -247,6 +247,26 @@ async def test_the_workers_of_an_earlier_loop_are_adopted_and_its_leavings_remov
     actors.left = actors.left[:1]
     await pool.adopt()
     assert len(pool.held()) == 1
+
+
+def test_a_worker_that_says_nothing_for_long_is_ended_and_one_that_says_it_is_there_is_not(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        actors = Actors()
+        pool = pool_of(tmp_path, actors)
+        actor = await ready(pool, actors)
+        actor.news.put_nowait(Doing(idle=False, leaving=False))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(SILENT_S - 1)
+            actor.news.put_nowait(None)
+        (held,) = pool.held()
+        assert held.lost_gpu_s == 3 * (SILENT_S - 1)  # nothing was saved with it
+        await asyncio.sleep(SILENT_S - 1)
+        assert pool.workers()
+        await asyncio.sleep(2)
+        assert (pool.held(), actors.groups) == ((), {})
+
+    virtual_time.run(scenario())
 
 
 async def test_what_would_be_lost_grows_from_the_last_saved_step(tmp_path: Path, actors: Actors) -> None:

@@ -272,7 +272,9 @@ async def test_a_rank_that_dies_amid_a_step_breaks_its_replica_and_the_job_goes_
     assert isinstance(news[-1], Rendered)
     assert news[-1].broke is not None
     assert "exit codes by rank {1: -9}" in news[-1].broke
-    assert (await anext(broken.watch())).leaving
+    doing = await anext(broken.watch())
+    assert doing
+    assert doing.leaving
     assert [word.done for word in news if isinstance(word, StepDone)] == [1, 2, 3, 4, 5]
     assert files(tmp_path) == ["state"]
     onward = await told(worker(tmp_path, VideoEngine(two.checkpoint, "float32", "cpu")).render(job))

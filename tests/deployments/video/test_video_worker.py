@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import resource
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -343,7 +343,7 @@ async def test_a_remix_of_a_video_that_is_gone_fails_with_the_reason(worker: Vid
 
 async def test_changes_are_told_to_those_who_watch(worker: VideoWorker, engine: Engine) -> None:
     engine.go()
-    watching: AsyncIterator[Doing] = worker.watch()
+    watching = worker.watch()
     assert await anext(watching) == Doing(idle=True, leaving=False)
     rendering = asyncio.ensure_future(told(worker.render(asked())))
     while await anext(watching) != Doing(idle=False, leaving=False):
@@ -353,6 +353,18 @@ async def test_changes_are_told_to_those_who_watch(worker: VideoWorker, engine: 
         pass
     await worker.vacate()
     assert await anext(watching) == Doing(idle=True, leaving=True)
+
+
+async def test_who_watches_hears_that_a_worker_is_there_though_nothing_changes(
+    worker: VideoWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.video.worker.BEAT_S", 0.01)
+    watching = worker.watch()
+    assert [await anext(watching) for _ in range(3)] == [Doing(idle=True, leaving=False), None, None]
+    await worker.vacate()
+    while (told := await anext(watching)) is None:
+        pass
+    assert told.leaving
 
 
 async def test_a_simulated_video_is_a_video_and_says_what_it_is(
