@@ -15,7 +15,7 @@ MorayError
 │   ├── NotFound              404 model_not_found, or the code given
 │   ├── Conflict              409 conflict, or the code given
 │   ├── BodyTooLarge          413 body_too_large
-│   ├── Overloaded            429 overloaded, with retry_after_s
+│   ├── Overloaded            429 overloaded, or the code given, with retry_after_s
 │   └── RateLimited           429 rate_limit_exceeded, with retry_after_s
 │       └── QuotaExceeded     429 insufficient_quota, with retry_after_s
 └── ServiceError              the caller cannot mend it (5xx)

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Valida
 from cluster.checkpoint import GIB, Shape, faults, shape
 from cluster.engines import Closed
 from cluster.errors import CheckpointError, ConfigurationError
-from cluster.plans import LimitStore, Plan, unmet
+from cluster.plans import LimitStore, Plan, ServiceClasses, unmet
 from cluster.strict_yaml import mapping
 from cluster.tier import ColdStart, Name, Price, Replicas, Slo, Specialist, StepCost, Tier
 from cluster.video import Video, VideoCost, VideoPrice, VideoSlo, taken_by
@@ -155,6 +155,7 @@ class Family(Closed):
     tiers: dict[Name, Tier] = Field(min_length=1)
     video: Video | None = None
     plans: dict[Name, Plan] = Field(default={})
+    service_classes: ServiceClasses = ServiceClasses()
     limits: LimitStore = LimitStore()
     accounts: Accounts = Accounts()
     auto: Auto | None = None

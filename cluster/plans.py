@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cluster.engines import Closed
 from cluster.limits import Currency, Limit, Period
@@ -66,6 +66,24 @@ class Plan(Closed):
     def limits(self) -> tuple[Limit, ...]:
         given = ((getattr(self, field), rate) for field, rate in RATES.items())
         return tuple(Limit(currency=rate[0], amount=amount, period=rate[1]) for amount, rate in given if amount)
+
+
+class Flex(Closed):
+    """What may wait: `patience_factor` times as long as others, for `price_factor` times the price."""
+
+    price_factor: NonNegativeFloat = 0.5
+    patience_factor: float = Field(default=4.0, ge=1, le=1000)
+
+
+class Urgent(Closed):
+    price_factor: NonNegativeFloat = 2.0
+
+
+class ServiceClasses(Closed):
+    """Of requests that ask for one by `service_tier`, as cluster.service_class says."""
+
+    flex: Flex = Flex()
+    priority: Urgent = Urgent()
 
 
 class LimitStore(Closed):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+ServiceClass = Literal["default", "flex", "priority"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ class Chat:
     `served` is the gateway's choice, None before it was made. `given`: tokens of the answer that the client already
     has from a lost replica; the answer goes on behind them, and counts them. `domain`: the specialist that a hint or a
     persona names, "" where neither does. Higher `priority` goes first. `tools`: those the model may call, none or some.
+    `service_class`: asked for, and once the gateway knows its plan, served; None where the caller named none.
     `traced`: whether its spans are exported.
     """
 
@@ -104,6 +106,7 @@ class Chat:
     given: tuple[int, ...] = ()
     domain: str = ""
     priority: int = 0
+    service_class: ServiceClass | None = None
     tools: tuple[Tool, ...] = ()
     traced: bool = False
 

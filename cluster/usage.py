@@ -1,6 +1,7 @@
 """What was used, by whom, at which list price, and what it cost. Not the ledger of a request's time: cluster.ledger.
 
-    price   = input * input_price + output * output_price            of the tier ASKED; of `auto.price` for its names
+    price   = input * input_price + output * output_price            of the tier ASKED; of `auto.price` for its names;
+                                                                     times the factor of its service class
     video   = seconds * usd_per_second                               of finished jobs
     gpu_s   = what cost.py says of the answer, on the tier that SERVED
     cost    = held_gpu_s * usd_per_gpu_hour / 3600 * gpu_s / all gpu_s     per tier and hour
@@ -91,10 +92,10 @@ TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 ADDED = ("events", *TOKENS, "video_s", "gpu_s", "price_nusd")
 
 
-def tokens_nusd(price: Price, input_tokens: int, output_tokens: int) -> int:
-    """Cached prompt tokens cost what others do."""
+def tokens_nusd(price: Price, input_tokens: int, output_tokens: int, factor: float = 1.0) -> int:
+    """Cached prompt tokens cost what others do. `factor`: of the service class."""
     per_mtok = price.input_usd_per_mtok * input_tokens + price.output_usd_per_mtok * output_tokens
-    return round(per_mtok * NUSD / 1_000_000)
+    return round(factor * per_mtok * NUSD / 1_000_000)
 
 
 def price_of(family: Family, model: str, tier_asked: str) -> Price:

@@ -13,7 +13,7 @@ RESUMED = 1 << 32  # added to the priority of requests that a client has begun t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """`range`: cut to what the caller may use. `arrived_s`: on the desk's clock."""
+    """`range`: cut to what the caller may use. `arrived_s`: on the desk's clock. `patience`: times its tier's."""
 
     request_id: str
     range: Range
@@ -22,6 +22,7 @@ class Asked:
     share: float
     prompt_tokens: int
     arrived_s: float
+    patience: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from cluster.errors import Unavailable
 from cluster.family import Family
 from cluster.request import Chat
 from cluster.request import Usage as Counted
+from cluster.service_class import price_factor
 from cluster.usage import Usage, chat_gpu_s, price_of, tokens_nusd, video_nusd, video_use_gpu_s
 from deployments.gateway.asked import Asked
 from deployments.gateway.metrics import GatewayMetrics
@@ -58,7 +59,7 @@ class Bookings:
             tier_served="none",
             code="lost",
         )
-        return Booking(self._journal, opened, family, self._now_s)
+        return Booking(self._journal, opened, family, self._now_s, price_factor(chat.service_class, family))
 
     async def video(self, job: VideoJob, family: Family) -> None:
         """An ended job, before its end is told: if this is repeated, as by another gateway, the first stands."""
@@ -93,8 +94,11 @@ class Bookings:
 class Booking:
     """Of one request. What leaves without a word, as on an error, is settled by what its course says."""
 
-    def __init__(self, journal: Journal, opened: Usage, family: Family, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self, journal: Journal, opened: Usage, family: Family, now_s: Callable[[], float], factor: float
+    ) -> None:
         self._journal, self._opened, self._family, self._now_s = journal, opened, family, now_s
+        self._factor = factor
         self._course: Course | None = None
         self._over = False
 
@@ -141,7 +145,7 @@ class Booking:
             output_tokens=counted.completion_tokens,
             estimated=int(used.estimated),
             gpu_s=chat_gpu_s(self._family, used.tier, fresh, counted.completion_tokens),
-            price_nusd=tokens_nusd(price, counted.prompt_tokens, counted.completion_tokens),
+            price_nusd=tokens_nusd(price, counted.prompt_tokens, counted.completion_tokens, self._factor),
         )
 
 

@@ -13,6 +13,8 @@ from cluster.domains import domain_of
 from cluster.errors import MorayError, Overloaded
 from cluster.family import Family, Plan
 from cluster.request import Chat, Served, Usage
+from cluster.service_class import BELOW_PLANS, patience_of, priority_of, served_in
+from cluster.tiering import Range
 from deployments.gateway.account import Account
 from deployments.gateway.asgi import LOG_FIELDS, REQUEST_ID, Header, authorize, header, read_body, respond
 from deployments.gateway.asked import Asked
@@ -29,7 +31,6 @@ from deployments.stream import Outcome
 
 log = logging.getLogger("ray.serve")
 KEEPALIVE_S = 10.0
-BELOW_PLANS = -1  # a priority
 KEEPALIVE = b": waiting\n\n"
 _SSE: list[Header] = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
@@ -79,13 +80,17 @@ class ChatCompletions:
             plan = plan_of(record, self._family)
             chat = given.chat if given else await self._read(scope, receive)
             domain = domain_of(hint_of(scope), chat.messages, self._family.personas)
-            chat = replace(chat, domain=domain, priority=_priority(plan, given), traced=account.span is not None)
+            last = given is not None and given.last
+            chat = replace(chat, domain=domain, service_class=served_in(chat.service_class, plan, last=last))
+            priority = BELOW_PLANS if last else priority_of(chat.service_class, plan, self._family)
+            chat = replace(chat, priority=priority, traced=account.span is not None)
             account.chat = chat
             asked = self._asked(scope, chat, record.id, plan, account)
             async with self._bookings.of(record, chat, asked, self._family) as booking:
                 account.booking = booking
                 await self._serve(chat, asked, account, send, header(scope, b"moray-ledger") == b"yes")
         except MorayError as error:
+            _told_by_class(error, account)
             account.code = error.code
             if error.status < 500:
                 self._metrics.count("moray_rejections_total", tier=account.tier, code=error.code)
@@ -96,7 +101,7 @@ class ChatCompletions:
         finally:
             ended_s = self._clock()
             self._metrics.request(account.tier, account.code, ended_s - account.arrived_s)
-            if account.kept is not None:
+            if account.kept is not None and not _flexible(account.chat):
                 outcome = "kept" if account.kept else "missed"
                 self._metrics.count("moray_promises_total", tier=account.tier, outcome=outcome)
             self._tracer.end(account, scope[REQUEST_ID], ended_s)
@@ -112,6 +117,8 @@ class ChatCompletions:
         named = family.tier_of(chat.model) or (family.auto.default if family.auto else None)
         prompt_tokens = self._estimates.prompt_tokens(named, chat)
         tiers = range_of(wish_of(scope, chat, prompt_tokens), plan, family)
+        if _flexible(chat):
+            tiers = Range(tiers.tiers[:1], tiers.reason, tiers.auto)  # it waits, and takes no place of others
         account.tier = tiers.tiers[0]
         spec = family.tiers[account.tier]
         account.slo = spec.slo
@@ -126,6 +133,7 @@ class ChatCompletions:
             share=plan.share if plan else 1.0,
             prompt_tokens=prompt_tokens,
             arrived_s=account.arrived_s,
+            patience=patience_of(chat.service_class, family),
         )
 
     async def _serve(self, chat: Chat, asked: Asked, account: Account, send: Send, timed: bool) -> None:
@@ -184,6 +192,7 @@ class ChatCompletions:
             outcome = course.outcome
             account.close(course, outcome, self._clock())
         except MorayError as error:
+            _told_by_class(error, account)
             if not begun:
                 raise
             event(
@@ -235,10 +244,14 @@ class ChatCompletions:
         self._estimates.learn(tier, chat, usage.prompt_tokens)
 
 
-def _priority(plan: Plan | None, given: Given | None) -> int:
-    if given is not None and given.last:
-        return BELOW_PLANS
-    return plan.priority if plan else 0
+def _flexible(chat: Chat | None) -> bool:
+    """Nothing was promised to it."""
+    return chat is not None and chat.service_class == "flex"
+
+
+def _told_by_class(error: MorayError, account: Account) -> None:
+    if isinstance(error, Overloaded) and _flexible(account.chat):
+        error.code = "resource_unavailable"  # as in the API
 
 
 def _served(served: Served) -> list[Header]:

@@ -7,12 +7,13 @@ and numbers; a second, plain pass over valid bodies refuses a key given twice, o
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from cluster.errors import InvalidRequest
-from cluster.request import Chat, Message, Sampling
+from cluster.request import Chat, Message, Sampling, ServiceClass
 from deployments.gateway.body import UNSUPPORTED, Strict, bound_structure, distinct, only, refusal
 from deployments.gateway.schemas import Format, json_schema
 from deployments.gateway.tools import Calls, Id, Tools, calls_of, check_calls, counted, offered
@@ -20,6 +21,13 @@ from deployments.gateway.tools import Calls, Id, Tools, calls_of, check_calls, c
 MOST_MESSAGES = 2048  # as in the API
 MOST_BIASES = 1024
 
+SERVICE_CLASSES: Mapping[str | None, ServiceClass] = {
+    "auto": "default",
+    "default": "default",
+    "flex": "flex",
+    "priority": "priority",
+    "fast": "priority",  # the API's other name
+}
 _STRING, _PARTS = "<string>", "<parts>"
 
 
@@ -98,6 +106,7 @@ class ChatBody(Strict):
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     ignore_eos: bool | None = None
+    service_tier: Annotated[str | None, only("auto", "default", "flex", "priority", "fast")] = None
 
     # Accepted: they change no answer.
     user: str | None = None
@@ -117,7 +126,6 @@ class ChatBody(Strict):
     web_search_options: Nothing = None
     moderation: Nothing = None
     store: Annotated[bool | None, only(False)] = None
-    service_tier: Annotated[Any, only("auto", "default")] = None
     prompt_cache_options: Nothing = None
     prompt_cache_retention: Annotated[Any, only("in_memory")] = None
 
@@ -154,6 +162,7 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
         model=asked.model,
         messages=messages,
         sampling=_sampling(asked, seed, schema, bool(tools)),
+        service_class=SERVICE_CLASSES.get(asked.service_tier),
         tools=tools,
         stream=bool(asked.stream),
         include_usage=bool(options.include_usage),

@@ -150,7 +150,8 @@ class Desk:
             return self._dispatch(waiting, key, free, wants, now_s)
         if choice.index is None:
             return "postpone"  # only the replica that lost it is there
-        verdict = decide(choice, tier.due(offer, None if waiting.before else waiting.asked_s, now_s))
+        asked_s = None if waiting.before else waiting.asked_s
+        verdict = decide(choice, tier.due(offer, asked_s, now_s, waiting.asked.patience))
         if verdict.action == "dispatch":
             return self._dispatch(waiting, key, offer, wants, now_s)
         if verdict.action == "refuse":
@@ -207,13 +208,14 @@ class Desk:
     # --- waiting
 
     def _hold(self, waiting: Waiting, tier: DeskTier[Waiting], now_s: float, action: Action) -> None:
-        wait_s, patience_s = tier.wait_s(waiting.kind[0]), tier.service.patience_s
+        wait_s, patience_s = tier.wait_s(waiting.kind[0]), tier.service.patience_s * waiting.asked.patience
         if tier.replicas and waiting.before is None and wait_s > patience_s:
             reason = f"{wait_s:.1f} s of work wait ahead; patience is {patience_s:g} s"
             self._refuse(waiting, reason, retry_after_s(wait_s, patience_s))
             return
         tier.held.lift(waiting.kind, tier.served_gpu_s)
-        deadline_s = math.inf if waiting.before is not None else waiting.asked_s + tier.service.ttft_s
+        more_s = patience_s - tier.service.patience_s  # whoever may wait longer is due later
+        deadline_s = math.inf if waiting.before is not None else waiting.asked_s + tier.service.ttft_s + more_s
         cost_gpu_s = tier.cost_gpu_s(waiting.prompt_tokens)
         held = Held(waiting, waiting.number, waiting.kind, waiting.prompt_tokens, deadline_s, cost_gpu_s)
         tier.held.push(held, late=action == "postpone")
@@ -259,7 +261,8 @@ class Desk:
         if tier.replicas:
             for held in tier.held.expired(overdue_s(now_s, ttft_s, patience_s, tier.awake_s)):
                 retry_s = retry_after_s(tier.wait_s(held.kind[0]), patience_s)
-                self._refuse(held.item, f"no place in {patience_s:g} s of patience", retry_s)
+                waited_s = patience_s * held.item.asked.patience
+                self._refuse(held.item, f"no place in {waited_s:g} s of patience", retry_s)
             return
         for held in tier.held.expired(overdue_s(now_s, ttft_s, start_s, tier.asleep_s)):
             told = f"tier {tier.key}: no replica started within {start_s:g} s; the operator's log says why"

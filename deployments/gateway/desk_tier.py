@@ -176,12 +176,13 @@ class DeskTier(Generic[T]):
             return None
         return offer._replace(choice=choose(free, offer.ask, offer.service, now_s, False))
 
-    def due(self, offer: Offer, asked_s: float | None, now_s: float) -> Due:
+    def due(self, offer: Offer, asked_s: float | None, now_s: float, patience: float = 1.0) -> Due:
         """Nobody here knows of replicas that start, so none is waited for where there are others.
 
         `asked_s`: None for a request whose replica was lost; it is never refused.
         """
-        patience_s = math.inf if asked_s is None else patience_from_s(self.service.patience_s, asked_s, self.awake_s)
+        own_s = self.service.patience_s * patience
+        patience_s = math.inf if asked_s is None else patience_from_s(own_s, asked_s, self.awake_s)
         return Due(
             now_s=now_s,
             arrived_s=now_s if asked_s is None else asked_s,

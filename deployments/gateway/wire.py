@@ -50,6 +50,7 @@ class ChatStream:
             "object": "chat.completion.chunk",
             "created": chat.created_s,
             "model": served_name(chat.model, label),
+            **_service_class(chat),
         }
         self._head = f"data: {_dumps(head)[:-1]},"
         self._content = f'{self._head}"choices":[{{"index":0,"delta":{{"content":'
@@ -112,9 +113,15 @@ def completion(
         "created": chat.created_s,
         "model": served_name(chat.model, label),
         "choices": [choice],
+        **_service_class(chat),
         "usage": _usage(usage, chat.served),
     }
     return _dumps(body).encode("ascii")
+
+
+def _service_class(chat: Chat) -> dict[str, Any]:
+    """Where one was asked for, that which was given."""
+    return {} if chat.service_class is None else {"service_tier": chat.service_class}
 
 
 def error_body(error: Exception) -> bytes:

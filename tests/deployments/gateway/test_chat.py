@@ -614,6 +614,59 @@ def test_an_answer_is_in_the_ledger_at_the_list_price_and_adds_up_to_the_metrics
     play(scenario)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("plan", "asked", "served", "factor"),
+    [
+        ("all", "auto", "default", 1),
+        ("all", "flex", "flex", 0.5),
+        ("all", "priority", "priority", 2),
+        ("small", "priority", "default", 1),
+        ("all", None, None, 1),
+    ],
+)
+def test_an_answer_says_in_which_class_it_was_served_and_costs_as_much(
+    play: Play, stream: bool, plan: str, asked: str | None, served: str | None, factor: float
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        answer = await stage.ask(stage.plan(plan), stream=stream, service_tier=asked).finished()
+        told = [json.loads(event) for event in events(answer)[:-1]] if stream else [answer.json()]
+        assert {one.get("service_tier") for one in told} == {served}
+        (row,) = ledger(stage)
+        assert row["price_nusd"] == factor * (1000 * row["input_tokens"] + 2000 * 5)
+
+    play(scenario, parts=PLANS)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_may_wait_is_refused_in_the_words_of_the_api_and_breaks_no_promise(play: Play, stream: bool) -> None:
+    async def scenario(stage: Stage) -> None:
+        for asked, code in (("flex", "resource_unavailable"), ("default", "overloaded")):
+            answer = await stage.ask(stream=stream, service_tier=asked).finished()
+            assert (answer.status, error_of(answer)["code"]) == (429, code)
+        page = await stage.page()
+        assert 'moray_promises_total{outcome="missed",tier="mini"} 1.0' in page, "of the second alone"
+
+    play(scenario, Fails(Overloaded("engine: full; less is allowed; come back", retry_after_s=3)))
+
+
+def test_what_may_wait_is_never_spilled(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        place, heard = stage.gateway._courses.desk.place, []
+
+        async def listening(asked: Asked) -> Place:
+            heard.append(asked)
+            placed: Place = await place(asked)
+            return placed
+
+        with patch.object(stage.gateway._courses.desk, "place", listening):
+            await stage.ask(stage.plan("all"), service_tier="flex").finished()
+        (asked,) = heard
+        assert (asked.priority, asked.patience, asked.range.tiers) == (-1, 4, ("mini",))
+
+    play(scenario, parts=PLANS)
+
+
 def test_what_gave_no_token_is_not_in_the_ledger(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         for stream in (True, False):

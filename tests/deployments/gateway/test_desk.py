@@ -81,7 +81,9 @@ class World:
             prefill_us_per_token=100.0,
         )
 
-    def asked(self, *tiers: str, tenant: str = "a", priority: int = 0, prompt: int = 100) -> Asked:
+    def asked(
+        self, *tiers: str, tenant: str = "a", priority: int = 0, prompt: int = 100, patience: float = 1.0
+    ) -> Asked:
         return Asked(
             request_id=str(next(self.numbers)),
             range=Range(tiers or ("pro",), "asked by name", False),
@@ -90,6 +92,7 @@ class World:
             share=1.0,
             prompt_tokens=prompt,
             arrived_s=self.loop.time(),
+            patience=patience,
         )
 
     def ask(self, *tiers: str, **of: Any) -> asyncio.Task[Place]:
@@ -335,6 +338,26 @@ def test_whose_wait_would_outlast_its_patience_is_refused_at_once_but_not_a_high
         assert isinstance(error, Overloaded)
         assert error.retry_after_s >= 1
         assert not high.done()
+        reports.cancel()
+
+    play(scenario, spec(slo=Slo(ttft_s=0.5, tpot_ms=14.5), patience_s=8.0))
+
+
+def test_who_is_more_patient_waits_longer() -> None:
+    async def scenario(world: World) -> None:
+        world.show(one=8)
+        reports = asyncio.ensure_future(every_second(world, one=8))
+        for _ in range(8):
+            world.ask(priority=1)  # they keep every place
+        await settled()
+        usual, patient = world.ask(), world.ask(priority=-1, patience=4.0)
+        began_s = world.loop.time()
+        ended_s: dict[asyncio.Task[Place], float] = {}
+        for task in (usual, patient):
+            task.add_done_callback(lambda task: ended_s.setdefault(task, world.loop.time() - began_s))
+        await asyncio.wait((usual, patient))
+        assert all(isinstance(error_of(task), Overloaded) for task in (usual, patient))
+        assert ended_s[usual] <= 8 < 24 < ended_s[patient] <= 32, "when no place can be there in time, it is told"
         reports.cancel()
 
     play(scenario, spec(slo=Slo(ttft_s=0.5, tpot_ms=14.5), patience_s=8.0))

@@ -43,6 +43,7 @@ SERVED: dict[str, Any] = {
     "tool_choice": "auto",
     "parallel_tool_calls": True,
     "ignore_eos": True,
+    "service_tier": "flex",
 }
 VLLMS = {"ignore_eos"}  # no parameter of the public API, but of all load tools
 HELD = {"type": "json_schema", "json_schema": {"name": "what", "schema": ARGUMENTS}}
@@ -58,7 +59,6 @@ REFUSED: dict[str, Any] = {
     "web_search_options": {},
     "moderation": {"model": "m"},
     "store": True,
-    "service_tier": "priority",
     "n": 2,
     "prompt_cache_options": {"mode": "explicit"},
     "prompt_cache_retention": "24h",
@@ -120,12 +120,25 @@ def test_a_full_request_becomes_a_chat() -> None:
         include_usage=True,
         continuous_usage=True,
         created_s=1_790_000_000,
+        service_class="flex",
         tools=(Tool(name="look_up", description="Looks up.", parameters=json.dumps(ARGUMENTS, separators=(",", ":"))),),
     )
 
 
 def test_a_bare_request_has_the_defaults_and_the_seed_of_the_gateway() -> None:
     assert parse(body()).sampling == Sampling(seed=42)
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [(None, None), ("auto", "default"), ("default", "default"), ("priority", "priority"), ("fast", "priority")],
+)
+def test_a_service_tier_has_the_names_of_the_api(told: str | None, meant: str | None) -> None:
+    assert parse(body(service_tier=told)).service_class == meant
+
+
+def test_a_service_tier_that_is_bought_in_advance_is_not_served() -> None:
+    assert refusal(body(service_tier="scale")).code == "unsupported_parameter"
 
 
 def test_a_seed_of_zero_is_a_seed() -> None:
