@@ -34,6 +34,7 @@ from deployments.gateway.console.routes import Console
 from deployments.gateway.conversations import Conversations
 from deployments.gateway.desk import Desk
 from deployments.gateway.metrics import GatewayMetrics
+from deployments.gateway.objects_wire import keyed
 from deployments.gateway.rescue import Courses
 from deployments.gateway.response_runs import Runs
 from deployments.gateway.responses import Responses
@@ -49,7 +50,7 @@ from deployments.link import Listener
 from deployments.ranks import node_address
 from deployments.stores.files import files_at, files_of
 from deployments.stores.jobs import jobs_of
-from deployments.stores.keys import KeyRecord, keys_of
+from deployments.stores.keys import keys_of
 from deployments.stores.objects import objects_of
 from deployments.stores.storyboards import boards_of
 from deployments.stores.usage import usage_of
@@ -93,10 +94,10 @@ class Gateway:
         self._admin = Admin(lambda: self._family, self._keys, usage_of(family))
         shared = self._courses, self._keys, self._metrics, bookings
         self._chat = ChatCompletions(*shared, clock, Tracer(family))
-        self._runs = Runs(self._chat, objects, self._key)
+        self._runs = Runs(self._chat, objects, keyed(self._keys))
         self._responses = Responses(family.gateway, self._chat, objects, self._runs)
         self._conversations = Conversations(family.gateway, objects)
-        self._batch_runs = BatchRuns(self._courses, self._responses, self._api_files, objects, self._key)
+        self._batch_runs = BatchRuns(self._courses, self._responses, self._api_files, objects, keyed(self._keys))
         self._batches = Batches(family.gateway, self._api_files, objects, self._batch_runs)
         self._videos: Videos | None = None
         if family.video is not None and jobs is not None and boards is not None:
@@ -169,9 +170,6 @@ class Gateway:
             self._videos.add_routes(app, self._keys)
             self._storyboards.add_routes(app, self._keys)
         return app
-
-    def _key(self, key_id: str) -> KeyRecord | None:
-        return next((key for key in self._keys.list() if key.id == key_id and key.revoked_s is None), None)
 
     async def _models(self, request: Request) -> Response:
         authorize(request.scope, self._keys)

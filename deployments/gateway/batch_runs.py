@@ -19,7 +19,7 @@ from pathlib import Path
 from secrets import randbits, token_hex
 from typing import Any
 
-from cluster.errors import InvalidRequest, MorayError, NotFound, Overloaded, Unauthorized, Unavailable
+from cluster.errors import InvalidRequest, MorayError, NotFound, Overloaded, Unavailable
 from cluster.spare import spare, wakes
 from deployments.gateway.api_files import ApiFiles, Named
 from deployments.gateway.batch_lines import Fault, Line, answered, body_of, lines_of, refused, spent, unasked
@@ -233,9 +233,7 @@ class BatchRuns:
     async def _line(self, batch: Batch, tier: str | None, line: Line) -> None:
         request_id, name = f"{batch.row.id}-{line.number}", _name(batch, line)
         try:
-            record = self._key_of(batch.row.owner)
-            if record is None:
-                raise Unauthorized("authorization: the key is revoked or has expired; ask with a valid one")
+            record = await self._key_of(batch.row.owner, batch.told["endpoint"])
             text = await asyncio.to_thread(_text, batch.folder / "in", line)
             body = await self._asked(record, batch.told["endpoint"], body_of(text), request_id)
             label, told = "completed", answered(name, line.custom_id, request_id, body)

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Response
@@ -10,8 +11,10 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 from starlette.types import Scope
 
-from cluster.errors import NotFound
+from cluster import access
+from cluster.errors import NotFound, Unauthorized
 from deployments.gateway.body import Strict, refusal
+from deployments.stores.key_rows import KeyRows
 from deployments.stores.keys import KeyRecord
 from deployments.stores.objects import Kind, Object, Objects, Order, Page
 from deployments.stores.threads import in_thread
@@ -19,7 +22,7 @@ from deployments.stores.threads import in_thread
 DAY_S = 86_400
 MONTH_S = 30 * DAY_S
 Who = Callable[[Scope], KeyRecord]  # the key that a request carries, which may ask for its route
-KeyOf = Callable[[str], KeyRecord | None]  # by its id; None where it may ask no more
+KeyOf = Callable[[str, str], Awaitable[KeyRecord]]  # by its id, for a path, as it stands when it is asked
 _ID = r"^[A-Za-z0-9_.-]{1,80}$"
 _B = TypeVar("_B", bound=Strict)
 
@@ -57,6 +60,20 @@ def parsed(kind: type[_B], fields: Mapping[str, Any]) -> _B:
     except ValidationError as error:
         # Not chained: it prints its input.
         raise refusal(error, kind.model_fields, kind.model_fields.keys()) from None
+
+
+def keyed(keys: KeyRows, now_s: Callable[[], float] = time.time) -> KeyOf:
+    """For what nobody holds a connection for. Its answer raises Unauthorized, Forbidden, Unavailable."""
+
+    async def key_of(key_id: str, path: str) -> KeyRecord:
+        record = await in_thread(keys.get, key_id)
+        if record is None or record.revoked_s is not None:
+            raise Unauthorized("authorization: the API key is revoked; a valid one is allowed; ask with it")
+        if (refused := access.refusal(record, path, now_s())) is not None:
+            raise refused
+        return record
+
+    return key_of
 
 
 async def found(objects: Objects, owner: str, kind: Kind, object_id: str) -> Object:

@@ -18,7 +18,7 @@ from typing import Any
 
 from starlette.types import Message, Scope
 
-from cluster.errors import EngineFailed, MorayError, Overloaded, Unauthorized, Unavailable
+from cluster.errors import EngineFailed, MorayError, Overloaded, Unavailable
 from deployments.gateway.asgi import REQUEST_ID
 from deployments.gateway.chat import ChatCompletions, Given
 from deployments.gateway.objects_wire import KeyOf
@@ -43,7 +43,7 @@ class _LostError(Exception):
 
 
 class Runs:
-    """On one event loop. `key_of`: the key of an owner, None where it may ask no more. `now_s`: Unix seconds."""
+    """On one event loop. `key_of`: the key of an owner. `now_s`: Unix seconds."""
 
     def __init__(
         self, chat: ChatCompletions, objects: Objects, key_of: KeyOf, now_s: Callable[[], float] = time.time
@@ -123,9 +123,7 @@ class Runs:
 
     async def _attempt(self, run: "_Run") -> None:
         await run.begin()
-        record = self._key_of(run.row.owner)
-        if record is None:
-            raise Unauthorized("authorization: the key is revoked or has expired; a valid one is allowed; ask with it")
+        record = await self._key_of(run.row.owner, PATH)
         scope = scope_of(run.row.id, PATH, run.state.headers)
         state = run.state
         assert state.chat is not None

@@ -17,6 +17,7 @@ from deployments import seen
 from deployments.gateway import batch_runs
 from deployments.gateway.batch_lines import lines_of
 from deployments.gateway.objects_wire import DAY_S
+from deployments.stores.keys import KEYS_FILE, KeyStore
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -188,6 +189,31 @@ async def test_what_a_busy_or_failing_tier_did_not_answer_is_asked_again(here: S
     replies.error = StartTimeout("tier mini: none started")
     done = await over(here.client, await begin(here.client, line("c")))
     assert (await told(here.client, done.error_file_id))["c"]["response"]["status_code"] == 503
+
+
+@pytest.mark.parametrize(
+    ("change", "back", "status"),
+    [
+        ("revoked_s = 1", "revoked_s = NULL", 401),
+        ("expires_s = 1", "expires_s = NULL", 401),
+        ("scopes = 'files'", "scopes = 'chat files'", 403),
+    ],
+)
+async def test_a_line_runs_only_while_its_key_may_ask(
+    here: Served, replies: Replies, change: str, back: str, status: int
+) -> None:
+    objects, keys = here.gateway._responses._objects, KeyStore(here.folder / KEYS_FILE)
+    here.gateway._batching.cancel()
+    made = await begin(here.client, line("a"))
+    keys._run(f"UPDATE keys SET {change}", ())
+    here.gateway._batching = asyncio.create_task(here.gateway._batch_runs.run())
+    async with asyncio.timeout(20):
+        while objects.unfinished(here.owner, "batch"):
+            await asyncio.sleep(0.01)
+    keys._run(f"UPDATE keys SET {back}", ())
+    done = await here.client.batches.retrieve(made.id)
+    assert (await told(here.client, done.error_file_id))["a"]["response"]["status_code"] == status
+    assert replies.asked == []
 
 
 async def test_another_gateway_goes_on_and_runs_no_answered_line_twice(tmp_path: Path) -> None:

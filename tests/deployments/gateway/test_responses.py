@@ -320,10 +320,13 @@ async def test_a_replica_that_fails_is_asked_again_and_a_wrong_prompt_is_not(her
     assert (told.status, told.error.code) == ("failed", "invalid_prompt")
 
 
-async def test_what_a_revoked_key_left_in_the_background_fails(here: Served, replies: Replies) -> None:
+@pytest.mark.parametrize("change", ["revoked_s = 1", "expires_s = 1", "scopes = 'files'"])
+async def test_what_a_key_left_in_the_background_fails_where_it_may_ask_no_more(
+    here: Served, replies: Replies, change: str
+) -> None:
     here.gateway._answering.cancel()
     made = await ask(here.client, background=True)
-    KeyStore(here.folder / KEYS_FILE).revoke(here.owner, 1.0)
+    KeyStore(here.folder / KEYS_FILE)._run(f"UPDATE keys SET {change}", ())
     here.gateway._answering = asyncio.create_task(here.gateway._runs.run())
     state = here.gateway._responses._objects
     async with asyncio.timeout(20):
