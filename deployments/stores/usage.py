@@ -8,7 +8,7 @@ import fcntl
 import os
 import sqlite3
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,10 @@ LAYOUT = Layout(
     lock=7_205_759_405,
     path="accounts.database",
 )
-OPENED = f"INSERT INTO usage_open ({', '.join(EVENT)}, gateway) VALUES ({', '.join('?' * (len(EVENT) + 1))})"
+OPENED = (
+    f"INSERT INTO usage_open ({', '.join(EVENT)}, gateway) VALUES ({', '.join('?' * (len(EVENT) + 1))}) "
+    "ON CONFLICT DO NOTHING"  # a commit that was made, and not heard of, is made again
+)
 SETTLED = f"INSERT INTO usage_events ({', '.join(EVENT)}) VALUES ({', '.join('?' * len(EVENT))}) ON CONFLICT DO NOTHING"
 
 
@@ -132,9 +135,11 @@ class SqliteUsage(UsageRows):
         fcntl.flock(lock, fcntl.LOCK_EX)
         self._locks.append(weakref.finalize(self, os.close, lock))
 
-    def commit(self, gateway: str, opened: Sequence[Usage], settled: Sequence[Usage]) -> None:
-        """All of it at once: a request that is settled is open no more."""
-        done = {event.id for event in settled}
+    def commit(
+        self, gateway: str, opened: Sequence[Usage], settled: Sequence[Usage], forgotten: Collection[str] = ()
+    ) -> None:
+        """All of it at once: a request that is settled, or used nothing and is forgotten, is open no more."""
+        done = {event.id for event in settled}.union(forgotten)
         with self._file.transaction() as connection:
             still = [(*_row(event), gateway) for event in opened if event.id not in done]
             connection.executemany(OPENED, still)
@@ -167,11 +172,6 @@ class SqliteUsage(UsageRows):
             connection.execute("INSERT INTO usage_shipped VALUES (?)", (edge,))
             connection.execute("DELETE FROM usage_shipped WHERE seq < (SELECT max(seq) FROM usage_shipped)")
             connection.execute("DELETE FROM usage_events WHERE seq <= ?", (edge,))
-
-    def forget(self, ids: Sequence[str]) -> None:
-        """Open requests that used nothing."""
-        with self._file.transaction() as connection:
-            connection.executemany("DELETE FROM usage_open WHERE id = ?", [(each,) for each in ids])
 
     def sync(self) -> None:
         """What was committed reaches the disk."""

@@ -17,10 +17,11 @@ import contextlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 
-from cluster.errors import ConfigurationError, Unavailable
+from cluster.errors import Unavailable
 from cluster.usage import Usage
 from deployments.stores.usage import SqliteUsage
 from deployments.stores.usage_rows import UsageRows
@@ -49,10 +50,10 @@ class Journal:
         self.refused = 0  # events that found no room in memory; the log has them
         self._opened: list[Usage] = []
         self._settled: list[Usage] = []
-        self._forgotten: list[str] = []
+        self._forgotten: set[str] = set()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         store.live(gateway)
         written(store.lost())
@@ -65,9 +66,9 @@ class Journal:
 
     def close(self) -> None:
         """Writes what waits, and ends."""
+        self._closed.set()
         with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+            self._changed.notify()
         for thread in self._threads:
             thread.join()
         with contextlib.suppress(Unavailable):
@@ -88,7 +89,8 @@ class Journal:
     def forget(self, event_id: str) -> None:
         """It used nothing."""
         with self._changed:
-            self._forgotten.append(event_id)
+            if len(self._forgotten) < MOST_WAITING:
+                self._forgotten.add(event_id)
             self._changed.notify()
 
     def put(self, event: Usage) -> None:
@@ -113,21 +115,21 @@ class Journal:
                 await written
 
     def flush(self) -> None:
-        """Commits what waits. Raises Unavailable; all of it waits on, then."""
+        """Commits what waits. Raises Unavailable; all of it waits on, then, but for who waited WAIT_S."""
         with self._changed:
             opened, self._opened = self._opened, []
             settled, self._settled = self._settled, []
-            gone, self._forgotten = self._forgotten, []
+            gone, self._forgotten = self._forgotten, set()
             waiters, self._waiters = self._waiters, []
         if not (opened or settled or gone):
             return
         try:
-            self._store.commit(self._gateway, opened, settled)
-            self._store.forget(gone)
-        except Unavailable:
+            self._store.commit(self._gateway, opened, settled, gone)
+        except Exception:
             with self._changed:
                 self._opened, self._settled = opened + self._opened, settled + self._settled
-                self._forgotten, self._waiters = gone + self._forgotten, waiters + self._waiters
+                self._forgotten |= gone
+                self._waiters = [each for each in waiters if not each[1].done()] + self._waiters
             raise
         for loop, written in waiters:
             with contextlib.suppress(RuntimeError):  # a loop that is closed waits for nothing
@@ -136,40 +138,40 @@ class Journal:
             self._written(tuple(settled))
 
     def _write(self) -> None:
-        while not self._closed:
+        """Syncs every SYNC_S, however much there is to commit."""
+        due_s = time.monotonic()
+        while not self._closed.is_set():
             with self._changed:
                 if not (self._opened or self._settled or self._forgotten):
-                    self._changed.wait(SYNC_S)
-                    idle = not (self._opened or self._settled or self._forgotten)
-                else:
-                    idle = False
+                    self._changed.wait(max(0.0, due_s - time.monotonic()))
             try:
-                self._store.sync() if idle else self.flush()
+                self.flush()
+                if time.monotonic() >= due_s:
+                    due_s = time.monotonic() + SYNC_S
+                    self._store.sync()
             except Exception as failure:  # nothing may end this thread; it tries again
                 self._failed(failure)
 
     def _ship(self) -> None:
         assert self._remote is not None
         while True:
-            closed = self._closed
+            closed = self._closed.is_set()
             try:
                 edge, events = self._store.unshipped(SHIPPED_AT_ONCE)
                 if events:
                     self._remote.add(events)
                     self._store.shipped(edge)
                     continue
-            except (Unavailable, ConfigurationError) as failure:
+            except Exception as failure:  # as above
                 self._failed(failure)
             if closed:
                 return
-            with self._changed:
-                self._changed.wait(AGAIN_S)
+            self._closed.wait(AGAIN_S)
 
     def _failed(self, failure: Exception) -> None:
         self.failures += 1
         log.warning("usage: %s; tried again", failure)
-        with self._changed:
-            self._changed.wait(AGAIN_S)
+        self._closed.wait(AGAIN_S)  # requests that come meanwhile hurry nothing
 
 
 def _done(written: asyncio.Future[None]) -> None:

@@ -1,11 +1,12 @@
 """What the ledger of usage promises, on SQLite and on a real PostgreSQL, and by a process that is killed."""
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from usage_events import OpenUsage, event
 
 from cluster.errors import Unavailable
 from cluster.usage import Held, Usage
+from deployments.stores import usage_journal
 from deployments.stores.usage import PostgresUsage, SqliteUsage
 from deployments.stores.usage_journal import Journal
 from deployments.stores.usage_rows import BATCH, UsageRows
@@ -152,6 +154,104 @@ async def test_an_event_is_on_disk_when_settle_returns_and_its_request_is_open_n
     finally:
         journal.close()
     assert len(heard) == 50
+
+
+async def test_an_event_is_written_at_once_beside_what_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("SYNC_S", 600.0), ("AGAIN_S", 600.0), ("WAIT_S", 5.0)):
+        monkeypatch.setattr(usage_journal, name, seconds)
+    path, remote = tmp_path / "usage.sqlite", SqliteUsage(tmp_path / "remote.sqlite")
+    journal = Journal(SqliteUsage(path), "gateway_a", remote)
+    journal.start()
+    try:
+        for number in range(5):
+            await journal.settle(event(number))
+            assert journal.pending == 0
+    finally:
+        journal.close()
+    assert len(ids(remote)) == 5
+    remote.close()
+
+
+class Unheard(SqliteUsage):
+    """What it commits, nobody hears of at first."""
+
+    failure: Exception | None = None
+
+    def commit(
+        self, gateway: str, opened: Sequence[Usage], settled: Sequence[Usage], forgotten: Collection[str] = ()
+    ) -> None:
+        super().commit(gateway, opened, settled, forgotten)
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+
+@pytest.mark.parametrize("failure", [Unavailable("usage: it hangs; one that answers is allowed"), RuntimeError("any")])
+def test_a_commit_that_nobody_heard_of_is_made_again_and_counts_once(tmp_path: Path, failure: Exception) -> None:
+    store, heard = Unheard(tmp_path / "usage.sqlite"), list[Usage]()
+    journal, free = Journal(store, "gateway_a", written=heard.extend), event(0, code="lost", price_nusd=0)
+    for name in ("stays", "settled", "forgotten"):
+        journal.open(replace(free, id=name))
+    journal.put(event(1, code="ok"))
+    journal.put(replace(event(2), id="settled"))
+    journal.forget("forgotten")
+    store.failure = failure
+    with pytest.raises(type(failure)):
+        journal.flush()
+    assert journal.pending == 2
+    journal.flush()
+    assert (journal.pending, len(heard), sorted(ids(store))) == (0, 2, [event(1).id, "settled"])
+    assert store._run("SELECT id FROM usage_open", ()) == [("stays",)]
+    store.close()
+
+
+async def test_who_waits_no_more_is_not_kept_while_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_journal, "WAIT_S", 0.0)
+    store = Unheard(tmp_path / "usage.sqlite")
+    journal = Journal(store, "gateway_a")
+    await journal.settle(event(1))
+    store.failure = Unavailable("usage: it hangs; one that answers is allowed; try again soon")
+    with pytest.raises(Unavailable):
+        journal.flush()
+    assert (journal.pending, journal._waiters) == (1, [])
+    store.close()
+
+
+class Busy(SqliteUsage):
+    """Whenever it commits there is more to commit."""
+
+    more: Callable[[], None] = staticmethod(lambda: None)
+    synced = 0
+
+    def commit(
+        self, gateway: str, opened: Sequence[Usage], settled: Sequence[Usage], forgotten: Collection[str] = ()
+    ) -> None:
+        super().commit(gateway, opened, settled, forgotten)
+        self.more()
+
+    def sync(self) -> None:
+        super().sync()
+        self.synced += 1
+
+
+def test_what_was_committed_reaches_the_disk_however_busy_the_gateway_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_journal, "SYNC_S", 0.01)
+    store, numbers = Busy(tmp_path / "usage.sqlite"), itertools.count()
+    journal = Journal(store, "gateway_a")
+    store.more = lambda: journal.put(event(next(numbers)))
+    store.more()
+    journal.start()
+    try:
+        eventually(lambda: store.synced > 2, SOON_S, "synced")
+    finally:
+        journal.close()
+    store.close()
 
 
 def test_requests_of_a_gateway_that_lives_stay_open_and_those_of_a_dead_one_are_lost_at_no_charge(
