@@ -191,6 +191,17 @@ class Family(Closed):
         return self
 
     @model_validator(mode="after")
+    def shared_objects(self) -> Self:
+        gateway, machines = self.gateway, sum(cell.count for cell in self.cells)
+        if gateway.replicas > 1 and machines > 1 and not (gateway.database and gateway.files):
+            raise ValueError(
+                f"gateway.replicas is {gateway.replicas} on {machines} cells; 1 is allowed while files, responses, "
+                "conversations and batches are in the state folder of one machine; set it to 1, or name "
+                "gateway.database and gateway.files"
+            )
+        return self
+
+    @model_validator(mode="after")
     def known_tiers(self) -> Self:
         named = [(f"plans.{key}.tiers", tier) for key, plan in self.plans.items() for tier in plan.tiers]
         if self.auto:

@@ -235,6 +235,17 @@ def test_several_gateways_may_serve_video_from_a_database_and_files_that_they_sh
     assert parse(yaml.safe_dump(raw), "mine.yaml").gateway.replicas == 2
 
 
+@pytest.mark.parametrize("missing", ["database", "files"])
+def test_gateways_on_several_machines_keep_files_and_objects_where_all_of_them_look(missing: str) -> None:
+    raw = yaml.safe_load(changed("video", None))
+    raw["cells"], raw["plans"] = [{"name": "node", "count": 2, "gpus": 8}], {}
+    raw["gateway"] |= {"replicas": 2, "database": "postgresql://moray@db/moray", "files": "s3://bucket/files"}
+    assert parse(yaml.safe_dump(raw), "mine.yaml").gateway.replicas == 2
+    del raw["gateway"][missing]
+    with pytest.raises(ConfigurationError, match="on 2 cells; 1 is allowed while files, responses, conversations and"):
+        parse(yaml.safe_dump(raw), "mine.yaml")
+
+
 def test_a_missing_file_names_the_families_that_ship() -> None:
     with pytest.raises(ConfigurationError, match="give a family file, or one that ships: h200, laptop"):
         load("desktop")

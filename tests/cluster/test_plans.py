@@ -83,7 +83,11 @@ def test_a_day_that_holds_no_whole_video_is_refused_where_there_is_video() -> No
     assert family({"video_seconds_per_day": 1}, video=None).plans["mine"].video_seconds_per_day == 1
 
 
-SHARED = {"gateway": {"replicas": 2}, "cells": [{"name": "node", "count": 2, "gpus": 8}], "video": None}
+SHARED = {
+    "gateway": {"replicas": 2, "database": "postgresql://moray@db/moray", "files": "s3://bucket/files"},
+    "cells": [{"name": "node", "count": 2, "gpus": 8}],
+    "video": None,
+}
 
 
 def test_gateways_on_several_machines_count_limits_in_one_store() -> None:
