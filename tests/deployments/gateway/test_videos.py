@@ -271,7 +271,7 @@ async def test_form_fields_and_json_ask_for_the_same(tmp_path: Path) -> None:
 async def test_a_wrong_body_is_refused_and_leaves_no_job(
     tmp_path: Path, body: bytes, kind: str, refusal: tuple[int, str]
 ) -> None:
-    async with served(tmp_path) as client:
+    async with served(tmp_path, max_input_bytes=1_000_000) as client:
         assert code(await client.send("POST", body=body, content_type=kind)) == refusal
         assert (await client.send("GET")).json()["data"] == []
 
