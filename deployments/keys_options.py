@@ -54,7 +54,9 @@ def add_arguments(keys: argparse.ArgumentParser) -> None:
     revoke.add_argument("key", help=WHICH)
     log = verbs.add_parser("log", help="who changed keys")
     log.description, log.epilog = LOG, "example:\n  moray keys log --last 20\n"
-    log.add_argument("--last", type=int, default=100, metavar="N", help="so many acts, 1 or more; default: %(default)s")
+    log.add_argument(
+        "--last", type=int, default=100, metavar="N", help="so many acts, 1 to 100000; default: %(default)s"
+    )
     for each in verbs.choices.values():
         each.add_argument("--json", action="store_true", help="JSON instead of tables")
         each.set_defaults(run=_keys)

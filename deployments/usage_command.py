@@ -20,6 +20,7 @@ from deployments.stores.usage import usage_of
 from deployments.usage_options import BY
 
 DAY_S = 86_400
+MOST_DAYS = 3660
 COLUMNS: dict[str, By] = {
     "key": "key_id",
     "project": "project",
@@ -43,8 +44,8 @@ SHOWN = {  # what a terminal has room for, and how it is headed there
 
 def usage(family: Family, arguments: argparse.Namespace, console: Console) -> int:
     names = _names(arguments.by)
-    if arguments.days < 1:
-        raise ConfigurationError(f"--days: {arguments.days}; 1 or more is allowed; mend it")
+    if not 1 <= arguments.days <= MOST_DAYS:
+        raise ConfigurationError(f"--days: {arguments.days}; 1 to {MOST_DAYS} is allowed; mend it")
     only: list[tuple[By, Sequence[str]]] = [("key_id", (arguments.key,))] if arguments.key else []
     only += [("org", (arguments.org,))] if arguments.org else []
     end_s = (int(time.time()) // DAY_S + 1) * DAY_S

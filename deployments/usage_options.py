@@ -22,7 +22,7 @@ BY = ("key", "project", "org", "tier", "asked", "model", "kind", "code")
 
 def add_arguments(usage: argparse.ArgumentParser) -> None:
     usage.description, usage.epilog = WHAT, EXAMPLES
-    usage.add_argument("--days", type=int, default=7, metavar="N", help="1 or more, today too; default: %(default)s")
+    usage.add_argument("--days", type=int, default=7, metavar="N", help="1 to 3660, today too; default: %(default)s")
     usage.add_argument(
         "--by",
         default="org",

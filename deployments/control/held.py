@@ -19,7 +19,8 @@ class HeldUse:
         self._run, self._open = run, store
         self._store: UsageRows | None = None
         self._thread = ThreadPoolExecutor(1, "moray-held")
-        self._written: dict[str, float] = {}
+        self._counted: dict[str, float] = {}
+        self._waiting: tuple[Held, ...] = ()
         self._next_s = 0.0
 
     def hear(self, gpu_s: Mapping[str, float], usd_per_gpu_hour: float, now_s: float) -> None:
@@ -29,22 +30,26 @@ class HeldUse:
             self._thread.submit(self.write, dict(gpu_s), usd_per_gpu_hour, int(now_s))
 
     def write(self, gpu_s: Mapping[str, float], usd_per_gpu_hour: float, at_s: int) -> None:
-        """What has grown since it was written last. What cannot be written is written the next time."""
-        held = tuple(
+        """What has grown since the last time. What cannot be written is written the next time, by the same ids:
+
+        it may be there already.
+        """
+        self._waiting += tuple(
             Held(
                 id=f"{self._run}/{tier}/{at_s}",
                 at_s=at_s,
                 tier=tier,
-                gpu_s=total - self._written.get(tier, 0.0),
+                gpu_s=total - self._counted.get(tier, 0.0),
                 usd_per_gpu_hour=usd_per_gpu_hour,
             )
             for tier, total in gpu_s.items()
-            if total > self._written.get(tier, 0.0)
+            if total > self._counted.get(tier, 0.0)
         )
+        self._counted |= gpu_s
         try:
             self._store = self._store or self._open()
-            self._store.hold(held)
+            self._store.hold(self._waiting)
         except MorayError as failure:
             log.warning("usage: %s; tried again", failure.message)
             return
-        self._written |= gpu_s
+        self._waiting = ()

@@ -14,6 +14,11 @@ from cluster.usage import ADDED, BYS, HOUR_S, By, Held, Sum, Usage, costs, repor
 EVENT = tuple(each.name for each in fields(Usage))
 HELD = tuple(each.name for each in fields(Held))
 SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in ADDED if name != "events")
+# One row of an hour, not of a minute: any key may ask for a month.
+HELD_SUMS = (
+    f"SELECT at_s / {HOUR_S} * {HOUR_S} AS start_s, tier, usd_per_gpu_hour, sum(gpu_s) FROM usage_held "
+    "WHERE at_s >= ? AND at_s < ? GROUP BY start_s, tier, usd_per_gpu_hour"
+)
 BATCH = 200  # rows of one statement; SQLite binds 32,766 values at most
 
 
@@ -52,10 +57,8 @@ class UsageRows(abc.ABC):
         width_s = min(bucket_s, HOUR_S)
         first_s, last_s = start_s // HOUR_S * HOUR_S, -(-end_s // HOUR_S) * HOUR_S  # costs are those of whole hours
         held = [
-            Held(**dict(zip(HELD, row, strict=True)))
-            for row in self._run(
-                f"SELECT {', '.join(HELD)} FROM usage_held WHERE at_s >= ? AND at_s < ?", (first_s, last_s)
-            )
+            Held(id="", at_s=int(at_s), tier=tier, gpu_s=gpu_s, usd_per_gpu_hour=usd_per_gpu_hour)
+            for at_s, tier, usd_per_gpu_hour, gpu_s in self._run(HELD_SUMS, (first_s, last_s))
         ]
         rates = costs(self._sums(first_s, last_s, HOUR_S, ("tier_served",)), held)
         return report(self._sums(start_s, end_s, width_s, ("tier_served", *by), only), rates, bucket_s)
