@@ -123,7 +123,20 @@ def known_plan(family: Family, plan: str | None, where: str) -> str | None:
 
 def plans(family: Family, arguments: argparse.Namespace, console: Console) -> int:
     rows = [{"plan": name} | plan.model_dump(mode="json") for name, plan in family.plans.items()]
-    _show(rows, ("plan", *Plan.model_fields), arguments.json, console)
+    if arguments.json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return 0
+    table = Table(
+        Column("", no_wrap=True),
+        *(Column(name, min_width=len(name), overflow="fold") for name in family.plans),
+        box=SIMPLE,
+        padding=0,
+    )
+    for field in Plan.model_fields:  # more of them than a terminal has room for beside each other
+        cells = [_cell(row, field) for row in rows]
+        if any(cells):
+            table.add_row(field, *map(Text, cells))
+    console.print(table, crop=False)  # a figure that is cut is another one
     return 0
 
 

@@ -71,8 +71,8 @@ TENANTS = Board(
                 Panel(
                     title="Spent per hour",
                     says="Billed tokens that the chosen tier served, at the prices above. They are yours to enter, as "
-                    "series hold no prices; what was spilled is charged at the price of the tier asked, and videos "
-                    "by the second: exact is `moray usage`.",
+                    "series hold no prices; what was spilled is charged at the price of the tier asked, another class "
+                    "of service has its factor, and videos go by the second: exact is `moray usage`.",
                     unit="currencyUSD",
                     queries=(by("tier", f"3600 * {_usd('rate', RATE)}"),),
                 ),
