@@ -14,6 +14,7 @@ from cluster.checkpoint import GIB, Shape, faults, shape
 from cluster.engines import Closed
 from cluster.errors import CheckpointError, ConfigurationError
 from cluster.plans import LimitStore, Plan, ServiceClasses, unmet
+from cluster.request import Effort
 from cluster.strict_yaml import mapping
 from cluster.tier import ColdStart, Name, Price, Replicas, Slo, Specialist, StepCost, Tier
 from cluster.video import Video, VideoCost, VideoPrice, VideoSlo, taken_by
@@ -118,7 +119,8 @@ class Accounts(Closed):
 class Auto(Closed):
     """Names that ask for no tier: a hint to a specialist names the tier, otherwise the default.
 
-    Prompts of `long_prompt_tokens` and more lift the choice to `long` at least, tools to `tools`.
+    Prompts of `long_prompt_tokens` and more lift the choice to `long` at least, tools to `tools`. No tier reasons apart
+    from its answer, so more `reasoning_effort` is a better tier: that of the highest of `efforts` up to the one asked.
     """
 
     names: tuple[Name, ...] = Field(min_length=1)
@@ -127,6 +129,7 @@ class Auto(Closed):
     long_prompt_tokens: PositiveInt
     tools: Name | None = None
     hints: dict[Specialist, Name] = Field(default={})
+    efforts: dict[Effort, Name] = Field(default={})
     price: Price | None = None
 
     def named(self) -> Iterator[tuple[str, str]]:
@@ -137,6 +140,8 @@ class Auto(Closed):
             yield "tools", self.tools
         for specialist, tier in self.hints.items():
             yield f"hints.{specialist}", tier
+        for effort, tier in self.efforts.items():
+            yield f"efforts.{effort}", tier
 
 
 class Family(Closed):
@@ -248,7 +253,8 @@ class Family(Closed):
                 raise ValueError(
                     f"auto.hints.{specialist} names {key!r}, which has no such specialist; name a tier that has it"
                 )
-        for rule, key in (("long", auto.long), ("tools", auto.tools or auto.default)):
+        efforts = ((f"efforts.{effort}", key) for effort, key in auto.efforts.items())
+        for rule, key in (("long", auto.long), ("tools", auto.tools or auto.default), *efforts):
             if self.tiers[key].quality < self.tiers[auto.default].quality:
                 raise ValueError(
                     f"auto.{rule} names {key!r}, which is below auto.default {auto.default!r} in quality and would "

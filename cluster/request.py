@@ -5,6 +5,7 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 ServiceClass = Literal["default", "flex", "priority"]
+Effort = Literal["medium", "high", "xhigh", "max"]  # rising
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ class Chat:
     has from a lost replica; the answer goes on behind them, and counts them. `domain`: the specialist that a hint or a
     persona names, "" where neither does. Higher `priority` goes first. `tools`: those the model may call, none or some.
     `service_class`: asked for, and once the gateway knows its plan, served; None where the caller named none.
-    `traced`: whether its spans are exported.
+    `effort`: of reasoning, where more than little is asked. `traced`: whether its spans are exported.
     """
 
     request_id: str
@@ -107,6 +108,7 @@ class Chat:
     domain: str = ""
     priority: int = 0
     service_class: ServiceClass | None = None
+    effort: Effort | None = None
     tools: tuple[Tool, ...] = ()
     traced: bool = False
 

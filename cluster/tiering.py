@@ -1,9 +1,9 @@
 """Which tier serves a request, and which others may when that one saturates. Every answer says why.
 
 A name of a tier is that tier or an error. A plain name is chosen for: its rules give a wanted quality (a hint or the
-default, lifted by long prompts and tools), and the nearest tier takes it among those of the plan that hold the prompt,
-under the price ceiling and not below the request's floor. So a longer prompt never gets a lower quality, unless the
-better tier cannot hold it.
+default, lifted by long prompts, tools and effort), and the nearest tier takes it among those of the plan that hold the
+prompt, under the price ceiling and not below the request's floor. So a longer prompt never gets a lower quality, unless
+the better tier cannot hold it.
 
 Others follow by distance in quality, the upper one first at equal distance: a better answer breaks no expectation, a
 lesser one does. None is below the request's floor, nor below the plan's where it is below the first tier; an upper one
@@ -14,10 +14,12 @@ A deferrable tier keeps no promise that another could take over: it serves who n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from cluster.errors import ContextTooLong, InvalidRequest, NotFound, NotInPlan
 from cluster.family import Auto, Family, Plan, Specialist, Tier
 from cluster.loads import Choice
+from cluster.request import Effort
 
 SPILLED_PACE = 0.8  # of the pace asked for that a step of the other tier may take, chunks of prompts left out
 
@@ -27,7 +29,7 @@ class Wish:
     """What a request asks. `floor`: the lowest tier that may serve it. The ceiling is on the output price of a tier.
 
     `tools`, `structured`, `forced`: only a tier whose engine can may serve it, asked by name or chosen. `forced` is the
-    parameter that holds calls to a form.
+    parameter that holds calls to a form. `effort` is for plain names: no tier reasons more or less than it does.
     """
 
     model: str
@@ -36,6 +38,7 @@ class Wish:
     structured: bool = False
     forced: str | None = None
     hint: Specialist | None = None
+    effort: Effort | None = None
     ceiling_usd_per_mtok: float | None = None
     floor: str | None = None
 
@@ -105,6 +108,8 @@ def _check(wish: Wish, asked: str, plan: Plan | None, family: Family) -> None:
             "lower the floor, or ask a higher tier",
             param="floor",
         )
+    if wish.effort is not None:
+        raise _effortless(wish, f"tier {asked}", family)
     if not _able(wish, tiers[asked]):
         raise _unable(wish, (asked,), family)
     if not _holds(wish, asked, family):
@@ -142,11 +147,15 @@ def _chosen(wish: Wish, auto: Auto, plan: Plan | None, family: Family) -> tuple[
 
 
 def _wanted(wish: Wish, auto: Auto, family: Family) -> tuple[str, str]:
-    """The tier that the rules name, and the rule that decided. Tools and length only ever lift the quality."""
+    """The tier that the rules name, and the rule that decided. Effort, tools and length only ever lift the quality."""
     wanted, reason = auto.default, "default"
     if wish.hint is not None and wish.hint in auto.hints:
         wanted, reason = auto.hints[wish.hint], f"hint {wish.hint}"
+    effort = _of_effort(wish, auto)
+    if wish.effort is not None and effort is None:
+        raise _effortless(wish, wish.model, family)
     rules = (
+        (effort, f"effort {wish.effort}"),
         (auto.tools if wish.tools else None, "tools"),
         (auto.long if wish.prompt_tokens >= auto.long_prompt_tokens else None, "long prompt"),
     )
@@ -154,6 +163,13 @@ def _wanted(wish: Wish, auto: Auto, family: Family) -> tuple[str, str]:
         if tier is not None and family.tiers[tier].quality > family.tiers[wanted].quality:
             wanted, reason = tier, why
     return wanted, reason
+
+
+def _of_effort(wish: Wish, auto: Auto) -> str | None:
+    """The tier of the highest effort up to the one asked that the rules know."""
+    rising = get_args(Effort)
+    upto = rising[: rising.index(wish.effort) + 1] if wish.effort is not None else ()
+    return next((auto.efforts[effort] for effort in reversed(upto) if effort in auto.efforts), None)
 
 
 def _others(wish: Wish, first: str, plan: Plan | None, family: Family) -> list[str]:
@@ -231,6 +247,17 @@ def _unable(wish: Wish, keys: Sequence[str], family: Family) -> InvalidRequest:
     return InvalidRequest(
         f"{param}: given; tiers that serve {what} are {', '.join(able) or 'none'}, not {', '.join(keys)}; {mend}",
         param=param,
+    )
+
+
+def _effortless(wish: Wish, where: str, family: Family) -> InvalidRequest:
+    names = family.auto.names if family.auto and _of_effort(wish, family.auto) else ()
+    mend = f"name {' or '.join(names)}, which takes a better tier for it, or leave it out" if names else "leave it out"
+    return InvalidRequest(
+        f"reasoning_effort: given {wish.effort!r}; {where} does not reason apart from its answer, none, minimal and "
+        f"low are allowed; {mend}",
+        param="reasoning_effort",
+        code="unsupported_parameter",
     )
 
 

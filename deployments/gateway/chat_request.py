@@ -8,12 +8,12 @@ and numbers; a second, plain pass over valid bodies refuses a key given twice, o
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from cluster.errors import InvalidRequest
-from cluster.request import Chat, Message, Sampling, ServiceClass
+from cluster.request import Chat, Effort, Message, Sampling, ServiceClass
 from deployments.gateway.body import UNSUPPORTED, Strict, bound_structure, distinct, only, refusal
 from deployments.gateway.schemas import Format, json_schema
 from deployments.gateway.tools import Calls, Id, Tools, calls_of, check_calls, counted, offered
@@ -27,6 +27,10 @@ SERVICE_CLASSES: Mapping[str | None, ServiceClass] = {
     "flex": "flex",
     "priority": "priority",
     "fast": "priority",  # the API's other name
+}
+EFFORTS: Mapping[str | None, Effort | None] = {
+    **dict.fromkeys(("none", "minimal", "low")),  # no tier reasons apart from its answer: that is little enough
+    **{effort: effort for effort in get_args(Effort)},
 }
 _STRING, _PARTS = "<string>", "<parts>"
 
@@ -107,6 +111,7 @@ class ChatBody(Strict):
     parallel_tool_calls: bool | None = None
     ignore_eos: bool | None = None
     service_tier: Annotated[str | None, only("auto", "default", "flex", "priority", "fast")] = None
+    reasoning_effort: Annotated[str | None, only(*filter(None, EFFORTS))] = None
 
     # Accepted: they change no answer.
     user: str | None = None
@@ -121,7 +126,6 @@ class ChatBody(Strict):
     modalities: Annotated[Any, only(["text"])] = None
     audio: Nothing = None
     prediction: Nothing = None
-    reasoning_effort: Annotated[Any, only("none")] = None
     verbosity: Annotated[Any, only("medium")] = None
     web_search_options: Nothing = None
     moderation: Nothing = None
@@ -163,6 +167,7 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
         messages=messages,
         sampling=_sampling(asked, seed, schema, bool(tools)),
         service_class=SERVICE_CLASSES.get(asked.service_tier),
+        effort=EFFORTS.get(asked.reasoning_effort),
         tools=tools,
         stream=bool(asked.stream),
         include_usage=bool(options.include_usage),

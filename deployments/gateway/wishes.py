@@ -43,6 +43,7 @@ def wish_of(scope: Scope, chat: Chat, prompt_tokens: int) -> Wish:
         structured=chat.structured,
         forced=chat.forced,
         hint=hint_of(scope),
+        effort=chat.effort,
         ceiling_usd_per_mtok=_ceiling(header(scope, CEILING).decode("latin-1")),
         floor=header(scope, FLOOR).decode("latin-1")[:64] or None,
     )

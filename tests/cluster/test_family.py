@@ -158,6 +158,8 @@ def test_checkpoints_are_meant_relative_to_the_file(tmp_path: Path) -> None:
         ("auto.hints.math", "nano", "auto.hints.math names 'nano'; tiers are ultra, pro, turbo, mini; name one"),
         ("auto.hints.creative_writing", "pro", "auto.hints.creative_writing names 'pro', which has no such specialist"),
         ("auto.long", "mini", "auto.long names 'mini', which is below auto.default 'turbo' in quality"),
+        ("auto.efforts.high", "mini", "auto.efforts.high names 'mini', which is below auto.default 'turbo' in quality"),
+        ("auto.efforts.low", "pro", "auto.efforts.low"),
         ("auto.tools", "mini", "auto.tools names 'mini', which is below auto.default 'turbo' in quality"),
         ("plans.plus.tiers", ["turbo", "nano"], "plans.plus.tiers names 'nano'; tiers are ultra, pro, turbo, mini;"),
         ("plans.plus.tiers", [], "plans.plus.tiers: []; Tuple should have at least 1 item"),

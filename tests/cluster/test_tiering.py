@@ -57,6 +57,12 @@ def test_a_tier_asked_by_name_comes_first_then_the_nearest_in_quality(model: str
         (wish(prompt_tokens=32768), "pro", "long prompt"),
         (wish(tools=True), "pro", "tools"),
         (wish(hint="math"), "turbo", "hint math"),
+        (wish(effort="medium"), "turbo", "default"),
+        (wish(effort="high"), "pro", "effort high"),
+        (wish(effort="max"), "pro", "effort max"),
+        (wish(effort="medium", tools=True), "pro", "tools"),
+        (wish(effort="high", hint="creative_writing"), "ultra", "hint creative_writing"),
+        (wish(effort="xhigh", ceiling_usd_per_mtok=60), "turbo", "effort xhigh: pro; turbo is the nearest"),
         (wish(hint="creative_writing", tools=True), "ultra", "hint creative_writing"),
         (wish(hint="creative_writing", prompt_tokens=200_000), "pro", "hint creative_writing: ultra; pro is"),
         (wish(tools=True, ceiling_usd_per_mtok=60), "turbo", "tools: pro; turbo is the nearest one allowed"),
@@ -69,6 +75,22 @@ def test_a_plain_name_is_chosen_for_by_rules(asked: Wish, first: str, reason: st
     assert found.auto
     assert found.tiers[0] == first
     assert found.reason.startswith(reason)
+
+
+def test_a_tier_asked_by_name_reasons_no_more_than_it_does() -> None:
+    with pytest.raises(InvalidRequest, match=r"'high'; tier mini does not reason .* name gpt-5\.2, which") as caught:
+        tiers_for(wish("gpt-5.2-mini", effort="high"), None, H200)
+    assert (caught.value.param, caught.value.code) == ("reasoning_effort", "unsupported_parameter")
+
+
+def test_an_effort_below_all_that_the_rules_know_is_refused_rather_than_passed_over() -> None:
+    assert H200.auto is not None
+    auto = H200.auto.model_copy(update={"efforts": {"high": "pro"}})
+    told = H200.model_copy(update={"auto": auto})
+    assert served(wish(effort="max"), None, told).split()[0] == "pro"
+    for model in (AUTO, "gpt-5.2-pro"):
+        with pytest.raises(InvalidRequest, match=r"'medium'; .*; leave it out"):
+            tiers_for(wish(model, effort="medium"), None, told)
 
 
 ONLY_PRO_IS_ABLE = family(**{key: {"engine": "simulated"} for key in ("ultra", "turbo", "mini")})

@@ -357,6 +357,16 @@ def test_a_spilled_answer_says_why_and_is_counted_where_it_was_asked_and_where_i
 
 
 PLANS = {"plans": {"small": {"tiers": ["mini"]}, "all": {"tiers": ["mini", "turbo"], "priority": 2, "share": 3}}}
+RISING: dict[str, Any] = {
+    "auto": {
+        "names": ["gpt-5.2"],
+        "default": "turbo",
+        "long": "mini",
+        "long_prompt_tokens": 999,
+        "efforts": {"high": "mini"},
+    },
+    "tiers": {"mini": TIER | {"names": ["mini"], "quality": 2}, "turbo": TIER | {"names": ["turbo"], "quality": 1}},
+}
 AUTO = {"auto": {"names": ["gpt-5.2"], "default": "turbo", "long": "turbo", "long_prompt_tokens": 10}}
 
 
@@ -409,6 +419,18 @@ def test_a_plain_name_leaves_the_tier_to_the_gateway_and_is_listed(play: Play) -
         assert (await stage.get("/v1/models/gpt-5.2")).json()["price"] == TIER["price"]
 
     play(scenario, parts=AUTO)
+
+
+def test_more_effort_is_a_better_tier_where_the_gateway_chooses_and_refused_where_the_caller_did(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        for effort, tier in (("low", "turbo"), ("high", "mini")):
+            answer = await stage.ask(model="gpt-5.2", reasoning_effort=effort).finished()
+            assert answer.headers["moray-tier"] == tier
+        assert (await stage.ask(reasoning_effort="minimal").finished()).status == 200
+        refused = await stage.ask(reasoning_effort="high").finished()
+        assert (refused.status, error_of(refused)["param"]) == (400, "reasoning_effort")
+
+    play(scenario, parts=RISING)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ SERVED: dict[str, Any] = {
     "parallel_tool_calls": True,
     "ignore_eos": True,
     "service_tier": "flex",
+    "reasoning_effort": "high",
 }
 VLLMS = {"ignore_eos"}  # no parameter of the public API, but of all load tools
 HELD = {"type": "json_schema", "json_schema": {"name": "what", "schema": ARGUMENTS}}
@@ -54,7 +55,6 @@ REFUSED: dict[str, Any] = {
     "audio": {"format": "wav", "voice": "alloy"},
     "modalities": ["text", "audio"],
     "prediction": {"type": "content", "content": "x"},
-    "reasoning_effort": "high",
     "verbosity": "low",
     "web_search_options": {},
     "moderation": {"model": "m"},
@@ -121,6 +121,7 @@ def test_a_full_request_becomes_a_chat() -> None:
         continuous_usage=True,
         created_s=1_790_000_000,
         service_class="flex",
+        effort="high",
         tools=(Tool(name="look_up", description="Looks up.", parameters=json.dumps(ARGUMENTS, separators=(",", ":"))),),
     )
 
@@ -135,6 +136,20 @@ def test_a_bare_request_has_the_defaults_and_the_seed_of_the_gateway() -> None:
 )
 def test_a_service_tier_has_the_names_of_the_api(told: str | None, meant: str | None) -> None:
     assert parse(body(service_tier=told)).service_class == meant
+
+
+@pytest.mark.parametrize("effort", [None, "none", "minimal", "low"])
+def test_little_reasoning_is_what_every_tier_does(effort: str | None) -> None:
+    assert parse(body(reasoning_effort=effort)) == parse(body())
+
+
+@pytest.mark.parametrize("effort", ["medium", "high", "xhigh", "max"])
+def test_more_reasoning_is_for_the_choice_of_the_tier(effort: str) -> None:
+    assert parse(body(reasoning_effort=effort)).effort == effort
+
+
+def test_an_effort_that_the_api_does_not_know_is_refused() -> None:
+    assert refusal(body(reasoning_effort="utmost")).param == "reasoning_effort"
 
 
 def test_a_service_tier_that_is_bought_in_advance_is_not_served() -> None:
