@@ -15,6 +15,7 @@ from deployments.gateway.video_clearing import expire_storyboards
 from deployments.gateway.video_requests import Caller, created
 from deployments.gateway.videos import Videos
 from deployments.stores.storyboards import Storyboard, StoryboardStore, Take
+from deployments.stores.threads import in_thread
 from deployments.video.jobs import Jobs, VideoJob
 
 log = logging.getLogger("ray.serve")
@@ -45,8 +46,8 @@ class Progress:
         """Sees to what is unsettled. Never ends."""
         while True:
             try:
-                for board in await asyncio.to_thread(self._boards.unsettled):
-                    await self._see_to(board)
+                for board in await in_thread(self._boards.unsettled):
+                    await self._tried(board)
                 await self._sweep()
             except Unavailable as failure:
                 self._cuts.metrics.store_failed()
@@ -54,6 +55,15 @@ class Progress:
             except Exception:  # none of it may end the loop; the next turn tries again
                 log.exception("storyboards: not seen to; tried again")
             await asyncio.sleep(TURN_S)
+
+    async def _tried(self, board: Storyboard) -> None:
+        """One that fails holds up no other. Raises Unavailable."""
+        try:
+            await self._see_to(board)
+        except Unavailable:
+            raise
+        except Exception:
+            log.exception("%s: not seen to; tried again", board.id)
 
     async def _sweep(self) -> None:
         loop_s = asyncio.get_running_loop().time()
@@ -66,12 +76,12 @@ class Progress:
         takes = [await self._accepted(board, index, take) for index, take in enumerate(board.takes)]
         if tuple(takes) == board.takes:
             return board
-        now = await asyncio.to_thread(self._boards.update, replace(board, takes=tuple(takes)))
-        return now or await asyncio.to_thread(self._boards.get, board.owner, board.id) or board
+        now = await in_thread(self._boards.update, replace(board, takes=tuple(takes)))
+        return now or await in_thread(self._boards.get, board.owner, board.id) or board
 
     async def jobs_of(self, board: Storyboard) -> dict[str, VideoJob]:
         videos = [video for video in board.videos if video is not None]
-        found = await asyncio.to_thread(lambda: [self._jobs.get(board.owner, video) for video in videos])
+        found = await in_thread(lambda: [self._jobs.get(board.owner, video) for video in videos])
         return {job.id: job for job in found if job is not None}
 
     def count(self, before: Storyboard, seen: Storyboard) -> None:
@@ -103,18 +113,18 @@ class Progress:
         status = status_of(seen, jobs)
         if status == "joining" and seen.joining_until_s <= self._now_s():
             held = replace(seen, state="joining", joining_until_s=self._now_s() + JOIN_S)
-            mine = await asyncio.to_thread(self._boards.update, held)
+            mine = await in_thread(self._boards.update, held)
             if mine is not None:
                 await self._join(mine)
         elif status in ("incomplete", "completed", "failed"):
             settled = self._settled(replace(seen, state=status), int(self._now_s()))
-            await asyncio.to_thread(self._boards.update, settled)
+            await in_thread(self._boards.update, settled)
 
     async def _counted(self, board: Storyboard, seen: Storyboard) -> Storyboard | None:
         """As it is written down now; None where another is doing so."""
         if seen == board:
             return board
-        now = await asyncio.to_thread(self._boards.update, seen)
+        now = await in_thread(self._boards.update, seen)
         if now is not None:
             self.count(board, seen)
         return now
@@ -128,8 +138,8 @@ class Progress:
         """The shots stay whatever comes of it."""
         now_s = int(self._now_s())
         made = await self._cuts.joined(board, self._video, now_s)
-        if made is None or await asyncio.to_thread(self._boards.update, self._settled(made, now_s)) is not None:
+        if made is None or await in_thread(self._boards.update, self._settled(made, now_s)) is not None:
             return
-        now = await asyncio.to_thread(self._boards.get, board.owner, board.id)
+        now = await in_thread(self._boards.get, board.owner, board.id)
         if made.joined and (now is None or now.videos != board.videos):  # it was deleted, or a retake came between
             await self._cuts.clear(made)

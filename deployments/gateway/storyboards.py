@@ -5,7 +5,6 @@ gateway looks next, also after a restart. A shot that fails, or a cut that does,
 is a video of its own, stays one when the storyboard is deleted, and can be rendered again alone.
 """
 
-import asyncio
 import json
 import secrets
 import time
@@ -42,6 +41,7 @@ from deployments.gateway.videos_wire import parse_listing
 from deployments.stores.key_rows import KeyRows
 from deployments.stores.keys import KeyRecord
 from deployments.stores.storyboards import Retake, Storyboard, StoryboardStore, Take
+from deployments.stores.threads import in_thread
 from deployments.video.jobs import Jobs
 
 SHARED = ("model", "size", "style", "negative_prompt", "num_inference_steps")  # what all shots have
@@ -90,10 +90,10 @@ class Storyboards:
         async with self._videos.inputs.fields(request) as fields:
             body = parsed(StoryboardBody, fields)
         asked = digest(body.model_dump(mode="json"))
-        made = await asyncio.to_thread(self._boards.asked, record.id, key)
+        made = await in_thread(self._boards.asked, record.id, key)
         if made is None:
             board = await self._drawn(body, asked, record, key, request)
-            made = await asyncio.to_thread(self._boards.create, board)
+            made = await in_thread(self._boards.create, board)
         _same(made.request, asked)
         return await self._told(await self._progress.begun(made))
 
@@ -103,7 +103,7 @@ class Storyboards:
         """Every fault of the caller's is told here. Raises InvalidRequest, NotFound, Overloaded."""
         cast = cast_of(body)
         for one in cast:
-            if one.reference and await asyncio.to_thread(self._jobs.character, record.id, one.reference) is None:
+            if one.reference and await in_thread(self._jobs.character, record.id, one.reference) is None:
                 raise NotFound(
                     "characters: a reference is unknown; ids of your characters are allowed; list them",
                     param="characters",
@@ -177,7 +177,7 @@ class Storyboards:
             new = self._retaken(seen, index, body, record)
             if key is not None:
                 new = replace(new, retakes=(*board.retakes, Retake(key=key, request=asked)))
-            now = await asyncio.to_thread(self._boards.update, new)
+            now = await in_thread(self._boards.update, new)
             if now is not None:
                 self._progress.count(board, seen)
                 await self._cuts.forget(board)
@@ -213,9 +213,7 @@ class Storyboards:
     async def _list(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
         asked = parse_listing(dict(request.query_params))
-        page = await asyncio.to_thread(
-            self._boards.page, owner, after=asked.after, limit=asked.limit, order=asked.order
-        )
+        page = await in_thread(self._boards.page, owner, after=asked.after, limit=asked.limit, order=asked.order)
         boards, more = page
         told = [storyboard_object(board, await self._progress.jobs_of(board), {}) for board in boards]
         ends = {"first_id": boards[0].id if boards else None, "last_id": boards[-1].id if boards else None}
@@ -228,7 +226,7 @@ class Storyboards:
         """The storyboard and its cut; the shots' videos stay."""
         board = await self._board(board_id, authorize(request.scope, self._keys))
         await self._cuts.delete(board)  # first: what fails on the way can be asked again
-        await asyncio.to_thread(self._boards.delete, board.owner, board.id)
+        await in_thread(self._boards.delete, board.owner, board.id)
         return _json({"id": board.id, "object": "storyboard.deleted", "deleted": True})
 
     async def _content(self, board_id: str, request: Request) -> Response:
@@ -243,7 +241,7 @@ class Storyboards:
         return await self._cuts.content(board, request)
 
     async def _board(self, board_id: str, record: KeyRecord) -> Storyboard:
-        board = await asyncio.to_thread(self._boards.get, record.id, board_id)
+        board = await in_thread(self._boards.get, record.id, board_id)
         if board is None:
             raise NotFound(
                 f"storyboards: {board_id[:64]!r} is unknown; list your storyboards", code="storyboard_not_found"

@@ -220,6 +220,25 @@ async def test_a_disk_that_is_full_only_makes_the_cut_late(here: Served, monkeyp
     assert not tries[0].parent.exists()
 
 
+async def test_a_storyboard_that_cannot_be_seen_to_holds_up_no_other(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, other = await here.made(), await here.made()
+    join = cut.join
+
+    def faulty(clips: list[Path], out: Path) -> bool:
+        if clips[0].stem == board["shots"][0]["video"]["id"]:
+            raise ZeroDivisionError
+        return join(clips, out)
+
+    monkeypatch.setattr(cut, "join", faulty)
+    monkeypatch.setattr(storyboard_progress, "JOIN_S", 0.0)  # it is tried at each turn, before the other
+    for shot in (*board["shots"], *other["shots"]):
+        await here.ended(shot["video"])
+    await here.once(other, "completed")
+    assert (await here.ask("GET", f"/{board['id']}")).json()["status"] == "joining"
+
+
 async def test_a_gateway_that_begins_goes_on_with_what_another_left(tmp_path: Path) -> None:
     async with served(tmp_path) as first:
         board = await first.made()

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from lossy import Lossy
@@ -59,12 +59,14 @@ async def served(folder: Path, database: str) -> AsyncIterator[Client]:
     try:
         yield Client(app, key)
     finally:
-        gateway._rendering.cancel()
-        with contextlib.suppress(BaseException):
-            await gateway._rendering
+        for task in (gateway._rendering, gateway._joining):
+            task.cancel()
+            with contextlib.suppress(BaseException):
+                await task
         assert gateway._videos is not None
-        store: Any = gateway._videos._store
-        await asyncio.to_thread(store.close)
+        assert gateway._storyboards is not None
+        for store in (gateway._videos._store, gateway._storyboards._boards):
+            await asyncio.to_thread(cast("Any", store).close)
 
 
 def body(prompt: str = "a ball") -> bytes:
@@ -103,13 +105,14 @@ async def test_a_database_that_hangs_fails_videos_and_nothing_else(
         for name in ("ANSWER_S", "WAIT_S"):
             monkeypatch.setattr(postgres_tables, name, 0.5)
         lossy.deaf = True
-        asking = [
-            asyncio.create_task(client.send("GET", "/v1/videos")) for _ in range(20)
-        ]  # more than there are threads
+        paths = ["/v1/videos", "/v1/storyboards"] * 10  # more than there are threads
+        asking: list[asyncio.Task[Any]] = [asyncio.create_task(client.send("GET", path)) for path in paths]
         done, _ = await asyncio.wait(asking, timeout=0.05)
         assert not done
         assert (await client.send("GET", "/health")).status == 200
-        assert await asyncio.to_thread(lambda: True)  # the others' threads are free
+        other: asyncio.Task[Any] = asyncio.create_task(asyncio.to_thread(lambda: True))
+        done, _ = await asyncio.wait([other, *asking], return_when=asyncio.FIRST_COMPLETED)
+        assert other in done  # the others' threads are free
         assert (await client.send("GET", "/metrics")).status == 200
         assert {each.status for each in await asyncio.gather(*asking)} == {503}
         lossy.deaf = False
