@@ -78,6 +78,7 @@ async def crashed(gateway: Any) -> None:
         gateway._answering,
         gateway._batching,
         gateway._sweeping,
+        gateway._tidying,
         *runs._tasks.values(),
         *batches.tasks.values(),
     ):

@@ -208,7 +208,7 @@ async def application(
         patch("deployments.gateway.app.Announcer", Mock(return_value=Mock(run=_nothing))),
         contextlib.ExitStack() as unless,
     ):
-        for loop in () if background else ("Runs.run", "BatchRuns.run", "swept"):
+        for loop in () if background else ("Runs.run", "BatchRuns.run", "swept", "sweeping"):
             unless.enter_context(patch(f"deployments.gateway.app.{loop}", _nothing))
         await gateway.__init__(family, asyncio.get_running_loop().time)  # type: ignore[misc]
     return gateway, gateway.__serve_build_asgi_app__(), secret

@@ -23,6 +23,7 @@ from starlette.responses import StreamingResponse
 from cluster.errors import BodyTooLarge, InvalidRequest, NotFound, Unavailable
 from cluster.family import Gateway
 from deployments.gateway.body import Strict
+from deployments.gateway.file_sweep import Rows, Swept
 from deployments.gateway.objects_wire import (
     MONTH_S,
     ExpiresAfter,
@@ -71,6 +72,11 @@ class ApiFiles:
 
     def __init__(self, limits: Gateway, objects: Objects, files: Files, now_s: Callable[[], float] = time.time) -> None:
         self._limits, self._objects, self._files, self._now_s = limits, objects, files, now_s
+
+    @property
+    def stored(self) -> Swept:
+        rows: Rows = {"file": self._objects.present}
+        return Swept(name="files", files=self._files, database=self._limits.database, rows=rows)
 
     def add_routes(self, app: FastAPI, who: Who) -> None:
         self._who = who

@@ -33,6 +33,7 @@ from deployments.gateway.chat import ChatCompletions
 from deployments.gateway.console.routes import Console
 from deployments.gateway.conversations import Conversations
 from deployments.gateway.desk import Desk
+from deployments.gateway.file_sweep import Rows, Swept, sweeping
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.objects_wire import keyed
 from deployments.gateway.rescue import Courses
@@ -99,6 +100,7 @@ class Gateway:
         self._conversations = Conversations(family.gateway, objects)
         self._batch_runs = BatchRuns(self._courses, self._responses, self._api_files, objects, keyed(self._keys))
         self._batches = Batches(family.gateway, self._api_files, objects, self._batch_runs)
+        stores = [self._api_files.stored]
         self._videos: Videos | None = None
         if family.video is not None and jobs is not None and boards is not None:
             files = files_of(family.video, folder)
@@ -108,15 +110,22 @@ class Gateway:
             self._edits = VideoEdits(self._videos, jobs, files)
             cuts = Cuts(files, folder, self._metrics.video)
             self._storyboards = Storyboards(self._videos, boards, jobs, cuts, self._chat)
+            rows: Rows = {"video": jobs.present, "character": jobs.present, "storyboard": boards.present}
+            stores.append(Swept(name="videos", files=files, database=family.video.database, rows=rows))
         self._console = Console(lambda: self._family, self._desk, self._metrics, self._unfinished, clock)
         self._follow(family)
+        self._sweeping = asyncio.create_task(swept(objects, self._api_files))
+        self._tidying = asyncio.create_task(sweeping(stores, folder))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """With what needs no request."""
         if self._videos is not None:
             self._rendering = asyncio.create_task(self._videos.run())
             self._joining = asyncio.create_task(self._storyboards.run())
         self._talk = asyncio.create_task(self._announcer.run())
         self._answering = asyncio.create_task(self._runs.run())
         self._batching = asyncio.create_task(self._batch_runs.run())
-        self._sweeping = asyncio.create_task(swept(objects, self._api_files))
 
     def _follow(self, family: Family) -> None:
         family = taking(family)

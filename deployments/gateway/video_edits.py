@@ -128,7 +128,7 @@ class VideoEdits:
             key = f"characters/{character_id}"
             await self._inputs.character(body.video, key)
         made = Character(id=character_id, owner=owner, name=body.name, file=key, created_at_s=int(self._now_s()))
-        # Where this fails nobody knows whether there is a row, so its picture stays.
+        # Where this fails nobody knows whether there is a row, so its picture stays: see file_sweep.
         if not await in_thread(self._store.put_character, made, most):  # others came meanwhile
             with contextlib.suppress(Unavailable):
                 await self._files.delete(key)

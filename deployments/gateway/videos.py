@@ -128,7 +128,7 @@ class Videos:
         except BaseException:
             await self._leave(job.id)
             raise
-        # Where this fails nobody knows whether there is a row, so its inputs stay.
+        # Where this fails nobody knows whether there is a row, so its inputs stay: see file_sweep.
         made = await in_thread(self._store.create, job)
         if made.id == job.id:
             self._jobs.add(job)
@@ -144,7 +144,7 @@ class Videos:
         return made
 
     async def _leave(self, job_id: str) -> None:
-        """Delete what a job without a row has, as far as can be done now."""
+        """Delete what a job without a row has, as far as can be done now: what is left is swept."""
         with contextlib.suppress(Unavailable):
             await self._files.delete(job_id)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.family import Video
+from cluster.orphans import Stored
 from deployments.stores.local_files import LocalFiles
 from deployments.stores.object_files import ObjectFiles
 
@@ -36,6 +37,9 @@ class Files(Protocol):
 
     def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes [start, end), or to the end of the file, a few MiB at a time. Its first chunk raises NotFound."""
+
+    def list(self) -> AsyncIterator[Stored]:
+        """Every file that is there all the while; others may be among them."""
 
     async def delete(self, prefix: str) -> None:
         """The file, and all below it; what is not there is no fault. `video_1` is not above `video_10/a`."""

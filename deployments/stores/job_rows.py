@@ -143,6 +143,11 @@ class JobRows(Jobs, abc.ABC):
     def expired(self, now_s: float) -> tuple[VideoJob, ...]:
         return tuple(map(job_of, self._run(EXPIRED, (now_s,))))
 
+    def present(self, ids: Collection[str]) -> frozenset[str]:
+        marks = ", ".join("?" * len(ids))
+        tables = (f"SELECT id FROM {table} WHERE id IN ({marks})" for table in ("video_jobs", "video_characters"))
+        return frozenset(row[0] for row in self._run(" UNION ALL ".join(tables), (*ids, *ids)))
+
     def put_character(self, character: Character, most: int) -> bool:
         values = tuple(getattr(character, name) for name in CHARACTER)
         if self._run(PUT_CHARACTER, (*values, character.owner, most)):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cluster.errors import NotFound, Unavailable
+from cluster.orphans import Stored
 
 log = logging.getLogger("ray.serve")
 CHUNK_BYTES = 1024 * 1024
@@ -54,6 +55,11 @@ class LocalFiles:
                 while chunk := await asyncio.to_thread(file.read, max(0, min(CHUNK_BYTES, end - start))):
                     yield chunk
                     start += len(chunk)
+
+    async def list(self) -> AsyncIterator[Stored]:
+        with _told("the folder"):
+            for found in await asyncio.to_thread(_listed, self._folder):
+                yield found
 
     async def delete(self, prefix: str) -> None:
         with _told(prefix):
@@ -96,6 +102,17 @@ def _told(key: str) -> Iterator[None]:
         raise Unavailable(
             f"files: {key}: {error.strerror}; a disk that has room and may be written is allowed; try again soon"
         ) from error
+
+
+def _listed(folder: Path) -> tuple[Stored, ...]:
+    """Without what is just written or deleted, whose names are hidden."""
+    found = []
+    for at, folders, names in os.walk(folder):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        for path in (Path(at, name) for name in names if not name.startswith(".")):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(Stored(key=path.relative_to(folder).as_posix(), written_s=path.stat().st_mtime))
+    return tuple(found)
 
 
 def _opened(path: Path, start: int) -> BinaryIO:

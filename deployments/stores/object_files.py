@@ -18,6 +18,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import ObjectStore, from_url
 
 from cluster.errors import ConfigurationError, NotFound, Unavailable
+from cluster.orphans import Stored
 from deployments.stores.local_files import parts
 
 if TYPE_CHECKING:
@@ -71,6 +72,12 @@ class ObjectFiles:
                 same: GetOptions = {"range": part, "if_match": found["e_tag"]}
                 got = await obstore.get_async(self._store, key, options=same)
                 yield bytes(await got.bytes_async())
+
+    async def list(self) -> AsyncIterator[Stored]:
+        with _told("the store"):
+            async for page in obstore.list(self._store):
+                for found in page:
+                    yield Stored(key=found["path"], written_s=found["last_modified"].timestamp())
 
     async def delete(self, prefix: str) -> None:
         with _told(prefix):

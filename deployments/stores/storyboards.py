@@ -6,7 +6,7 @@ asked twice, for SQL that both databases speak.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
@@ -226,6 +226,11 @@ class StoryboardStore:
     def expired(self, now_s: float) -> tuple[Storyboard, ...]:
         """Those whose rows and cuts are due to be deleted."""
         return self._found("expires_at_s <= ? ORDER BY seq", (now_s,))
+
+    def present(self, ids: Collection[str]) -> frozenset[str]:
+        """Of these, at most 100, those that there are, whosever."""
+        question = f"SELECT id FROM storyboards WHERE id IN ({', '.join('?' * len(ids))})"
+        return frozenset(row[0] for row in self._database.run(question, tuple(ids)))
 
     def counts(self) -> dict[str, int]:
         """How many of all owners there are, by state."""

@@ -237,6 +237,9 @@ class Jobs(Protocol):
     def expired(self, now_s: float) -> tuple[VideoJob, ...]:
         """Finished jobs whose files are due to be deleted, but for those that an unfinished job is made from."""
 
+    def present(self, ids: Collection[str]) -> frozenset[str]:
+        """Of these, at most 100, the ids of jobs and characters, whosever."""
+
     def put_character(self, character: Character, most: int) -> bool:
         """Add it. False where its owner has `most` already. Raises ValueError where its id is taken.
 

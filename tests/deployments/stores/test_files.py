@@ -1,6 +1,7 @@
 """What every store of files promises, on a folder and on obstore's stores in memory and in a folder."""
 
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,18 @@ async def test_a_job_is_deleted_with_all_below_it_and_no_neighbour(files: Files)
     assert [await files.size(key) for key in kept] == [1, 1, 1]
     await files.delete("video_10/state")
     assert await files.size("video_10/state") is None
+
+
+async def test_all_files_are_listed_with_when_they_were_written(files: Files, tmp_path: Path) -> None:
+    assert [each async for each in files.list()] == []
+    keys = {"video_1/video.mp4", "video_1/a/b", "file-1"}
+    for key in keys:
+        await files.put_bytes(key, b"x")
+    listed = [each async for each in files.list()]
+    assert {each.key for each in listed} == keys
+    assert all(abs(each.written_s - time.time()) < 3600 for each in listed)
+    await files.delete("video_1")
+    assert [each.key async for each in files.list()] == ["file-1"]
 
 
 @pytest.mark.parametrize("key", ["../keys.sqlite", "video_1/../../x", "/etc/passwd", "", "video_1//x", ".x", "a/\0"])

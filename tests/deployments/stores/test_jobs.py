@@ -285,6 +285,8 @@ def test_characters_are_their_owners_alone(store: Jobs) -> None:
     assert store.put_character(cube, 2)
     assert not store.put_character(replace(ball, id="char_3"), 2)
     assert store.characters("key_a") == (ball, cube)
+    store.create(job(1))
+    assert store.present(["char_2", video_id(1), video_id(2), "char_3"]) == {"char_2", video_id(1)}
     assert store.character("key_a", "char_2") == cube
     assert (store.characters("key_b"), store.character("key_b", "char_1")) == ((), None)
     with pytest.raises(ValueError, match="is taken"):

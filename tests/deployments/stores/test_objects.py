@@ -88,6 +88,7 @@ def test_pages_follow_the_order_of_creation_within_a_parent_and_a_label(store: O
     assert ids(store.page("key_a", "item", Page(label="y"))[0]) == ["i7", "i6"]
     assert store.counts("b") == {"x": 3, "y": 1}
     assert store.children("b") == {"i1", "i3", "i5", "i7"}
+    assert store.present(["i1", "i8", "i2"]) == {"i1", "i2"}
 
 
 def test_what_has_a_parent_goes_with_it(store: Objects) -> None:

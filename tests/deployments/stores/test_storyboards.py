@@ -162,6 +162,7 @@ def test_only_what_is_unsettled_is_looked_at(store: StoryboardStore) -> None:
     store.update(replace(read, state="completed"))
     assert [each.id for each in store.unsettled()] == ["storyboard_b"]
     assert store.counts() == {"completed": 1, "joining": 1}
+    assert store.present(["storyboard_b", "storyboard_c", "storyboard_a"]) == {"storyboard_a", "storyboard_b"}
 
 
 def test_what_has_expired_is_forgotten_unless_it_was_asked_for_again(store: StoryboardStore) -> None:
