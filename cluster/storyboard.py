@@ -138,11 +138,13 @@ def _contradictions(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _opposite(sentence: str, one: str, other: str) -> Iterator[tuple[str, str]]:
-    camera = rf"\b({_LENS}{_SLOW}{one})\b.*\b({_LENS}{_SLOW}{other})\b"
+    first = re.search(rf"\b{_LENS}{_SLOW}{one}\b", sentence)
+    # A second search: one pattern for both would look through the rest from each first anew.
+    if first and (second := re.compile(rf"\b{_LENS}{_SLOW}{other}\b").search(sentence, first.end())):
+        yield first[0], second[0]
     subject = rf"\b({_VERB}{_SLOW}{one})\s+and\s+({_VERB}{_SLOW}{other})\b"
-    for rule in (camera, subject):
-        if found := re.search(rule, sentence):
-            yield found[1], found[2]
+    if found := re.search(subject, sentence):
+        yield found[1], found[2]
 
 
 def _names(text: str, name: str) -> bool:

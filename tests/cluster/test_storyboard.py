@@ -47,6 +47,10 @@ def test_opposite_motions_at_once_are_doubted(text: str) -> None:
     assert kinds(shot(camera=text)) == ["motion"]
 
 
+def test_the_longest_of_prompts_is_read_in_one_pass() -> None:
+    assert kinds(shot("zoom in " * 20_000)) == []  # with a pass for each of them it takes minutes
+
+
 @pytest.mark.parametrize(
     "text",
     [
