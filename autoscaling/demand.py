@@ -185,7 +185,9 @@ def _learnt(seen: TierSeen, before: TierMemory, parameters: Parameters, now_s: f
     kept = before.kept * fade + _grown(seen, last, "kept")
     missed = before.missed * fade + _grown(seen, last, "missed")
     share = missed / (kept + missed + parameters.doubt_requests)
-    busy = arrived + seen.ongoing_requests + seen.held_requests + seen.waiting_prefill_tokens > 0
+    busy = (
+        arrived + seen.ongoing_requests + seen.held_requests > 0
+    )  # what only replicas know of runs on what is left over
     return replace(
         before,
         seen=seen,

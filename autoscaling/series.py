@@ -23,7 +23,7 @@ COUNTERS = {
     "moray_arrivals_total": "arrived_requests",
     "moray_arrived_prompt_tokens_total": "arrived_prompt_tokens",
     "moray_finished_total": "finished_requests",
-    "moray_completion_tokens_total": "finished_output_tokens",
+    "moray_finished_output_tokens_total": "finished_output_tokens",
     "moray_context_token_steps_total": "finished_context_token_steps",
     "moray_ttft_seconds_sum": "ttft_s_sum",
     "moray_tpot_seconds_sum": "tpot_s_sum",

@@ -1,8 +1,8 @@
-"""How much of a tier is left over for work that may wait a day, and when such work may wake it. Pure.
+"""How much of a tier is left over for work that may wait a day, and when such work may wait no longer. Pure.
 
 Nothing is left over where a request waits, at the desk or at a replica. Otherwise a share of the places that nobody
-uses is: the rest stays free for who comes next, and is seen again before more begins. A tier that sleeps is woken only
-where the work would be late else: where the time that is left is at most MARGIN times what one replica needs for it,
+uses is: the rest stays free for who comes next, and is seen again before more begins. No replica starts or stays for
+such work, but where it would be late else: where the time that is left is at most MARGIN times what one replica needs for it,
 and what it takes to start.
 """
 
@@ -44,8 +44,9 @@ def spare(tier: TierLoad) -> int:
     return int(SHARE * free)
 
 
-def wakes(tier: TierLoad, left_requests: int, left_s: float) -> bool:
-    """Whether a tier that sleeps must be woken for so many requests that are due in so long."""
-    if tier.replicas or left_requests == 0:
-        return False
-    return left_s <= MARGIN * (tier.start_s + left_requests / max(tier.rps, 1e-9))
+def due(tier: TierLoad, left_requests: int, left_s: float) -> bool:
+    """Whether so many requests, which must have ended in so long, are work like any other by now: they may wake a tier
+
+    that sleeps, and keep one awake.
+    """
+    return left_requests > 0 and left_s <= MARGIN * (tier.start_s + left_requests / max(tier.rps, 1e-9))

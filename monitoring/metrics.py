@@ -91,7 +91,10 @@ GATEWAY = (
     _counter(
         "moray_promises_total", "Ended requests, by whether the promises of the tier asked held.", "tier", "outcome"
     ),
-    _counter("moray_finished_total", "Answers that the tier completed.", "tier"),
+    _counter(
+        "moray_finished_total", "Answers that the tier completed, without what ran on what was left over.", "tier"
+    ),
+    _counter("moray_finished_output_tokens_total", "Output tokens of those.", "tier"),
     _counter(
         "moray_context_token_steps_total",
         "Over completed answers, output tokens times the context at the middle of the answer.",

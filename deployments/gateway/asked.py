@@ -13,7 +13,10 @@ RESUMED = 1 << 32  # added to the priority of requests that a client has begun t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """`range`: cut to what the caller may use. `arrived_s`: on the desk's clock. `patience`: times its tier's."""
+    """`range`: cut to what the caller may use. `arrived_s`: on the desk's clock. `patience`: times its tier's.
+
+    `spare`: it runs on what is left over. No replica is to start or to stay for it.
+    """
 
     request_id: str
     range: Range
@@ -23,6 +26,7 @@ class Asked:
     prompt_tokens: int
     arrived_s: float
     patience: float = 1.0
+    spare: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from secrets import randbits, token_hex
 from typing import Any
 
 from cluster.errors import InvalidRequest, MorayError, NotFound, Overloaded, Unavailable
-from cluster.spare import spare, wakes
+from cluster.spare import TierLoad, due, spare
 from deployments.gateway.api_files import ApiFiles, Named
 from deployments.gateway.batch_lines import Fault, Line, answered, body_of, lines_of, refused, spent, unasked
 from deployments.gateway.chat import Given
@@ -149,8 +149,8 @@ class BatchRuns:
             if lines and self._room(batch, tier, room) > 0:
                 if tier is not None:
                     room[tier] -= 1
-                line = lines.pop()
-                task = asyncio.create_task(self._line(batch, tier, line))
+                waits = tier is None or not self._due(batch, tier, self._load(batch, tier))
+                task = asyncio.create_task(self._line(batch, tier, lines.pop(), spare=waits))
                 batch.flying[task] = tier
                 task.add_done_callback(functools.partial(self._landed, batch))
                 return True
@@ -160,13 +160,18 @@ class BatchRuns:
         """One, where a tier sleeps and must wake."""
         if tier is None:
             return 1  # nobody serves it, which is told at once
-        load = self._courses.desk.load(tier, 1 + batch.lines[tier][-1].length // 4)
+        load = self._load(batch, tier)
         if tier not in room:
             room[tier] = spare(load)
-        left_s = batch.told["expires_at"] - self._now_s()
-        if tier not in batch.flying.values() and wakes(load, batch.left, left_s):
+        if not load.replicas and tier not in batch.flying.values() and self._due(batch, tier, load):
             return 1
         return room[tier]
+
+    def _load(self, batch: Batch, tier: str) -> TierLoad:
+        return self._courses.desk.load(tier, 1 + batch.lines[tier][-1].length // 4)
+
+    def _due(self, batch: Batch, tier: str, load: TierLoad) -> bool:
+        return due(load, batch.left, batch.told["expires_at"] - self._now_s())
 
     def _landed(self, batch: Batch, task: asyncio.Task[None]) -> None:
         del batch.flying[task]
@@ -230,12 +235,12 @@ class BatchRuns:
         auto = family.auto
         return family.tier_of(model) or (auto.default if auto and model in auto.names else None)
 
-    async def _line(self, batch: Batch, tier: str | None, line: Line) -> None:
+    async def _line(self, batch: Batch, tier: str | None, line: Line, *, spare: bool) -> None:
         request_id, name = f"{batch.row.id}-{line.number}", _name(batch, line)
         try:
             record = await self._key_of(batch.row.owner, batch.told["endpoint"])
             text = await asyncio.to_thread(_text, batch.folder / "in", line)
-            body = await self._asked(record, batch.told["endpoint"], body_of(text), request_id)
+            body = await self._asked(record, batch.told["endpoint"], body_of(text), request_id, spare)
             label, told = "completed", answered(name, line.custom_id, request_id, body)
         except MorayError as error:
             batch.attempts[line.number] += not isinstance(error, Overloaded)
@@ -266,14 +271,15 @@ class BatchRuns:
                 log.warning("batch %s: %s", row.parent, failure)
                 await asyncio.sleep(TURN_S)
 
-    async def _asked(self, record: KeyRecord, endpoint: str, body: bytes, request_id: str) -> Any:
+    async def _asked(self, record: KeyRecord, endpoint: str, body: bytes, request_id: str, spare: bool) -> Any:
         scope = scope_of(request_id, endpoint, {})
         if endpoint == "/v1/responses":
-            return await self._responses.answered(record, body, scope)
+            return await self._responses.answered(record, body, scope, spare=spare)
         chat = parse_chat(body, request_id, int(self._now_s()), randbits(63))
         if chat.stream:
             raise InvalidRequest("stream: a line is answered whole; leave it out", param="stream")
-        return json.loads(await heard(self._responses.chat, scope, Given(record=record, chat=chat, last=True)))
+        given = Given(record=record, chat=chat, last=True, spare=spare)
+        return json.loads(await heard(self._responses.chat, scope, given))
 
     async def _finish(self, batch: Batch) -> None:
         told, now_s = batch.told, int(self._now_s())

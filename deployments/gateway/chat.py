@@ -37,11 +37,15 @@ _SSE: list[Header] = [(b"content-type", b"text/event-stream; charset=utf-8"), (b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """A chat whose key is known, and that other routes have read. `last`: after every plan's requests."""
+    """A chat whose key is known, and that other routes have read. `last`: after every plan's requests, with no promise.
+
+    `spare`: of those, what runs on what is left over. No replica is to start or to stay for it.
+    """
 
     record: KeyRecord
     chat: Chat
     last: bool = False
+    spare: bool = False
 
 
 class ChatCompletions:
@@ -85,7 +89,7 @@ class ChatCompletions:
             priority = BELOW_PLANS if last else priority_of(chat.service_class, plan, self._family)
             chat = replace(chat, priority=priority, traced=account.span is not None)
             account.chat = chat
-            asked = self._asked(scope, chat, record.id, plan, account)
+            asked = self._asked(scope, chat, record.id, plan, account, given)
             async with self._bookings.of(record, chat, asked, self._family) as booking:
                 account.booking = booking
                 await self._serve(chat, asked, account, send, header(scope, b"moray-ledger") == b"yes")
@@ -101,7 +105,7 @@ class ChatCompletions:
         finally:
             ended_s = self._clock()
             self._metrics.request(account.tier, account.code, ended_s - account.arrived_s)
-            if account.kept is not None and not _flexible(account.chat):
+            if account.kept is not None and not (_flexible(account.chat) or (given and given.last)):
                 outcome = "kept" if account.kept else "missed"
                 self._metrics.count("moray_promises_total", tier=account.tier, outcome=outcome)
             self._tracer.end(account, scope[REQUEST_ID], ended_s)
@@ -111,20 +115,24 @@ class ChatCompletions:
         body = await read_body(scope, receive, self._family.gateway.max_body_bytes)
         return parse_chat(body, scope[REQUEST_ID], int(time.time()), secrets.randbits(63))
 
-    def _asked(self, scope: Scope, chat: Chat, tenant: str, plan: Plan | None, account: Account) -> Asked:
+    def _asked(
+        self, scope: Scope, chat: Chat, tenant: str, plan: Plan | None, account: Account, given: Given | None
+    ) -> Asked:
         """What the desk decides on. Everything that the caller got wrong is told here."""
         family = self._family
         named = family.tier_of(chat.model) or (family.auto.default if family.auto else None)
         prompt_tokens = self._estimates.prompt_tokens(named, chat)
         tiers = range_of(wish_of(scope, chat, prompt_tokens), plan, family)
-        if _flexible(chat):
+        spare = given is not None and given.spare
+        if spare or _flexible(chat):
             tiers = Range(tiers.tiers[:1], tiers.reason, tiers.auto)  # it waits, and takes no place of others
         account.tier = tiers.tiers[0]
         spec = family.tiers[account.tier]
         account.slo = spec.slo
         prompt_tokens = min(prompt_tokens, spec.context_tokens - 1)  # a guess above it is wrong, or the engine refuses
-        self._metrics.count("moray_arrivals_total", tier=account.tier)
-        self._metrics.count("moray_arrived_prompt_tokens_total", prompt_tokens, tier=account.tier)
+        if not spare:
+            self._metrics.count("moray_arrivals_total", tier=account.tier)
+            self._metrics.count("moray_arrived_prompt_tokens_total", prompt_tokens, tier=account.tier)
         return Asked(
             request_id=chat.request_id,
             range=tiers,
@@ -134,6 +142,7 @@ class ChatCompletions:
             prompt_tokens=prompt_tokens,
             arrived_s=account.arrived_s,
             patience=patience_of(chat.service_class, family),
+            spare=spare,
         )
 
     async def _serve(self, chat: Chat, asked: Asked, account: Account, send: Send, timed: bool) -> None:
@@ -240,7 +249,7 @@ class ChatCompletions:
         decode_s = account.last_s - account.first_s if course.rescues else outcome.total_s - outcome.first_s
         ttft_s, tpot_s = account.first_s - account.arrived_s, _tpot_s(usage, decode_s)
         account.kept = ttft_s <= account.slo.ttft_s and (tpot_s or 0.0) * 1e3 <= account.slo.tpot_ms
-        self._metrics.answered(tier, usage, ttft_s, tpot_s, account.stages)
+        self._metrics.answered(tier, usage, ttft_s, tpot_s, account.stages, spare=course.asked.spare)
         self._estimates.learn(tier, chat, usage.prompt_tokens)
 
 

@@ -50,6 +50,8 @@ class Desk:
         self._clock, self._draw, self._on_sleep = clock, draw, on_sleep
         self._tiers: dict[str, DeskTier[Waiting]] = {}
         self._open: set[int] = set()
+        self._spare: dict[int, Waiting] = {}  # that have no place, by number
+        self._spare_ongoing: Counter[str] = Counter()
         self._numbers = count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -63,15 +65,19 @@ class Desk:
     # --- what others read
 
     def held(self) -> dict[str, tuple[int, int]]:
-        """By tier: requests, and their prompt tokens."""
-        return {key: (len(tier.held), tier.held.prefill_tokens) for key, tier in self._tiers.items()}
+        """By tier: requests, and their prompt tokens. Without those that run on what is left over, as in `ongoing`."""
+        return {key: self._wanting(key, tier) for key, tier in self._tiers.items()}
 
     def ongoing(self) -> dict[str, int]:
         """Places by tier."""
-        return {key: tier.ongoing for key, tier in self._tiers.items()}
+        return {key: tier.ongoing - self._spare_ongoing[key] for key, tier in self._tiers.items()}
 
     def open_breakers(self) -> dict[str, int]:
         return {key: tier.breakers_open() for key, tier in self._tiers.items()}
+
+    def _wanting(self, key: str, tier: DeskTier[Waiting]) -> tuple[int, int]:
+        spare = [one for one in self._spare.values() if one.range.tiers[0] == key and not one.future.done()]
+        return len(tier.held) - len(spare), tier.held.prefill_tokens - sum(one.prompt_tokens for one in spare)
 
     def load(self, key: str, prompt_tokens: int) -> TierLoad:
         """Of a tier, for requests of so many tokens."""
@@ -108,12 +114,16 @@ class Desk:
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Place] = self._loop.create_future()
         waiting = Waiting(asked, range_, kind, asked_s, prompt_tokens, next(self._numbers), future, before)
-        self._admit(waiting, self._clock())
+        if asked.spare:
+            self._spare[waiting.number] = waiting
         try:
+            self._admit(waiting, self._clock())
             return await future
         except asyncio.CancelledError:
             self._forget(waiting)
             raise
+        finally:
+            self._spare.pop(waiting.number, None)
 
     def _admit(self, waiting: Waiting, now_s: float) -> None:
         """Those who wait could not use what is free now, so a newcomer may; but not before a higher priority."""
@@ -138,6 +148,9 @@ class Desk:
         if choice.index is not None and choice.feasible:
             return self._dispatch(waiting, key, offer, wants, now_s)
         if not tier.replicas:
+            if waiting.asked.spare:
+                self._refuse(waiting, "it sleeps", WAKE_AGAIN_S)
+                return "refuse"
             self._wake(tier, now_s)
         if self._spilled(waiting, wants, now_s):
             return "dispatch"
@@ -191,6 +204,7 @@ class Desk:
             served = replace(before.served, replica=replica, resumed=before.served.resumed + 1)
         number = next(self._numbers)
         self._open.add(number)
+        self._spare_ongoing[key] += asked.spare
         self.admissions[waiting.range.tiers[0], "dispatch" if spilled is None else "spill"] += 1
         seen.routing_decisions[key, offer.choice.method] += 1
         waiting.future.set_result(
@@ -270,7 +284,7 @@ class Desk:
 
     def _refuse(self, waiting: Waiting, reason: str, retry_s: float) -> None:
         key = waiting.range.tiers[0]
-        self.admissions[key, "refuse"] += 1
+        self.admissions[key, "refuse"] += not waiting.asked.spare
         if waiting.before is not None:
             fail(waiting, ReplicaLost(f"tier {key}: its replica was lost: {reason}; send the request again"))
             return
@@ -292,6 +306,7 @@ class Desk:
         if place.number not in self._open:
             return
         self._open.remove(place.number)
+        self._spare_ongoing[place.served.tier] -= place.asked.spare
         now_s, tier = self._clock(), self._tiers[place.served.tier]
         tier.look(now_s)
         replica = tier.end(place.served.replica, place.sent_s, place.prompt_tokens, None if failed else usage)

@@ -91,17 +91,30 @@ class GatewayMetrics(Collector):
         self.observe("moray_request_seconds", seconds, tier=tier)
 
     def answered(
-        self, tier: str, usage: Usage, ttft_s: float, tpot_s: float | None, stages: Mapping[str, float]
+        self,
+        tier: str,
+        usage: Usage,
+        ttft_s: float,
+        tpot_s: float | None,
+        stages: Mapping[str, float],
+        *,
+        spare: bool = False,
     ) -> None:
-        """By the tier that served. `tpot_s`: None for an answer of one token. `stages`: of cluster.ledger."""
+        """By the tier that served. `tpot_s`: None for an answer of one token. `stages`: of cluster.ledger.
+
+        Of what ran on what was left over (`spare`) the tokens alone are counted: it tells nothing of demand.
+        """
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        self.count("moray_prompt_tokens_total", prompt, tier=tier)
+        self.count("moray_completion_tokens_total", completion, tier=tier)
+        if spare:
+            return
         for stage, seconds in stages.items():
             self.observe("moray_stage_seconds", seconds, tier=tier, stage=stage)
         self.observe("moray_ttft_seconds", ttft_s, tier=tier)
         if tpot_s is not None:
             self.observe("moray_tpot_seconds", tpot_s, tier=tier)
-        prompt, completion = usage.prompt_tokens, usage.completion_tokens
-        self.count("moray_prompt_tokens_total", prompt, tier=tier)
-        self.count("moray_completion_tokens_total", completion, tier=tier)
+        self.count("moray_finished_output_tokens_total", completion, tier=tier)
         self.count("moray_context_token_steps_total", completion * (prompt + completion // 2), tier=tier)
         self.count("moray_finished_total", tier=tier)
 

@@ -84,13 +84,13 @@ class Responses:
         told = Told(state, send, functools.partial(self._keep, record.id), self._now_s)
         await self.chat.answer(scope, receive, told, _given(record, state, scope[REQUEST_ID]))
 
-    async def answered(self, record: KeyRecord, body: bytes, scope: Scope) -> dict[str, Any]:
+    async def answered(self, record: KeyRecord, body: bytes, scope: Scope, *, spare: bool) -> dict[str, Any]:
         """The whole response, for a batch: after every plan's requests. Raises MorayError."""
         asked = parse_response(body)
         if asked.stream or asked.background:
             raise InvalidRequest("stream: not in a batch; leave stream and background out", param="stream")
         state = await self._ready(record.id, asked, scope)
-        given = replace(_given(record, state, scope[REQUEST_ID]), last=True)
+        given = replace(_given(record, state, scope[REQUEST_ID]), last=True, spare=spare)
         answer = Answer()
         answer.hear(json.loads(await heard(self.chat, scope, given)))
         done = replace(state, response=ended(state.response, answer, int(self._now_s())))

@@ -236,7 +236,12 @@ def test_a_tier_sleeps_when_nothing_came_for_long_and_only_if_it_may() -> None:
     assert course(working, SLEEPY)[-1].replicas == 1
 
 
-@pytest.mark.parametrize("sign", [{"requests": 1}, {"held_requests": 1}, {"waiting_prefill_tokens": 1}])
+def test_what_only_replicas_know_of_keeps_no_tier_awake() -> None:
+    left_over = [seen(ready=1, waiting_prefill_tokens=100)] * 200
+    assert course(left_over, SLEEPY)[-1].replicas == 0
+
+
+@pytest.mark.parametrize("sign", [{"requests": 1}, {"held_requests": 1}])
 def test_the_first_request_wakes_a_tier_at_once(sign: dict[str, int]) -> None:
     assert [n.replicas for n in course([seen(ready=0), seen(ready=0, **sign)], SLEEPY)] == [0, 1]
 

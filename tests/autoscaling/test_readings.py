@@ -76,7 +76,7 @@ def test_every_signal_has_its_series() -> None:
         "arrivals_total": 9,
         "arrived_prompt_tokens_total": 900,
         "finished_total": 5,
-        "completion_tokens_total": 50,
+        "finished_output_tokens_total": 50,
         "context_token_steps_total": 7000,
         "kept": 4,
         "missed": 1,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.spare import Busy, TierLoad, spare, wakes
+from cluster.spare import Busy, TierLoad, due, spare
 
 BUSY = st.builds(Busy, running=st.integers(0, 100), waiting=st.just(0))
 
@@ -36,9 +36,9 @@ def test_work_that_begins_leaves_less_and_never_takes_the_last_free_place(replic
     assert spare(load(*busier)) <= spare(load(*replicas))
 
 
-def test_a_sleeping_tier_is_woken_when_what_is_left_would_be_late_else() -> None:
+def test_what_is_left_is_due_when_it_would_be_late_else() -> None:
     """100 requests take 50 s on one replica, which starts in 60 s: twice that is 220 s."""
-    assert not wakes(load(), 100, 221)
-    assert wakes(load(), 100, 220)
-    assert not wakes(load(), 0, 0)
-    assert not wakes(load(Busy(running=0, waiting=0)), 100, 0), "it is awake"
+    assert not due(load(), 100, 221)
+    assert due(load(), 100, 220)
+    assert not due(load(), 0, 0)
+    assert due(load(Busy(running=0, waiting=0)), 100, 220), "nor may it fall asleep then"

@@ -152,15 +152,30 @@ async def test_no_more_lines_run_at_once_than_half_of_the_places(here: Served, r
     most = 0
     made = asyncio.create_task(over(here.client, await begin(here.client, *(line(f"q{n}") for n in range(8)))))
     while not made.done():
-        most = max(most, here.gateway._desk.ongoing()["mini"])
+        most = max(most, here.gateway._courses.ongoing["mini"])
         await asyncio.sleep(0.005)
     assert 1 <= most <= 3, "2 of 4 places, then half of those that are left"
+
+
+async def test_lines_are_no_demand_and_no_promise_is_made_to_them(here: Served, replies: Replies) -> None:
+    replies.step_s = 0.1
+    made = asyncio.create_task(over(here.client, await begin(here.client, line("a"), line("b"))))
+    while not here.gateway._courses.ongoing["mini"]:
+        await asyncio.sleep(0.005)
+    assert (here.gateway._desk.ongoing()["mini"], here.gateway._desk.held()["mini"]) == (0, (0, 0))
+    await made
+    page = (await here.gateway._metrics.page(only_gateway=True)).decode()
+    for name in ("arrivals", "arrived_prompt_tokens", "finished", "finished_output_tokens"):
+        assert f'moray_{name}_total{{tier="mini"}} 0.0' in page
+    for outcome in ("kept", "missed"):
+        assert f'moray_promises_total{{outcome="{outcome}",tier="mini"}} 0.0' in page
+    assert 'moray_completion_tokens_total{tier="mini"} 20.0' in page, "as in the ledger"
 
 
 async def test_a_cancelled_batch_stops_what_runs_and_tells_it_of_each_line(here: Served, replies: Replies) -> None:
     replies.step_s = 30
     made = await begin(here.client, *(line(f"q{n}") for n in range(4)))
-    while not here.gateway._desk.ongoing()["mini"]:
+    while not here.gateway._courses.ongoing["mini"]:
         await asyncio.sleep(0.005)
     assert (await here.client.batches.cancel(made.id)).status == "cancelling"
     done = await over(here.client, made)
@@ -170,7 +185,7 @@ async def test_a_cancelled_batch_stops_what_runs_and_tells_it_of_each_line(here:
     assert {one["error"]["code"] for one in (await told(here.client, done.error_file_id)).values()} == {
         "batch_cancelled"
     }
-    assert here.gateway._desk.ongoing()["mini"] == 0
+    assert here.gateway._courses.ongoing["mini"] == 0
     failed = await over(here.client, await begin(here.client, "{"))
     with pytest.raises(ConflictError):
         await here.client.batches.cancel(failed.id)

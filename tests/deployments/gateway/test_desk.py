@@ -82,7 +82,13 @@ class World:
         )
 
     def asked(
-        self, *tiers: str, tenant: str = "a", priority: int = 0, prompt: int = 100, patience: float = 1.0
+        self,
+        *tiers: str,
+        tenant: str = "a",
+        priority: int = 0,
+        prompt: int = 100,
+        patience: float = 1.0,
+        spare: bool = False,
     ) -> Asked:
         return Asked(
             request_id=str(next(self.numbers)),
@@ -93,6 +99,7 @@ class World:
             prompt_tokens=prompt,
             arrived_s=self.loop.time(),
             patience=patience,
+            spare=spare,
         )
 
     def ask(self, *tiers: str, **of: Any) -> asyncio.Task[Place]:
@@ -654,3 +661,25 @@ def test_no_request_is_lost_or_placed_twice(told: list[tuple[str, int, int]]) ->
         assert nothing_is_left(world.desk)
 
     play(scenario, spec(max_waiting=3, start_timeout_s=4.0, patience_s=2.0))
+
+
+def test_what_runs_on_what_is_left_over_wakes_no_tier_and_is_not_seen_as_demand() -> None:
+    async def scenario(world: World) -> None:
+        asleep = world.ask(spare=True)
+        await settled()
+        assert isinstance(error_of(asleep), Overloaded)
+        assert (world.slept, world.desk.admissions) == ([], {("pro", "refuse"): 0})
+        world.show(a=0)
+        placed = await world.ask(spare=True)
+        world.show(a=8)
+        held = [world.ask(prompt=2000, spare=spare) for spare in (True, False)]
+        await settled()
+        assert not any(task.done() for task in held)
+        assert (world.desk.ongoing(), world.desk.held()) == ({"pro": 0}, {"pro": (1, 2000)})
+        for task in held:
+            task.cancel()
+        await settled()
+        world.desk.ended(placed, USAGE, False)
+        assert nothing_is_left(world.desk)
+
+    play(scenario)
