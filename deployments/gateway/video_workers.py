@@ -27,7 +27,7 @@ class VideoWorkers:
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._resting: dict[str, asyncio.TimerHandle] = {}
         self._jobs: dict[str, Worker] = {}  # by job
-        self._alone: set[str] = set()  # replicas that take no other job
+        self._alone: set[str] = set()  # jobs whose replicas take no other
 
     def take(self, workers: tuple[Worker, ...]) -> None:
         """The replicas that there are; jobs on others go on until they say how they end."""
@@ -46,7 +46,8 @@ class VideoWorkers:
 
     def with_room(self, concurrent: int) -> Worker | None:
         """The one with the fewest jobs of this gateway, where any has fewer than `concurrent`."""
-        counts = {worker_id: 0 for worker_id in sorted(self._settled - self._resting.keys() - self._alone)}
+        alone = {self._jobs[job_id].worker_id for job_id in self._alone}
+        counts = {worker_id: 0 for worker_id in sorted(self._settled - self._resting.keys() - alone)}
         for worker in self._jobs.values():
             if worker.worker_id in counts:
                 counts[worker.worker_id] += 1
@@ -57,11 +58,11 @@ class VideoWorkers:
         """`alone`: no other job of this gateway comes to the replica meanwhile, where it would have to wait."""
         self._jobs[job_id] = worker
         if alone:
-            self._alone.add(worker.worker_id)
+            self._alone.add(job_id)
 
     def over(self, job_id: str) -> None:
-        if (worker := self._jobs.pop(job_id, None)) is not None:
-            self._alone.discard(worker.worker_id)
+        self._jobs.pop(job_id, None)
+        self._alone.discard(job_id)
         self._on_room()
 
     async def withdraw(self, job_id: str, worker: Worker) -> None:
