@@ -51,7 +51,7 @@ def family(folder: Path, *, gateway: dict[str, Any] | None = None, video: bool =
             "accelerator": "cpu",
             "gpu_budget_gpus": 8,
             "state_folder": str(folder),
-            "gateway": {"coalesce_ms": 0} | (gateway or {}),
+            "gateway": {"coalesce_ms": 0, "tokens": "streamed"} | (gateway or {}),
             "cells": [{"name": "here", "gpus": 8}],
             "tiers": {name: TIER | {"names": [name]} | tier for name in ("mini", "turbo")},
             "video": VIDEO if video else None,
@@ -198,6 +198,7 @@ async def application(
 
     `background`: whether it looks for what is left to do, in threads, which no virtual time waits for.
     """
+    assert family.gateway.tokens == "streamed", "a listener would outlive its test, and its socket fail another"
     secret, _ = KeyStore(Path(family.state_folder) / KEYS_FILE).create(key, 0.0)
     gateway = object.__new__(Gateway)
     with (
