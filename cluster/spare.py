@@ -2,8 +2,8 @@
 
 Nothing is left over where a request waits, at the desk or at a replica. Otherwise a share of the places that nobody
 uses is: the rest stays free for who comes next, and is seen again before more begins. No replica starts or stays for
-such work, but where it would be late else: where the time that is left is at most MARGIN times what one replica needs for it,
-and what it takes to start.
+such work, but where it would be late else: where the time that is left is at most MARGIN times what one replica needs
+for it, and what it takes to start.
 """
 
 from collections.abc import Sequence

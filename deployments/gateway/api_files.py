@@ -55,7 +55,7 @@ class _Create(Strict):
 
 class _Listing(Listing):
     limit: Annotated[int, Field(ge=1, le=10_000, strict=False)] = 10_000
-    purpose: Annotated[str, Field(max_length=64)] | None = None
+    purpose: Annotated[str, Field(pattern=r"^[a-z_-]{1,64}$")] | None = None
 
 
 class Named(NamedTuple):

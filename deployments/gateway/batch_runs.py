@@ -48,7 +48,7 @@ class Batch:
     def __init__(self, row: Object, folder: Path) -> None:
         self.row, self.folder = row, folder
         self.lines: defaultdict[str | None, list[Line]] = defaultdict(list)
-        self.flying: dict[asyncio.Task[None], str | None] = {}
+        self.flying: dict[asyncio.Task[bool], str | None] = {}
         self.attempts: defaultdict[int, int] = defaultdict(int)
         self.running = False  # whether lines may begin
         self.over = asyncio.Event()
@@ -173,13 +173,15 @@ class BatchRuns:
     def _due(self, batch: Batch, tier: str, load: TierLoad) -> bool:
         return due(load, batch.left, batch.told["expires_at"] - self._now_s())
 
-    def _landed(self, batch: Batch, task: asyncio.Task[None]) -> None:
+    def _landed(self, batch: Batch, task: asyncio.Task[bool]) -> None:
         del batch.flying[task]
-        if not task.cancelled() and (failure := task.exception()) is not None:
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None:
             log.error("batch %s: %s", batch.row.id, failure, exc_info=failure)
         if batch.left == 0:
             batch.over.set()
-        self._wake.set()
+        if not task.cancelled() and failure is None and task.result():
+            self._wake.set()
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         batch = self._mine.pop(name, None)
@@ -235,7 +237,8 @@ class BatchRuns:
         auto = family.auto
         return family.tier_of(model) or (auto.default if auto and model in auto.names else None)
 
-    async def _line(self, batch: Batch, tier: str | None, line: Line, *, spare: bool) -> None:
+    async def _line(self, batch: Batch, tier: str | None, line: Line, *, spare: bool) -> bool:
+        """Whether it was answered; else it waits again, for the next turn."""
         request_id, name = f"{batch.row.id}-{line.number}", _name(batch, line)
         try:
             record = await self._key_of(batch.row.owner, batch.told["endpoint"])
@@ -243,11 +246,11 @@ class BatchRuns:
             body = await self._asked(record, batch.told["endpoint"], body_of(text), request_id, spare)
             label, told = "completed", answered(name, line.custom_id, request_id, body)
         except MorayError as error:
-            batch.attempts[line.number] += not isinstance(error, Overloaded)
+            batch.attempts[line.number] += not isinstance(error, Overloaded | Unavailable)
             waits = isinstance(error, Overloaded) or error.status >= 500
             if waits and batch.attempts[line.number] < MOST_ATTEMPTS:
                 batch.lines[tier].append(line)
-                return
+                return False
             label, told = "failed", refused(name, line.custom_id, request_id, error)
         except asyncio.CancelledError:
             batch.lines[tier].append(line)
@@ -261,6 +264,7 @@ class BatchRuns:
             document=told,
         )
         await self._stored(row)
+        return True
 
     async def _stored(self, row: Object) -> None:
         """However long the store does not answer: the line has run, and is not to run again."""

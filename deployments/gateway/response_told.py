@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from starlette.types import Message, Scope, Send
 
-from cluster.errors import MorayError
+from cluster.errors import MorayError, Unavailable
 from deployments.gateway.chat import ChatCompletions, Given
 from deployments.gateway.response_wire import Answer, Kept, Narration, ended, failed, rendered, so_far
 from deployments.gateway.wire import DONE
@@ -46,7 +46,10 @@ class Chunks:
 
 
 class Told:
-    """An ASGI `send`. `keep`: called once, before the client hears that the answer has ended."""
+    """An ASGI `send`. `keep`: called once, before the client hears that the answer has ended. Where it raises
+
+    Unavailable, a stream ends as failed.
+    """
 
     def __init__(self, kept: Kept, send: Send, keep: Keep, now_s: Callable[[], float]) -> None:
         self._kept, self._send, self._keep, self._now_s = kept, send, keep, now_s
@@ -95,7 +98,10 @@ class Told:
 
     async def _end(self, response: dict[str, object]) -> None:
         done = self._now(response)
-        await self._keep(done)
+        try:
+            await self._keep(done)
+        except Unavailable as error:  # a stream that has begun must say how it ends
+            done = self._now(failed(response, self._chunks.answer, error))
         self._kept = done
         await self._tell(done)
 

@@ -40,6 +40,8 @@ HEADERS = (b"moray-floor", b"moray-hint", b"moray-ceiling-usd-per-mtok", b"trace
 FOLLOW_S = 0.1  # between looks at a response whose stream is followed
 MOST_WAITING = 1000  # responses of a key in the background that have not ended
 RETRY_AFTER_S = 30.0
+AT_ONCE = 20  # items of a conversation: each may be as large as a body
+MOST_SIZE = 4  # times a body: of all items of a conversation, as they are kept
 MOST_TRIES = 5  # to write over what was read
 
 
@@ -121,9 +123,7 @@ class Responses:
         """What came before, oldest first."""
         if asked.conversation_id is not None:
             await found(self._objects, owner, "conversation", asked.conversation_id)
-            page = Page(parent=asked.conversation_id, limit=MOST_ITEMS, order="asc")
-            items, _ = await in_thread(self._objects.page, owner, "item", page)
-            return [(json.loads(row.document), "conversation") for row in items]
+            return [(item, "conversation") for item in await self._items(owner, asked.conversation_id)]
         turns: list[list[Item]] = []
         name = asked.previous_response_id
         while name is not None:
@@ -133,6 +133,23 @@ class Responses:
             if len(turns) > MOST_ITEMS:
                 break  # more than a chat may have: it says so
         return [(item, "previous_response_id") for turn in reversed(turns) for item in turn]
+
+    async def _items(self, owner: str, conversation: str) -> list[Item]:
+        """All of a conversation. Raises InvalidRequest where they are more than any chat may have."""
+        items: list[Item] = []
+        size, most, after, more = 0, MOST_SIZE * self._limits.max_body_bytes, None, True
+        while more:
+            page = Page(parent=conversation, after=after, limit=AT_ONCE, order="asc")
+            rows, more = await in_thread(self._objects.page, owner, "item", page)
+            items += [json.loads(row.document) for row in rows]
+            size, after = size + sum(len(row.document) for row in rows), rows[-1].id if rows else None
+            if len(items) > MOST_ITEMS or size > most:
+                raise InvalidRequest(
+                    f"conversation: it has more than {MOST_ITEMS} items, or than {most} bytes; as many are allowed; "
+                    "begin another one",
+                    param="conversation",
+                )
+        return items
 
     async def _previous(self, owner: str, name: str) -> Kept:
         try:

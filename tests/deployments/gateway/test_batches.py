@@ -231,6 +231,20 @@ async def test_a_line_runs_only_while_its_key_may_ask(
     assert replies.asked == []
 
 
+async def test_a_line_that_is_put_back_waits_for_the_next_turn(
+    here: Served, replies: Replies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runs, "TURN_S", 3600.0)
+    replies.error = Overloaded("tier: busy", retry_after_s=1.0)
+    await begin(here.client, line("a"))
+    async with asyncio.timeout(20):
+        while not replies.asked:
+            await asyncio.sleep(0.005)
+    for _ in range(20):
+        await here.client.batches.list()
+    assert len(replies.asked) == 1
+
+
 async def test_another_gateway_goes_on_and_runs_no_answered_line_twice(tmp_path: Path) -> None:
     first, second = Replies("one"), Replies("two")
     async with served(tmp_path, first, max_running=4) as here:

@@ -14,7 +14,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from sdk import Replies, Served, crashed, served
 
-from cluster.errors import InvalidRequest, StartTimeout
+from cluster.errors import InvalidRequest, StartTimeout, Unavailable
 from cluster.request import ToolCall
 from deployments.gateway import response_runs
 from deployments.gateway.objects_wire import MONTH_S
@@ -263,6 +263,31 @@ async def test_a_conversation_gives_its_items_and_gains_those_of_the_answer(here
     assert replies.messages() == before
     items = [item async for item in here.client.conversations.items.list(talk.id, order="asc", limit=3)]
     assert [_said(item) for item in items] == [text for _, text in [*before, said]]
+
+
+async def test_a_conversation_that_is_more_than_a_chat_may_have_is_refused_before_it_is_all_read(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path, Replies("x"), gateway={"max_body_bytes": 4096}, **ABLE) as here:
+        talk = await here.client.conversations.create()
+        for _ in range(7):
+            item: Any = {"role": "user", "content": "x" * 3000}
+            await here.client.conversations.items.create(talk.id, items=[item])
+        with pytest.raises(BadRequestError, match="more than 2048 items, or than 16384 bytes") as refused:
+            await ask(here.client, conversation=talk.id)
+    assert refused.value.param == "conversation"
+
+
+async def test_a_stream_whose_answer_cannot_be_kept_says_that_it_failed(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise Unavailable("objects: away")
+
+    monkeypatch.setattr(here.gateway._responses._objects, "create", away)
+    events = [event async for event in await ask(here.client, stream=True)]
+    assert events[-1].type == "response.failed"
+    assert events[-1].response.error.code == "server_error"
 
 
 async def test_conversations_are_made_changed_and_deleted_with_their_items(here: Served) -> None:
