@@ -13,7 +13,7 @@ import logging
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from secrets import randbits, token_hex
@@ -21,8 +21,9 @@ from typing import Any
 
 from cluster.errors import InvalidRequest, MorayError, NotFound, Overloaded, Unavailable
 from cluster.spare import TierLoad, due, spare
-from deployments.gateway.api_files import ApiFiles, Named
-from deployments.gateway.batch_lines import Fault, Line, answered, body_of, lines_of, refused, spent, unasked
+from deployments.gateway.api_files import ApiFiles
+from deployments.gateway.batch_files import answer_id, files_made, line_id, read, text_of
+from deployments.gateway.batch_lines import Fault, Line, answered, body_of, refused
 from deployments.gateway.chat import Given
 from deployments.gateway.chat_request import parse_chat
 from deployments.gateway.objects_wire import KeyOf
@@ -31,7 +32,7 @@ from deployments.gateway.response_runs import scope_of
 from deployments.gateway.response_told import heard
 from deployments.gateway.responses import Responses
 from deployments.stores.keys import KeyRecord
-from deployments.stores.objects import Object, Objects, Page
+from deployments.stores.objects import Object, Objects
 from deployments.stores.threads import in_thread
 
 log = logging.getLogger("ray.serve")
@@ -39,7 +40,6 @@ TURN_S = 1.0  # between looks at what is left over
 LEASE_S = 10.0
 MOST_BATCHES = 16  # that a gateway holds at once
 MOST_ATTEMPTS = 3  # of a line that ends by a fault of ours
-PAGE = 100
 
 
 class Batch:
@@ -217,12 +217,12 @@ class BatchRuns:
         except NotFound as error:
             return [Fault(code=error.code, message=f"input_file_id: {error.message}", param="input_file_id")]
         most = self._courses.family.gateway.max_body_bytes
-        lines, faults = await asyncio.to_thread(_read, batch.folder / "in", told["endpoint"], most)
+        lines, faults = await asyncio.to_thread(read, batch.folder / "in", told["endpoint"], most)
         if faults:
             return faults
         done = await in_thread(self._objects.children, batch.row.id)
         for line in reversed(lines):  # taken from the end
-            if _line_id(batch, line) not in done:
+            if line_id(batch.row, line) not in done:
                 batch.lines[self._tier(line.model)].append(line)
         if told["status"] == "validating":
             counts = {"total": len(lines), "completed": 0, "failed": 0}
@@ -239,10 +239,10 @@ class BatchRuns:
 
     async def _line(self, batch: Batch, tier: str | None, line: Line, *, spare: bool) -> bool:
         """Whether it was answered; else it waits again, for the next turn."""
-        request_id, name = f"{batch.row.id}-{line.number}", _name(batch, line)
+        request_id, name = f"{batch.row.id}-{line.number}", answer_id(batch.row, line)
         try:
             record = await self._key_of(batch.row.owner, batch.told["endpoint"])
-            text = await asyncio.to_thread(_text, batch.folder / "in", line)
+            text = await asyncio.to_thread(text_of, batch.folder / "in", line)
             body = await self._asked(record, batch.told["endpoint"], body_of(text), request_id, spare)
             label, told = "completed", answered(name, line.custom_id, request_id, body)
         except MorayError as error:
@@ -256,7 +256,7 @@ class BatchRuns:
             batch.lines[tier].append(line)
             raise
         row = Object(
-            id=_line_id(batch, line),
+            id=line_id(batch.row, line),
             kind="line",
             owner=batch.row.owner,
             parent=batch.row.id,
@@ -295,42 +295,12 @@ class BatchRuns:
             faults = await self._read(batch)  # what had no turn is told, too
             if faults:
                 batch.lines.clear()
-        counts, usage = await self._files_made(batch, f"batch_{end}")
+        waiting = [line for lines in batch.lines.values() for line in lines]
+        made = await files_made(self._files, self._objects, batch.row, batch.folder, waiting, f"batch_{end}")
+        counts, usage, there = made
         changed = {"status": end, f"{end}_at": int(self._now_s()), "request_counts": counts, "usage": usage}
-        ids = {f"{kind}_file_id": _file_id(batch, kind) for kind in ("output", "error")}
-        there = {name: file_id for name, file_id in ids.items() if (batch.folder / name[:-8]).stat().st_size}
         await self._write(batch, batch.told | changed | there, ends=True)
         await in_thread(self._objects.clear, batch.row.id)
-
-    async def _files_made(self, batch: Batch, why: str) -> tuple[dict[str, int], dict[str, Any]]:
-        """Counts and usage. Files of answers and of errors, none where it would be empty."""
-        usages: list[dict[str, Any]] = []
-        counts = {"total": 0, "completed": 0, "failed": 0}
-        with (batch.folder / "output").open("w") as output, (batch.folder / "error").open("w") as error:
-            async for row in self._answers(batch):
-                counts[row.label] += 1
-                (output if row.label == "completed" else error).write(f"{row.document}\n")
-                if row.label == "completed":
-                    usages.append(json.loads(row.document)["response"]["body"].get("usage") or {})
-            for line in (line for lines in batch.lines.values() for line in lines):
-                counts["failed"] += 1
-                error.write(f"{unasked(_name(batch, line), line.custom_id, why)}\n")
-        for kind in ("output", "error"):
-            file = batch.folder / kind
-            if file.stat().st_size:
-                expires_s = json.loads(batch.row.document)["output_expires_s"]
-                name, file_id = f"{batch.row.id}_{kind}.jsonl", _file_id(batch, kind)
-                await self._files.put(batch.row.owner, file, Named(name, "batch_output", expires_s, file_id))
-        return counts | {"total": counts["completed"] + counts["failed"]}, spent(usages)
-
-    async def _answers(self, batch: Batch) -> AsyncIterator[Object]:
-        after, more = None, True
-        while more:
-            page = Page(parent=batch.row.id, after=after, limit=PAGE, order="asc")
-            rows, more = await in_thread(self._objects.page, batch.row.owner, "line", page)
-            for row in rows:
-                yield row
-                after = row.id
 
     async def _fail(self, batch: Batch, faults: list[Fault]) -> None:
         errors = {"object": "list", "data": [asdict(fault) for fault in faults]}
@@ -348,34 +318,3 @@ class BatchRuns:
         if now is None:
             raise asyncio.CancelledError
         batch.row = now
-
-
-def _name(batch: Batch, line: Line) -> str:
-    """Of its answer."""
-    return f"batch_req_{batch.row.id.removeprefix('batch_')}{line.number:05d}"
-
-
-def _file_id(batch: Batch, kind: str) -> str:
-    """The same for whoever makes it again."""
-    return f"file-{batch.row.id.removeprefix('batch_')}-{kind}"
-
-
-def _line_id(batch: Batch, line: Line) -> str:
-    return f"{batch.row.id}.{line.number:05d}"
-
-
-def _text(file: Path, line: Line) -> bytes:
-    with file.open("rb") as read:
-        read.seek(line.start)
-        return read.read(line.length)
-
-
-def _read(file: Path, endpoint: str, most_bytes: int) -> tuple[list[Line], list[Fault]]:
-    with file.open("rb") as read:
-        return lines_of(_bounded(read, most_bytes), endpoint, most_bytes)
-
-
-def _bounded(read: Any, most_bytes: int) -> Iterator[bytes]:
-    """A line that is too long comes in parts, the first of which is refused."""
-    while text := read.readline(most_bytes + 1):
-        yield text
