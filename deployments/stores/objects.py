@@ -1,7 +1,7 @@
 """Files, responses, conversations and batches as rows of one table, each one JSON document beside what queries need.
 
 A row is written whole, and only over the one that was read: `revision` counts. Claiming a row counts too, so that a
-holder whose lease ran out writes nothing more. Every statement may be asked twice, in SQL that SQLite and PostgreSQL
+holder whose lease ran out writes nothing more. Every statement may be asked again, in SQL that SQLite and PostgreSQL
 both speak. The bytes of files lie in the store of files; nothing but their rows is here.
 """
 

@@ -24,6 +24,7 @@ from cluster.errors import ConfigurationError, Unavailable
 log = logging.getLogger("ray.serve")
 CONNECT_S = 5
 ANSWER_S = 10  # of a statement, and of packets on their way
+TRIES = 3  # of a statement: what the pool was just connecting may be cut off, too
 WAIT_S = 2.0  # for a connection
 MOST = 4  # connections
 MOST_WAITING = 64  # threads without one
@@ -75,16 +76,15 @@ class PostgresTables:
         self._lay_out()
         asked = statement.replace("?", "%s")
         pool, until_s = self._opened(), time.monotonic() + ANSWER_S
-        try:
+        for left in reversed(range(TRIES)):
             try:
                 return _run(pool, asked, values)
             except FAULTS as error:
-                if isinstance(error, (PoolTimeout, TooManyRequests)) or time.monotonic() >= until_s:
-                    raise
+                over = not left or time.monotonic() >= until_s
+                if over or isinstance(error, (PoolTimeout, TooManyRequests)):
+                    raise self._unavailable(error) from error
                 pool.drain()  # a server that ended has cut all of them
-                return _run(pool, asked, values)
-        except FAULTS as error:
-            raise self._unavailable(error) from error
+        raise AssertionError
 
     def close(self) -> None:
         """A later call connects again."""

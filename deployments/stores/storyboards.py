@@ -2,7 +2,7 @@
 
 A row is written whole, and only over the one that was read: `revision` counts, so that of two who write one waits for
 the other's words. The shots' videos are rows of the job store; nothing here is lost with them. Every statement may be
-asked twice, for SQL that both databases speak.
+asked again, for SQL that both databases speak.
 """
 
 import sqlite3
