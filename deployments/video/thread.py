@@ -6,7 +6,7 @@ import inspect
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Generic, ParamSpec, TypeVar
 
@@ -28,7 +28,6 @@ class _Call(Generic[T]):
     def __init__(self, call: Callable[[], T], now_s: Callable[[], float]) -> None:
         self._call, self._now_s = call, now_s
         self.since_s: float | None = None
-        self.answer: Future[T]
 
     def __call__(self) -> T:
         self.since_s = self._now_s()
@@ -48,23 +47,25 @@ class EngineThread:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     async def ask(self, usual_s: float, call: Callable[P, T], *given: P.args, **_: P.kwargs) -> T:
-        asked = self._asked(partial(call, *given))
-        answer = asyncio.wrap_future(asked.answer)
-        while not (await asyncio.wait((answer,), timeout=LOOK_S))[0]:
-            self._look(asked, usual_s)
-        return answer.result()
+        asked = _Call(partial(call, *given), self.now_s)
+        answer = asyncio.wrap_future(self._thread.submit(asked))
+        try:
+            while not (await asyncio.wait((answer,), timeout=LOOK_S))[0]:
+                self._look(asked, usual_s)
+            return answer.result()
+        finally:
+            del answer  # it knows the error, whose traceback knows it
 
     def wait(self, usual_s: float, call: Callable[[], T]) -> T:
         """For another thread."""
-        asked = self._asked(call)
-        while not wait((asked.answer,), LOOK_S).done:
-            self._look(asked, usual_s)
-        return asked.answer.result()
-
-    def _asked(self, call: Callable[[], T]) -> _Call[T]:
         asked = _Call(call, self.now_s)
-        asked.answer = self._thread.submit(asked)
-        return asked
+        answer = self._thread.submit(asked)
+        try:
+            while not wait((answer,), LOOK_S).done:
+                self._look(asked, usual_s)
+            return answer.result()
+        finally:
+            del answer
 
     def _look(self, asked: _Call[T], usual_s: float) -> None:
         """Whose call it is that hangs hears of it first, and is blamed."""
