@@ -19,7 +19,7 @@ from pathlib import Path
 from secrets import randbits, token_hex
 from typing import Any
 
-from cluster.errors import InvalidRequest, MorayError, NotFound, Overloaded, Unavailable
+from cluster.errors import ConfigurationError, InvalidRequest, MorayError, NotFound, Overloaded, Unavailable
 from cluster.spare import TierLoad, due, spare
 from deployments.gateway.api_files import ApiFiles
 from deployments.gateway.batch_files import answer_id, files_made, line_id, read, text_of
@@ -245,7 +245,8 @@ class BatchRuns:
             text = await asyncio.to_thread(text_of, batch.folder / "in", line)
             body = await self._asked(record, batch.told["endpoint"], body_of(text), request_id, spare)
             label, told = "completed", answered(name, line.custom_id, request_id, body)
-        except MorayError as error:
+        except Exception as failure:
+            error = _told(failure, request_id)
             batch.attempts[line.number] += not isinstance(error, Overloaded | Unavailable)
             waits = isinstance(error, Overloaded) or error.status >= 500
             if waits and batch.attempts[line.number] < MOST_ATTEMPTS:
@@ -318,3 +319,11 @@ class BatchRuns:
         if now is None:
             raise asyncio.CancelledError
         batch.row = now
+
+
+def _told(failure: Exception, request_id: str) -> MorayError:
+    """A fault of ours loses no line, and says nothing of the operator's files."""
+    if isinstance(failure, MorayError) and not isinstance(failure, ConfigurationError):
+        return failure
+    log.error("request_id=%s", request_id, exc_info=failure)
+    return MorayError("gateway: internal error; give the request id to the operator")

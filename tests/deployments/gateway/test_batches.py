@@ -245,6 +245,13 @@ async def test_a_line_that_is_put_back_waits_for_the_next_turn(
     assert len(replies.asked) == 1
 
 
+async def test_a_fault_of_ours_loses_no_line(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_runs, "text_of", lambda *_: 1 / 0)
+    done = await over(here.client, await begin(here.client, line("a")))
+    answer = (await told(here.client, done.error_file_id))["a"]["response"]
+    assert (answer["status_code"], answer["body"]["error"]["code"]) == (500, "internal_error")
+
+
 async def test_another_gateway_goes_on_and_runs_no_answered_line_twice(tmp_path: Path) -> None:
     first, second = Replies("one"), Replies("two")
     async with served(tmp_path, first, max_running=4) as here:
