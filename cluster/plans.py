@@ -32,8 +32,9 @@ class Plan(Closed):
     """What a tenant's subscription may use. Higher `priority` goes first; `share` weighs the fair share of GPU-seconds.
 
     A request may be spilled to other tiers of the plan: `up`, as good or better; `down`, but never below `floor`. Each
-    tenant of the plan has its limits for itself, without a number there is none; days and months are those of UTC, as
-    cluster.limits says. `concurrent`: requests under way. `context_tokens`: of one request, its answer included.
+    project has the limits for itself, for all its keys of the plan; without a number there is none. Days and months are
+    those of UTC, as cluster.limits says. `concurrent`: requests under way. `context_tokens`: of one request, its answer
+    included.
     """
 
     tiers: tuple[Name, ...] = Field(min_length=1)

@@ -28,6 +28,8 @@ LABELS = {
     "expert": "the routed experts of a layer",
     "rank": "the ranks of an expert group",
     "domain": "the specialists of the family, general, and unknown",
+    "limit": "the limits of plans: requests_per_minute, tokens_per_minute, gpu_s_per_minute, concurrent, "
+    "video_s_per_day, usd_per_month",
 }
 
 # Around the promises of the tiers (0.5 to 4 s, 15 to 80 ms), fine enough that a p99 near one can be read.
@@ -80,6 +82,9 @@ GATEWAY = (
     _gauge("moray_usage_pending", "Events of usage that are not on disk yet."),
     _counter("moray_usage_failures_total", "Times that the ledger of usage could not be written or shipped."),
     _counter("moray_usage_refused_total", "Events of usage that found no room and are in the log alone."),
+    _counter("moray_limit_refusals_total", "Requests refused by a limit of their plan, by the limit.", "limit"),
+    _counter("moray_limit_failures_total", "Times that the store of limits did not answer."),
+    _counter("moray_limit_lost_total", "Reservations whose lease was over before they were settled."),
     _gauge("moray_streams", "Responses being streamed now.", "tier"),
     _counter("moray_routing_decisions_total", "Choices of a replica, by method.", "tier", "method"),
     _counter("moray_routing_errors_total", "Calls whose replicas were left in Serve's own order.", "tier"),

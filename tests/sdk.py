@@ -52,11 +52,14 @@ async def served(
     *,
     gateway: dict[str, Any] | None = None,
     video: dict[str, Any] | None = None,
+    plans: dict[str, Any] | None = None,
     **tier: Any,
 ) -> AsyncIterator[Served]:
     """Tiers mini and turbo, awake, which say what `target` says. The gateway ends as a crash ends it."""
     limits = {"tokens": "streamed"} | (gateway or {})
-    spec = Family.model_validate(family(folder, gateway=limits, **tier).model_dump() | {"video": video})
+    spec = Family.model_validate(
+        family(folder, gateway=limits, **tier).model_dump() | {"video": video, "plans": plans or {}}
+    )
     handle = Handle(target or Replies("Hello"))
     before = dict(seen._replicas), list(seen._listeners)
     for name in spec.tiers:

@@ -36,6 +36,7 @@ from deployments.gateway.desk import Desk
 from deployments.gateway.file_sweep import Rows, Swept, sweeping
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.objects_wire import keyed
+from deployments.gateway.quota import Quotas
 from deployments.gateway.rescue import Courses
 from deployments.gateway.response_runs import Runs
 from deployments.gateway.responses import Responses
@@ -52,6 +53,7 @@ from deployments.ranks import node_address
 from deployments.stores.files import files_at, files_of
 from deployments.stores.jobs import jobs_of
 from deployments.stores.keys import keys_of
+from deployments.stores.limits import limits_of
 from deployments.stores.objects import objects_of
 from deployments.stores.storyboards import boards_of
 from deployments.stores.usage import usage_of
@@ -91,7 +93,9 @@ class Gateway:
         self._courses = Courses(family, self._handles, path, self._desk, self._metrics)
         objects = objects_of(family.gateway, folder)
         self._api_files = ApiFiles(family.gateway, objects, files_at(family.gateway.files, folder / "files"))
-        bookings = Bookings(journal_of(family, self._id, self._metrics), self._keys)
+        bookings = Bookings(
+            journal_of(family, self._id, self._metrics), self._keys, Quotas(limits_of(family, folder), self._metrics)
+        )
         self._admin = Admin(lambda: self._family, self._keys, usage_of(family))
         shared = self._courses, self._keys, self._metrics, bookings
         self._chat = ChatCompletions(*shared, clock, Tracer(family))

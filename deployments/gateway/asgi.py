@@ -17,6 +17,7 @@ from deployments.stores.key_rows import KeyRows
 log = logging.getLogger("ray.serve")
 REQUEST_ID = "moray.request_id"
 LOG_FIELDS = "moray.log_fields"  # what a route has to say in the request's line of the log
+HEADERS = "moray.headers"  # a list, to be filled before the answer begins: headers of whatever it is
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 Header = tuple[bytes, bytes]
 
@@ -51,10 +52,13 @@ class Envelope:
         given = header(scope, b"x-request-id")  # Serve gives one where the client does not, and puts it in the response
         scope[REQUEST_ID] = given.decode() if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         begun_s, status = time.monotonic(), 0
+        shared: list[Header] = []
+        scope[HEADERS] = shared
 
         async def watched(message: Message) -> None:
             nonlocal status
-            status = status or message["status"]
+            if message["type"] == "http.response.start":
+                status, message = message["status"], {**message, "headers": [*message.get("headers", ()), *shared]}
             await send(message)
 
         try:

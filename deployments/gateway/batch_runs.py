@@ -19,7 +19,15 @@ from pathlib import Path
 from secrets import randbits, token_hex
 from typing import Any
 
-from cluster.errors import ConfigurationError, InvalidRequest, MorayError, NotFound, Overloaded, Unavailable
+from cluster.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    MorayError,
+    NotFound,
+    Overloaded,
+    RateLimited,
+    Unavailable,
+)
 from cluster.spare import TierLoad, due, spare
 from deployments.gateway.api_files import ApiFiles
 from deployments.gateway.batch_files import answer_id, files_made, line_id, read, text_of
@@ -51,6 +59,7 @@ class Batch:
         self.flying: dict[asyncio.Task[bool], str | None] = {}
         self.attempts: defaultdict[int, int] = defaultdict(int)
         self.running = False  # whether lines may begin
+        self.pause_until_s = 0.0  # a limit of its caller's plan; Unix
         self.over = asyncio.Event()
 
     @property
@@ -142,7 +151,8 @@ class BatchRuns:
         while begun:
             begun = False
             for batch in self._mine.values():
-                begun = (batch.running and self._next(batch, room)) or begun
+                ready = batch.running and self._now_s() >= batch.pause_until_s
+                begun = (ready and self._next(batch, room)) or begun
 
     def _next(self, batch: Batch, room: dict[str | None, int]) -> bool:
         for tier, lines in batch.lines.items():
@@ -247,8 +257,8 @@ class BatchRuns:
             label, told = "completed", answered(name, line.custom_id, request_id, body)
         except Exception as failure:
             error = _told(failure, request_id)
-            batch.attempts[line.number] += not isinstance(error, Overloaded | Unavailable)
-            waits = isinstance(error, Overloaded) or error.status >= 500
+            batch.attempts[line.number] += not isinstance(error, Overloaded | RateLimited | Unavailable)
+            waits = isinstance(error, Overloaded) or error.status >= 500 or self._paused(batch, error)
             if waits and batch.attempts[line.number] < MOST_ATTEMPTS:
                 batch.lines[tier].append(line)
                 return False
@@ -265,6 +275,16 @@ class BatchRuns:
             document=told,
         )
         await self._stored(row)
+        return True
+
+    def _paused(self, batch: Batch, error: MorayError) -> bool:
+        """Whether a limit of the caller's plan lets the line run before the batch expires: none begins until then."""
+        if not isinstance(error, RateLimited) or error.retry_after_s is None:
+            return False
+        free_s = self._now_s() + error.retry_after_s
+        if free_s >= batch.told["expires_at"]:
+            return False
+        batch.pause_until_s = max(batch.pause_until_s, free_s)
         return True
 
     async def _stored(self, row: Object) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
@@ -12,13 +12,17 @@ from typing import Self
 
 from cluster.access import DEFAULT, KeyRecord
 from cluster.errors import Unavailable
-from cluster.family import Family
+from cluster.family import Family, Plan
+from cluster.limits import Currency, Limit
+from cluster.quota import chat_needs, taken
 from cluster.request import Chat
 from cluster.request import Usage as Counted
 from cluster.service_class import price_factor
 from cluster.usage import Usage, chat_gpu_s, price_of, tokens_nusd, video_nusd, video_use_gpu_s
+from deployments.gateway.asgi import Header
 from deployments.gateway.asked import Asked
 from deployments.gateway.metrics import GatewayMetrics
+from deployments.gateway.quota import NOTHING, Quotas, Share, tenant_of
 from deployments.gateway.rescue import Course
 from deployments.stores.key_rows import KeyRows
 from deployments.stores.threads import in_thread
@@ -42,11 +46,13 @@ class Used:
 class Bookings:
     """One per gateway. `now_s`: Unix seconds."""
 
-    def __init__(self, journal: Journal, keys: KeyRows, now_s: Callable[[], float] = time.time) -> None:
-        self._journal, self._keys, self._now_s = journal, keys, now_s
+    def __init__(self, journal: Journal, keys: KeyRows, quotas: Quotas, now_s: Callable[[], float] = time.time) -> None:
+        self._journal, self._keys, self._quotas, self._now_s = journal, keys, quotas, now_s
 
-    def of(self, record: KeyRecord, chat: Chat, asked: Asked, family: Family) -> "Booking":
-        """To be entered around all that is done for the request."""
+    def of(
+        self, record: KeyRecord, plan: Plan | None, chat: Chat, asked: Asked, family: Family, headers: list[Header]
+    ) -> "Booking":
+        """To be entered around all that is done for the request; `headers` then gain what is left of its limits."""
         opened = Usage(
             id=f"{chat.request_id}/{token_hex(6)}",  # clients name requests as they like, twice the same too
             at_s=int(self._now_s()),
@@ -59,7 +65,11 @@ class Bookings:
             tier_served="none",
             code="lost",
         )
-        return Booking(self._journal, opened, family, self._now_s, price_factor(chat.service_class, family))
+        factor = price_factor(chat.service_class, family)
+        limits: Sequence[Limit] = plan.limits if plan else ()
+        needs = chat_needs(family, plan, chat, asked.range.tiers[0], asked.prompt_tokens, factor) if plan else NOTHING
+        share = Share(self._quotas, tenant_of(record), limits, needs, headers)
+        return Booking(self._journal, opened, family, self._now_s, factor, share)
 
     async def video(self, job: VideoJob, family: Family) -> None:
         """An ended job, before its end is told: if this is repeated, as by another gateway, the first stands."""
@@ -95,14 +105,22 @@ class Booking:
     """Of one request. What leaves without a word, as on an error, is settled by what its course says."""
 
     def __init__(
-        self, journal: Journal, opened: Usage, family: Family, now_s: Callable[[], float], factor: float
+        self,
+        journal: Journal,
+        opened: Usage,
+        family: Family,
+        now_s: Callable[[], float],
+        factor: float,
+        share: Share,
     ) -> None:
         self._journal, self._opened, self._family, self._now_s = journal, opened, family, now_s
-        self._factor = factor
+        self._factor, self._share = factor, share
         self._course: Course | None = None
         self._over = False
 
     async def __aenter__(self) -> Self:
+        """Raises RateLimited, Unavailable."""
+        await self._share.reserve()
         self._journal.open(self._opened)
         return self
 
@@ -117,6 +135,8 @@ class Booking:
             self._journal.forget(self._opened.id)
         else:
             self._journal.put(self._event(used))
+        self._share.settle(self._took(used, gone=isinstance(error, asyncio.CancelledError)))
+        await self._share.settled()
 
     def follow(self, course: Course) -> None:
         """What it has taken so far can be seen from now on."""
@@ -126,10 +146,25 @@ class Booking:
         """Returns once it is written. `counted`: None where no engine counted."""
         used = _so_far(course, code) if counted is None else Used(tier=_tier(course), code=code, counted=counted)
         self._over = True
+        self._share.settle(self._took(used))
         if used is None:
             self._journal.forget(self._opened.id)
         else:
             await self._journal.settle(self._event(used))
+        await self._share.settled()
+
+    def _took(self, used: Used | None, *, gone: bool = False) -> Mapping[Currency, float]:
+        """Of its limits: what the ledger counts. Without a token nothing, but for a client that left a replica at work:
+
+        a stream's prompt; of a whole answer nobody knows how much was made, so it stays reserved, less the money.
+        """
+        if used is not None:
+            return taken(self._event(used))
+        if not gone or self._course is None or self._course.sent_s is None:
+            return NOTHING
+        if not self._course.streamed:
+            return {"usd": 0.0}
+        return {**NOTHING, "requests": 1.0, "tokens": float(self._course.asked.prompt_tokens)}
 
     def _event(self, used: Used) -> Usage:
         opened, counted = self._opened, used.counted

@@ -12,11 +12,12 @@ from starlette.types import Receive, Scope, Send
 from cluster.domains import domain_of
 from cluster.errors import MorayError, Overloaded
 from cluster.family import Family, Plan
+from cluster.quota import within
 from cluster.request import Chat, Served, Usage
 from cluster.service_class import BELOW_PLANS, patience_of, priority_of, served_in
 from cluster.tiering import Range
 from deployments.gateway.account import Account
-from deployments.gateway.asgi import LOG_FIELDS, REQUEST_ID, Header, authorize, header, read_body, respond
+from deployments.gateway.asgi import HEADERS, LOG_FIELDS, REQUEST_ID, Header, authorize, header, read_body, respond
 from deployments.gateway.asked import Asked
 from deployments.gateway.booking import Bookings
 from deployments.gateway.metrics import GatewayMetrics
@@ -90,9 +91,11 @@ class ChatCompletions:
             chat = replace(chat, priority=priority, traced=account.span is not None)
             account.chat = chat
             asked = self._asked(scope, chat, record.id, plan, account, given)
-            async with self._bookings.of(record, chat, asked, self._family) as booking:
+            held = within(plan, chat, asked.prompt_tokens)
+            headers = scope.setdefault(HEADERS, [])
+            async with self._bookings.of(record, plan, chat, asked, self._family, headers) as booking:
                 account.booking = booking
-                await self._serve(chat, asked, account, send, header(scope, b"moray-ledger") == b"yes")
+                await self._serve(held, asked, account, send, header(scope, b"moray-ledger") == b"yes")
         except MorayError as error:
             _told_by_class(error, account)
             account.code = error.code

@@ -81,7 +81,8 @@ class GatewayMetrics(Collector):
         return f"{host}:{server.server_port}"
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
-        self._meters.counter(name).labels(**labels).inc(by)
+        counter = self._meters.counter(name)
+        (counter.labels(**labels) if labels else counter).inc(by)
 
     def observe(self, name: str, seconds: float, **labels: str) -> None:
         self._meters.histogram(name).labels(**labels).observe(seconds)

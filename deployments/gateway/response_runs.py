@@ -18,7 +18,14 @@ from typing import Any
 
 from starlette.types import Message, Scope
 
-from cluster.errors import EngineFailed, MorayError, Overloaded, Unavailable
+from cluster.errors import (
+    EngineFailed,
+    MorayError,
+    Overloaded,
+    QuotaExceeded,
+    RateLimited,
+    Unavailable,
+)
 from deployments.gateway.asgi import REQUEST_ID
 from deployments.gateway.chat import ChatCompletions, Given
 from deployments.gateway.objects_wire import KeyOf
@@ -109,8 +116,11 @@ class Runs:
         try:
             try:
                 await self._attempt(run)
-            except Overloaded as error:
-                await run.back(error.retry_after_s, counts=False)
+            except (Overloaded, RateLimited) as error:
+                if error.retry_after_s is None or isinstance(error, QuotaExceeded):
+                    await run.end(failed(run.state.response, run.told, error))
+                else:
+                    await run.back(error.retry_after_s, counts=False)
             except MorayError as error:
                 if error.status < 500 or run.hopeless or run.state.attempts >= MOST_ATTEMPTS:
                     await run.end(failed(run.state.response, run.told, error))

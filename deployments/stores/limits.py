@@ -18,9 +18,8 @@ class Limits(Protocol):
 
     Every call raises Unavailable where the store does not answer in time. What it had then done is not known; to ask
     again with the same id is safe. A reservation that was made unseen, or by who was cancelled meanwhile, ends with its
-    lease, and counts as spent until then; refund what nobody waits for any more. Where the store is away, limits of a
-    minute and of what is held guard capacity, which admission guards too: go on without them. Those that are `lasting`
-    are money, and nothing else guards it: serve nobody who has one.
+    lease, and counts as spent until then; refund what nobody waits for any more. Where the store is away, serve nobody
+    who has limits, and everybody else.
     """
 
     async def reserve(self, tenant: str, limits: Sequence[Limit], asked: Reservation) -> Verdict: ...

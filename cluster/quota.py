@@ -1,0 +1,75 @@
+"""What a chat may need of its plan's limits, before anybody knows what it takes.
+
+    tokens = prompt + answer     prompt: estimated; answer: max_tokens, else GUESSED_TOKENS; within the context
+    gpu_s, usd                   of so many tokens, by the cost model and the list price of the tier asked
+
+Who names no max_tokens is not refused for a guess: it is cut to what the limit ever grants, and an answer that takes
+more leaves a debt. An answer is held to the plan's context in any case.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from cluster.errors import ContextTooLong
+from cluster.family import Family, Plan
+from cluster.limits import Currency
+from cluster.request import Chat
+from cluster.usage import NUSD, Usage, chat_gpu_s, price_of, tokens_nusd
+
+GUESSED_TOKENS = 4096
+
+
+def within(plan: Plan | None, chat: Chat, prompt_tokens: int) -> Chat:
+    """The chat, its answer held to the plan's context. `prompt_tokens`: estimated. Raises ContextTooLong."""
+    most = plan.context_tokens if plan else None
+    if most is None:
+        return chat
+    asked = chat.sampling.max_tokens
+    if prompt_tokens + (asked or 1) > most:
+        raise ContextTooLong(
+            f"messages: about {prompt_tokens} tokens, and {asked or 1} of the answer; this key's plan allows {most} "
+            "together; shorten them, lower max_tokens, or change the plan",
+            param="messages",
+        )
+    return chat if asked else replace(chat, sampling=replace(chat.sampling, max_tokens=most - prompt_tokens))
+
+
+def chat_needs(
+    family: Family, plan: Plan, chat: Chat, tier: str, prompt_tokens: int, factor: float
+) -> Mapping[Currency, float]:
+    """Of each limit that the plan has. `chat` as it was asked; `tier`: the one asked; `factor`: of its price."""
+    contexts = family.tiers[tier].context_tokens, plan.context_tokens or family.tiers[tier].context_tokens
+    room, given = max(1, min(contexts) - prompt_tokens), chat.sampling.max_tokens
+    answer = min(room, GUESSED_TOKENS if given is None else given)
+    needed: dict[Currency, float] = {}
+    for limit in plan.limits:
+        amount = _needed(limit.currency, family, chat.model, tier, prompt_tokens, answer)
+        amount *= factor if limit.currency == "usd" else 1.0
+        needed[limit.currency] = min(amount, limit.amount) if given is None else amount
+    return needed
+
+
+def _needed(currency: Currency, family: Family, model: str, tier: str, prompt_tokens: int, answer: int) -> float:
+    match currency:
+        case "requests" | "concurrent":
+            return 1.0
+        case "tokens":
+            return float(prompt_tokens + answer)
+        case "gpu_s":
+            return chat_gpu_s(family, tier, prompt_tokens, answer)
+        case "usd":
+            return tokens_nusd(price_of(family, model, tier), prompt_tokens, answer) / NUSD
+        case "video_s":
+            return 0.0
+
+
+def taken(used: Usage) -> Mapping[Currency, float]:
+    """What an event of the ledger takes of limits."""
+    tokens = float(used.input_tokens + used.output_tokens)
+    return {
+        "requests": 1.0,
+        "tokens": tokens,
+        "gpu_s": used.gpu_s,
+        "video_s": used.video_s,
+        "usd": used.price_nusd / NUSD,
+    }
