@@ -53,12 +53,14 @@ async def served(
     gateway: dict[str, Any] | None = None,
     video: dict[str, Any] | None = None,
     plans: dict[str, Any] | None = None,
+    store: str = "sqlite",
     **tier: Any,
 ) -> AsyncIterator[Served]:
-    """Tiers mini and turbo, awake, which say what `target` says. The gateway ends as a crash ends it."""
+    """Tiers mini and turbo, awake, which say what `target` says; `store`: of limits. The gateway ends as by a crash."""
     limits = {"tokens": "streamed"} | (gateway or {})
     spec = Family.model_validate(
-        family(folder, gateway=limits, **tier).model_dump() | {"video": video, "plans": plans or {}}
+        family(folder, gateway=limits, **tier).model_dump()
+        | {"video": video, "plans": plans or {}, "limits": {"store": store}}
     )
     handle = Handle(target or Replies("Hello"))
     before = dict(seen._replicas), list(seen._listeners)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from openai import APIStatusError, AsyncOpenAI, BadRequestError, RateLimitError
+from redis_server import redis_server
 from sdk import USAGE, Replies, Served, served
 
 from cluster.access import KeyRecord
@@ -285,6 +286,20 @@ async def test_a_response_in_the_background_waits_for_its_limit(here: Served, mo
                 await asyncio.sleep(0.02)
                 one = await client.responses.retrieve(one.id)
             assert one.status == "completed"
+
+
+async def test_redis_that_dies_refuses_those_with_limits_alone(tmp_path: Path, replies: Replies) -> None:
+    with redis_server("--appendonly", "yes") as server:
+        async with served(tmp_path, replies, plans=PLANS, store=server.url) as here:
+            clients = [here.other(f"a{n}", "narrow") for n in range(3)]
+            told = await asyncio.gather(*(ask(clients[n % 3]) for n in range(9)), return_exceptions=True)
+            assert sum(not isinstance(one, BaseException) for one in told) == 2
+            assert (await standing(here, "narrow"))["concurrent"].remaining == 2
+            server.stop()
+            with pytest.raises(APIStatusError) as caught:
+                await ask(clients[0])
+            assert (caught.value.status_code, caught.value.code) == (503, "unavailable")
+            await ask(here.client)
 
 
 def test_an_account_is_a_projects_for_one_plan() -> None:
