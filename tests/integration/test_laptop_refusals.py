@@ -167,3 +167,18 @@ def test_refusals_are_counted_by_their_code(laptop: Server) -> None:
     before = laptop.metric("moray_requests_total", code="model_not_found")
     laptop.http().post(CHAT, content=body(model="gpt-4"))
     eventually(lambda: laptop.metric("moray_requests_total", code="model_not_found") == before + 1, QUIET_S, "one more")
+
+
+def test_a_key_with_a_plan_is_told_what_is_left_of_its_limits(laptop: Server) -> None:
+    made = json.loads(laptop.moray("keys", "create", "limited", "--plan", "developer", "--json").stdout)[0]
+    completions = laptop.client(made["key"]).chat.completions.with_raw_response
+    said: Any = [{"role": "user", "content": "Hello"}]
+    for stream in (False, True):
+        told = completions.create(model="gpt-5.2-mini", messages=said, max_tokens=8, stream=stream)
+        assert told.headers["x-ratelimit-limit-requests"] == "6000"
+        assert int(told.headers["x-ratelimit-remaining-requests"]) < 6000
+        assert int(told.headers["x-ratelimit-remaining-tokens"]) < 4_000_000
+        told.http_response.read()
+    bare = laptop.client().chat.completions.with_raw_response
+    told = bare.create(model="gpt-5.2-mini", messages=said, max_tokens=8)
+    assert not [name for name in told.headers if name.startswith("x-ratelimit")], "a key without a plan has no limits"
