@@ -149,6 +149,7 @@ class Client:
     def __init__(self, folder: Path, gateway: Any, renderer: Renderer, app: Any, key: str) -> None:
         self.folder = folder
         self.renderer = renderer
+        self.workers: tuple[Worker, ...] = ()  # that the control loop names
         self.key = key
         self.videos = gateway._videos
         self._gateway = gateway
@@ -205,7 +206,8 @@ async def served(folder: Path, workers: int = 1, later_s: float = 0.0, **video: 
     spec = spec.model_copy(update={"video": Video.model_validate(SHAPE | {"concurrent": 1} | video)})
     before = asyncio.all_tasks()
     gateway, app, key = await application(spec, {name: Handle(object()) for name in spec.tiers})
-    named = tuple(Worker(worker_id=f"w{n}", node_id="here", actor=Actor(renderer)) for n in range(workers))
+    client = Client(folder, gateway, renderer, app, key)
+    client.workers = tuple(Worker(worker_id=f"w{n}", node_id="here", actor=Actor(renderer)) for n in range(workers))
     videos = gateway._videos
     assert videos is not None
     videos._now_s = videos._jobs._now_s = lambda: time.time() + later_s
@@ -213,11 +215,11 @@ async def served(folder: Path, workers: int = 1, later_s: float = 0.0, **video: 
 
     async def control() -> None:
         while True:
-            videos.take(named)
+            videos.take(client.workers)
             await asyncio.sleep(0.001)
 
     ticking = asyncio.create_task(control())
-    yield Client(folder, gateway, renderer, app, key)
+    yield client
     ticking.cancel()
     gateway._rendering.cancel()
     while tasks := asyncio.all_tasks() - before:
@@ -704,6 +706,7 @@ async def test_a_request_sent_again_is_answered_though_the_queue_is_full(tmp_pat
 
 async def test_who_waits_is_told_its_place_and_when_it_begins_and_ends(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
+        client.videos._now_s = lambda: 2e9  # estimates of two moments are compared
         running, waiting = await client.create("hangs"), await client.create("done")
         at_work = (await client.until(running, "in_progress", progress=50))["moray"]
         assert (at_work["queue_position"], at_work["stage"]) == (None, "rendering")
@@ -813,7 +816,7 @@ async def test_a_gateway_goes_on_with_what_one_that_died_had_claimed_in_postgres
         async with served(tmp_path, **shared) as dying:
             video = await dying.create("hangs")
             await dying.until(video, "in_progress", progress=50)
-        waiting.videos.take((Worker(worker_id="w", node_id="here", actor=Actor(waiting.renderer)),))
+        waiting.workers = (Worker(worker_id="w", node_id="here", actor=Actor(waiting.renderer)),)
         await waiting.begun(1)
         assert [spec.job_id for spec in waiting.renderer.specs] == [video["id"]]
 
