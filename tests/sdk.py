@@ -71,6 +71,7 @@ async def served(
         yield Served(made, app, key, folder, handle)
     finally:
         await crashed(made)
+        await made._chat._bookings._quotas._limits.close()
         seen._replicas.clear()
         seen._replicas.update(before[0])
         seen._listeners[:] = before[1]
@@ -93,7 +94,7 @@ async def crashed(gateway: Any) -> None:
 
 
 class Replies:
-    """A replica that says what a test gives, piece by piece. `error`: how it ends instead."""
+    """A replica that says what a test gives, piece by piece, and ends when it may. `error`: how it ends instead."""
 
     def __init__(
         self,
@@ -106,10 +107,13 @@ class Replies:
         self.texts, self.step_s, self.error = texts, step_s, error
         self.last = Piece(tool_calls=tuple(calls), finish_reason="tool_calls" if calls else finish)
         self.asked: list[Chat] = []
+        self.may_end = asyncio.Event()
+        self.may_end.set()
 
     async def complete(self, chat: Chat) -> Outcome:
         self.asked.append(chat)
         await asyncio.sleep(self.step_s * len(self.texts))
+        await self.may_end.wait()
         if self.error is not None:
             return Outcome(error=self.error)
         body = completion(chat, "".join(self.texts), (), self.last, USAGE)
@@ -122,6 +126,7 @@ class Replies:
         for index, text in enumerate(self.texts):
             await asyncio.sleep(self.step_s)
             yield render.piece(Piece(text=text)), (index,)
+        await self.may_end.wait()
         if self.error is not None:
             yield Outcome(error=self.error)
             return

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.usage import Usage
+from deployments.stores import usage_journal
 from deployments.stores.usage import SqliteUsage
 from deployments.stores.usage_journal import Journal
 from deployments.stores.usage_rows import UsageRows
@@ -33,6 +34,7 @@ async def _request(journal: Journal, number: int, told: Callable[[str], None]) -
 
 async def _main(path: Path, gateway: str, remote: Path) -> None:
     """Says of each request when it is open, and when it is settled, until it is killed."""
+    usage_journal.WAIT_S = 600.0  # a slow disk's settled events are none before they are written
     journal = Journal(SqliteUsage(path), gateway, SqliteUsage(remote))
     journal.start()
     number = 0

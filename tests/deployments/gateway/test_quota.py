@@ -55,7 +55,8 @@ async def ask(client: AsyncOpenAI, **changes: Any) -> Any:
 
 
 async def standing(here: Served, plan: str) -> dict[str, Standing]:
-    """What is left of a plan to the keys of the default project."""
+    """What is left of a plan to the keys of the default project, once what was used is counted."""
+    await settled(here)
     record = next(key for key in here.gateway._keys.list() if key.plan == plan)
     limits = here.gateway._family.plans[plan].limits
     found = await here.gateway._chat._bookings._quotas._limits.state(tenant_of(record), limits)
@@ -69,9 +70,20 @@ def spent(one: Standing) -> float:
 async def settled(here: Served) -> None:
     """Until no request is open any more."""
     quotas = here.gateway._chat._bookings._quotas
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while quotas._open:
             await asyncio.sleep(0.01)
+
+
+async def at_once(clients: list[AsyncOpenAI], times: int, replies: Replies) -> list[Any]:
+    """The answers or errors; none ends before all are begun or refused."""
+    replies.may_end.clear()
+    asking = [asyncio.create_task(ask(clients[n % len(clients)])) for n in range(times)]
+    async with asyncio.timeout(60):
+        while len(replies.asked) + sum(one.done() for one in asking) < times:
+            await asyncio.sleep(0.01)
+    replies.may_end.set()
+    return await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def refused(client: AsyncOpenAI, **changes: Any) -> RateLimitError:
@@ -155,7 +167,7 @@ async def test_an_answer_is_held_to_the_plans_context(here: Served, replies: Rep
 
 async def test_at_once_no_more_are_served_than_the_limit_grants(here: Served, replies: Replies) -> None:
     clients = [here.other(f"a{n}", "narrow") for n in range(3)]
-    told = await asyncio.gather(*(ask(clients[n % 3]) for n in range(12)), return_exceptions=True)
+    told = await at_once(clients, 12, replies)
     assert sum(not isinstance(one, BaseException) for one in told) == len(replies.asked) == 2
     assert {one.code for one in told if isinstance(one, RateLimitError)} == {"rate_limit_exceeded"}
     assert (await standing(here, "narrow"))["concurrent"].remaining == 2
@@ -180,7 +192,6 @@ async def test_what_failed_before_a_token_is_given_back(tmp_path: Path) -> None:
                 with contextlib.suppress(Exception):
                     async for _ in told.parse():
                         pass
-        await settled(here)
         assert {name: spent(one) for name, one in (await standing(here, "small")).items()} == {
             "requests_per_minute": 0,
             "tokens_per_minute": 0,
@@ -195,7 +206,6 @@ async def test_a_stream_that_is_cut_takes_what_it_gave(tmp_path: Path) -> None:
         with pytest.raises(Exception, match="broke"):
             async for _ in told.parse():
                 pass
-        await settled(here)
         left = await standing(here, "small")
         assert spent(left["requests_per_minute"]) == 1
         assert 0 < spent(left["tokens_per_minute"]) < 40, "three tokens and the prompt, of 900 reserved"
@@ -212,7 +222,7 @@ async def test_clients_that_leave_at_any_time_leave_nothing_held(here: Served) -
         if turn % 10 == 9:
             await settled(here)
     quotas = here.gateway._chat._bookings._quotas
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while quotas._tasks - {quotas._renewing}:
             await asyncio.sleep(0.01)
     assert (await standing(here, "narrow"))["concurrent"].remaining == 2
@@ -230,7 +240,7 @@ async def test_a_store_that_does_not_answer_refuses_those_with_limits_alone(here
             await ask(client)
         assert (await here.raw("GET", "/health")).status == 200
         other.execute("ROLLBACK")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(APIStatusError):
                 await ask(limited)
@@ -240,7 +250,7 @@ async def test_a_store_that_does_not_answer_refuses_those_with_limits_alone(here
 
 async def test_a_long_answers_place_is_renewed(here: Served, replies: Replies, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "RENEW_S", 0.02)
-    replies.step_s = 0.1
+    replies.may_end.clear()
     renewed: list[Any] = []
     limits = here.gateway._chat._bookings._quotas._limits
     renew = limits.renew
@@ -250,9 +260,13 @@ async def test_a_long_answers_place_is_renewed(here: Served, replies: Replies, m
         return renewed[-1]
 
     monkeypatch.setattr(limits, "renew", heard)
-    await ask(here.other("a", "narrow"))
-    assert len(renewed) >= 2
+    asking = asyncio.create_task(ask(here.other("a", "narrow")))
+    async with asyncio.timeout(60):
+        while len(renewed) < 2:
+            await asyncio.sleep(0.01)
     assert all(renewed)
+    replies.may_end.set()
+    await asking
 
 
 async def test_a_line_of_a_batch_that_a_limit_refuses_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +282,7 @@ async def test_a_line_of_a_batch_that_a_limit_refuses_waits(tmp_path: Path, monk
         batch = await client.batches.create(
             completion_window="24h", endpoint="/v1/chat/completions", input_file_id=file.id
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while batch.status != "completed":
                 await asyncio.sleep(0.05)
                 batch = await client.batches.retrieve(batch.id)
@@ -280,7 +294,7 @@ async def test_a_response_in_the_background_waits_for_its_limit(here: Served, mo
     monkeypatch.setattr(response_runs, "TURN_S", 0.05)
     client = here.other("a", "narrow")
     made = [await client.responses.create(model="mini", input="hello", background=True) for _ in range(4)]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for one in made:
             while one.status not in ("completed", "failed"):
                 await asyncio.sleep(0.02)
@@ -292,7 +306,7 @@ async def test_redis_that_dies_refuses_those_with_limits_alone(tmp_path: Path, r
     with redis_server("--appendonly", "yes") as server:
         async with served(tmp_path, replies, plans=PLANS, store=server.url) as here:
             clients = [here.other(f"a{n}", "narrow") for n in range(3)]
-            told = await asyncio.gather(*(ask(clients[n % 3]) for n in range(9)), return_exceptions=True)
+            told = await at_once(clients, 9, replies)
             assert sum(not isinstance(one, BaseException) for one in told) == 2
             assert (await standing(here, "narrow"))["concurrent"].remaining == 2
             server.stop()

@@ -13,6 +13,13 @@ def database() -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine's stores take their time; who tests how long they may take says so."""
+    for module in ("limit_rows", "redis_limits", "postgres_limits", "sqlite_limits"):
+        monkeypatch.setattr(f"deployments.stores.{module}.ANSWER_S", 30.0)
+
+
 @pytest.fixture(scope="session")
 def redis_keeping() -> Iterator[RedisServer]:
     """One that keeps what it was told, as money needs; shared, so a test of its end starts one of its own."""

@@ -121,11 +121,12 @@ def test_a_server_that_hangs_holds_nobody_longer_than_an_answer_may_take(
 ) -> None:
     far = PostgresJobs(lossy_url(url, lossy.path.parent))
     assert far.create(job(1)) == job(1)
-    for name in ("ANSWER_S", "WAIT_S"):
-        monkeypatch.setattr(postgres_tables, name, 0.2)
     lossy.deaf = True
-    with pytest.raises(Unavailable, match="the database does not answer"):
-        far.create(job(2))
+    with monkeypatch.context() as patch:
+        for name in ("ANSWER_S", "WAIT_S"):
+            patch.setattr(postgres_tables, name, 0.2)
+        with pytest.raises(Unavailable, match="the database does not answer"):
+            far.create(job(2))
     lossy.deaf = False
     far.close()
     assert numbers(far.unfinished()) == [1]

@@ -140,7 +140,10 @@ def test_a_server_that_ends_is_unavailable_and_holds_back_nothing_when_it_is_bac
         remote.close()
 
 
-async def test_an_event_is_on_disk_when_settle_returns_and_its_request_is_open_no_more(tmp_path: Path) -> None:
+async def test_an_event_is_on_disk_when_settle_returns_and_its_request_is_open_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_journal, "WAIT_S", 60.0)
     path, heard = tmp_path / "usage.sqlite", list[Usage]()
     journal = Journal(SqliteUsage(path), "gateway_a", written=heard.extend)
     journal.start()
@@ -159,7 +162,7 @@ async def test_an_event_is_on_disk_when_settle_returns_and_its_request_is_open_n
 async def test_an_event_is_written_at_once_beside_what_is_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, seconds in (("SYNC_S", 600.0), ("AGAIN_S", 600.0), ("WAIT_S", 5.0)):
+    for name, seconds in (("SYNC_S", 600.0), ("AGAIN_S", 600.0), ("WAIT_S", 60.0)):
         monkeypatch.setattr(usage_journal, name, seconds)
     path, remote = tmp_path / "usage.sqlite", SqliteUsage(tmp_path / "remote.sqlite")
     journal = Journal(SqliteUsage(path), "gateway_a", remote)
