@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from openai import APIStatusError, AsyncOpenAI, BadRequestError, NotFoundError
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from sdk import Replies, Served, crashed, served
+from shell import Exchange
 
 from cluster.errors import InvalidRequest, StartTimeout, Unavailable
 from cluster.request import ToolCall
@@ -41,7 +43,7 @@ CALLED = [
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("TURN_S", 0.05), ("LEASE_S", 0.4), ("PAUSE_S", 0.05)):
+    for name, seconds in (("TURN_S", 0.05), ("PAUSE_S", 0.05)):
         monkeypatch.setattr(response_runs, name, seconds)
 
 
@@ -79,7 +81,7 @@ def types(found: list[Any]) -> list[str]:
 
 
 async def over(client: AsyncOpenAI, response: Any) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while response.status in ("queued", "in_progress"):
             await asyncio.sleep(0.02)
             response = await client.responses.retrieve(response.id)
@@ -354,7 +356,7 @@ async def test_what_a_key_left_in_the_background_fails_where_it_may_ask_no_more(
     KeyStore(here.folder / KEYS_FILE)._run(f"UPDATE keys SET {change}", ())
     here.gateway._answering = asyncio.create_task(here.gateway._runs.run())
     state = here.gateway._responses._objects
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while state.unfinished(here.owner, "response"):
             await asyncio.sleep(0.02)
     assert '"status": "failed"' in state.get(here.owner, "response", made.id).document
@@ -363,12 +365,16 @@ async def test_what_a_key_left_in_the_background_fails_where_it_may_ask_no_more(
 
 @contextlib.asynccontextmanager
 async def begun(folder: Path, slow: Replies, said: str) -> AsyncIterator[tuple[Served, str]]:
-    """A gateway that answers a stream in the background, of which so much is written down; and the stream's id."""
+    """A gateway that answers a stream in the background, of which so much is written down; and the stream's id.
+
+    The stream does not end before the gateway does.
+    """
+    slow.may_end.clear()
     async with served(folder, slow, **ABLE) as here:
         body = b'{"model":"mini","input":"hello","background":true,"stream":true}'
         asked = asyncio.create_task(here.raw("POST", "/v1/responses", body))
         objects = here.gateway._responses._objects
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (rows := objects.page(here.owner, "response", Page())[0]) or said not in rows[0].document:
                 await asyncio.sleep(0.01)
         yield here, rows[0].id
@@ -376,12 +382,20 @@ async def begun(folder: Path, slow: Replies, said: str) -> AsyncIterator[tuple[S
         asked.cancel()
 
 
+@contextlib.asynccontextmanager
+async def later(folder: Path, replies: Replies) -> AsyncIterator[Served]:
+    """A gateway for which every lease has run out."""
+    async with served(folder, replies, **ABLE) as here:
+        here.gateway._runs._now_s = lambda: time.time() + 2 * response_runs.LEASE_S
+        yield here
+
+
 async def test_another_gateway_takes_up_what_a_dead_one_left_and_its_stream_goes_on(tmp_path: Path) -> None:
     """With the same seed. A client that comes back hears each event once, under the numbers of before."""
     slow, quick = Replies("a", "b", "c", "d", step_s=0.2), Replies("abc", "d", "e")
     async with begun(tmp_path, slow, '"text": "ab') as (first, response_id):
         key = first.key
-    async with served(tmp_path, quick, **ABLE) as second:
+    async with later(tmp_path, quick) as second:
         client = second.as_key(key)
         found = await events(await client.responses.retrieve(response_id, stream=True))
         told = await client.responses.retrieve(response_id)
@@ -395,7 +409,7 @@ async def test_another_gateway_takes_up_what_a_dead_one_left_and_its_stream_goes
 async def test_a_taken_up_stream_whose_answer_is_another_one_fails(tmp_path: Path) -> None:
     async with begun(tmp_path, Replies("a", "b", step_s=0.5), '"text": "a') as (first, response_id):
         key = first.key
-    async with served(tmp_path, Replies("xyz"), **ABLE) as second:
+    async with later(tmp_path, Replies("xyz")) as second:
         client = second.as_key(key)
         told = await over(client, await client.responses.retrieve(response_id))
     assert told.status == "failed"
@@ -404,10 +418,13 @@ async def test_a_taken_up_stream_whose_answer_is_another_one_fails(tmp_path: Pat
 
 async def test_a_stream_in_the_background_ends_with_an_error_where_it_is_deleted(tmp_path: Path) -> None:
     async with begun(tmp_path, Replies("a", "b", step_s=0.5), '"text": "a') as (here, response_id):
-        heard = asyncio.create_task(here.raw("GET", f"/v1/responses/{response_id}?stream=true"))
-        await asyncio.sleep(0)
+        named = {"authorization": f"Bearer {here.key}"}
+        heard = Exchange(here.app, f"/v1/responses/{response_id}", method="GET", query="stream=true", headers=named)
+        async with asyncio.timeout(60):
+            while not heard.sent:
+                await asyncio.sleep(0.01)
         await here.client.responses.delete(response_id)
-        last = (await heard).body.split(b"\n\n")[-2]
+        last = (await heard.finished()).body.split(b"\n\n")[-2]
         assert last.startswith(b"event: error\ndata: ")
         assert b'"code":"response_not_found"' in last
 

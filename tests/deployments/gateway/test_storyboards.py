@@ -65,7 +65,7 @@ class Served:
         return b"".join(chunk.tobytes() for chunk in encode.read(clip))
 
     async def until(self, board: Any, met: Callable[[Any], bool]) -> Any:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not met(told := (await self.ask("GET", f"/{board['id']}")).json()):
                 await asyncio.sleep(0.01)
         return told
@@ -303,7 +303,7 @@ async def test_a_storyboard_and_its_cut_expire_as_a_video_does(tmp_path: Path, m
         assert list((here.folder / "videos" / kept["id"]).iterdir())
         progress = here.gateway._storyboards._progress
         monkeypatch.setattr(progress, "_now_s", lambda: told["expires_at"] + 10.0)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while (await here.ask("GET")).json()["data"]:
                 await asyncio.sleep(0.01)
         assert not (here.folder / "videos" / kept["id"]).exists()
