@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,14 @@ def text_of(pieces: list[Piece]) -> str:
 
 def ids_of(pieces: list[Piece]) -> tuple[int, ...]:
     return tuple(token for piece in pieces for token in piece.ids)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def patient() -> Iterator[None]:
+    """A busy machine compiles slowly, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_engine, "COMPILE_S", 60.0)
+        yield
 
 
 @pytest.fixture
