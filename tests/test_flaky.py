@@ -23,8 +23,8 @@ def flaky() -> Iterator[Flaky]:
     thread.join()
 
 
-def read(flaky: Flaky, timeout_s: float = 10.0) -> str:
-    return httpx.get(f"http://{flaky.address}/metrics", timeout=timeout_s).text
+def read(flaky: Flaky, answer_s: float = 10.0) -> str:
+    return httpx.get(f"http://{flaky.address}/metrics", timeout=httpx.Timeout(10.0, read=answer_s)).text
 
 
 def test_it_passes_until_told_otherwise(flaky: Flaky) -> None:
@@ -40,7 +40,7 @@ def test_refusing_is_a_closed_port(flaky: Flaky) -> None:
 def test_hanging_takes_the_connection_and_says_nothing(flaky: Flaky) -> None:
     flaky.be("hang")
     with pytest.raises(httpx.ReadTimeout):
-        read(flaky, timeout_s=0.05)
+        read(flaky, answer_s=0.05)
 
 
 def test_garbage_is_not_even_http(flaky: Flaky) -> None:

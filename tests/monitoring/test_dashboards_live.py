@@ -105,7 +105,7 @@ def test_a_query_finds_figures(url: str, expr: str) -> None:
     for name, value in FILLED.items():
         expr = expr.replace(name, value)
     assert "$" not in expr
-    assert any(math.isfinite(float(sample["value"][1])) for sample in query(url, expr)), expr
+    eventually(lambda: any(math.isfinite(float(found["value"][1])) for found in query(url, expr)), WAIT_S, expr)
 
 
 RULES = [
