@@ -19,7 +19,7 @@ from postgres import Server, postgres
 from shell import VIDEO as SHAPE
 from shell import Exchange, Handle, application, family
 
-from cluster.errors import EngineFailed, InvalidRequest, Unavailable
+from cluster.errors import EngineFailed, InvalidRequest, NotFound, Unavailable
 from cluster.family import Video
 from cluster.faults import LASTING_S, MAX_ATTEMPTS, MOST_BROKEN
 from deployments.control.words import Worker
@@ -115,8 +115,9 @@ class Renderer:
 
     async def _store(self, spec: RenderSpec) -> None:
         await self.may_store.wait()
-        for name in (VIDEO_FILE, THUMBNAIL, MASTER):
-            await self.files.put_bytes(f"{spec.job_id}/{name}", VIDEO)
+        with contextlib.suppress(NotFound):  # what is just deleted has no place for it
+            for name in (VIDEO_FILE, THUMBNAIL, MASTER):
+                await self.files.put_bytes(f"{spec.job_id}/{name}", VIDEO)
 
 
 class Call:
