@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from cluster.errors import Unavailable
+from cluster.errors import NotFound, Unavailable
 from deployments.stores.files import STATE, Files
 
 log = logging.getLogger("ray.serve")
@@ -57,5 +57,5 @@ class Saves:
             await before
         try:
             await self._files.put_bytes(self._key, state)
-        except Unavailable as error:
+        except (Unavailable, NotFound) as error:  # the latter where its job was just deleted
             log.warning("video %s: its state is not saved: %s", self._job_id, error)

@@ -1,6 +1,7 @@
 """What a replica does where its device, its memory or its disk fails. The errors are those that torch raises."""
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -330,6 +331,25 @@ class Late(LocalFiles):
     async def put_bytes(self, key: str, data: bytes) -> None:
         await asyncio.sleep(0.05)
         await super().put_bytes(key, data)
+
+
+class Deleted(LocalFiles):
+    """What the job has is deleted while its state is written."""
+
+    def _write(self, key: str, write: Callable[[Path], object]) -> None:
+        def cut(place: Path) -> None:
+            write(place)
+            shutil.rmtree(place.parent)
+
+        super()._write(key, cut)
+
+
+async def test_a_job_that_is_deleted_while_its_state_is_written_leaves_its_place_to_others(tmp_path: Path) -> None:
+    worker = replica(tmp_path, Engine(), concurrent=1)
+    store, worker._files = worker._files, Deleted(tmp_path / "state" / "videos")
+    assert (await last(worker)).error is not None
+    worker._files = store
+    assert await last(worker, "video_2") == DONE
 
 
 @pytest.mark.parametrize("error", [torch.AcceleratorError(LOST), ValueError("shapes do not match")])
