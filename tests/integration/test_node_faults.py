@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 NODES, GPUS = 3, 8
 REPLICAS = {"pro": 2, "turbo": 3, "narrow": 1}
-STEPS, JOBS = 40, 10  # five work at once even where the last worker starts late
+STEPS, JOBS = 40, 20  # five work at once even where the last worker starts late
 BACK_S = 120.0  # for what was lost to be there again, on a busy machine
 
 
