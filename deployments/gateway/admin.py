@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from cluster.access import DEFAULT, USUAL, Grant, KeyRecord
 from cluster.errors import InvalidRequest, MorayError, NotFound
 from cluster.family import Family
 from cluster.usage import By, Sum
-from deployments.gateway.asgi import authorize, known, read_body
+from deployments.gateway.asgi import authorize, json_response, known, read_body
 from deployments.gateway.body import Strict, refusal
 from deployments.gateway.usage_wire import Page, completions, costs, parse_page
 from deployments.stores.key_rows import Act, KeyRows, unsecret
@@ -145,7 +144,7 @@ class Admin:
         """Of the key that asks, alone."""
         record = authorize(request.scope, self._keys)
         page = self._page(request)
-        return _json(completions(page, await self._sums(page, "chat", record.id)))
+        return json_response(completions(page, await self._sums(page, "chat", record.id)))
 
     async def _act(
         self, act: str, request: Request, done: Callable[[_Acting], Awaitable[Any]], subject: str = ""
@@ -176,7 +175,7 @@ class Admin:
                 outcome=outcome,
             )
             await in_thread(self._keys.log, wrote)
-        return _json(answer)
+        return json_response(answer)
 
     async def _whole(self, key_id: str) -> KeyRecord:
         """By its whole id: nobody means a key by half of it over a wire."""
@@ -228,7 +227,3 @@ def _told(act: Act) -> dict[str, Any]:
 
 def _listed(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"object": "list", "data": rows, "has_more": False}
-
-
-def _json(value: Any) -> Response:
-    return Response(json.dumps(value), media_type="application/json")

@@ -22,7 +22,8 @@ from starlette.responses import StreamingResponse
 
 from cluster.errors import BodyTooLarge, InvalidRequest, NotFound, Unavailable
 from cluster.family import Gateway
-from deployments.gateway.body import Strict
+from deployments.gateway.asgi import json_response
+from deployments.gateway.body import Strict, parsed
 from deployments.gateway.file_sweep import Rows, Swept
 from deployments.gateway.objects_wire import (
     MONTH_S,
@@ -30,9 +31,7 @@ from deployments.gateway.objects_wire import (
     Listing,
     Who,
     found,
-    json_response,
     page,
-    parsed,
 )
 from deployments.gateway.video_form import fields, no_room
 from deployments.stores.files import Files

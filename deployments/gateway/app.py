@@ -1,7 +1,6 @@
 """The ingress: one FastAPI application on Ray Serve, OpenAI's wire in front, the family's handles behind."""
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +24,7 @@ from deployments.control.words import Hello, Standing
 from deployments.gateway.admin import Admin
 from deployments.gateway.announce import Announcer
 from deployments.gateway.api_files import ApiFiles, swept
-from deployments.gateway.asgi import Envelope, authorize
+from deployments.gateway.asgi import Envelope, authorize, json_response
 from deployments.gateway.batch_runs import BatchRuns
 from deployments.gateway.batches import Batches
 from deployments.gateway.booking import Bookings, journal_of
@@ -186,11 +185,11 @@ class Gateway:
 
     async def _models(self, request: Request) -> Response:
         authorize(request.scope, self._keys)
-        return _json(models_list(self._family, self._started_s))
+        return json_response(models_list(self._family, self._started_s))
 
     async def _model(self, name: str, request: Request) -> Response:
         authorize(request.scope, self._keys)
-        return _json(model_object(self._family, name, self._started_s))
+        return json_response(model_object(self._family, name, self._started_s))
 
     async def _health(self) -> Response:
         """Open to all. `replicas` counts those that this gateway may send to; a tier with none sleeps.
@@ -211,7 +210,7 @@ class Gateway:
             age_s = self._clock() - at_s
             picture_s = None if standing.picture is None else age_s + standing.picture.age_s
             health["control"] = {"version": standing.moray, "heard_age_s": age_s, "picture_age_s": picture_s}
-        return _json(health)
+        return json_response(health)
 
     async def _metrics_page(self, only: str = "") -> Response:
         page = await self._metrics.page(only_gateway=only == "gateway")
@@ -223,11 +222,7 @@ class Gateway:
         if self._told is not None:
             pages = {**self._told[1].pages, self._told[1].metrics_address: None}
         own = self._hello()
-        return _json(discovered({**pages, **dict.fromkeys(own.metrics), **own.replica_of}))
-
-
-def _json(value: Any) -> Response:
-    return Response(json.dumps(value), media_type="application/json")
+        return json_response(discovered({**pages, **dict.fromkeys(own.metrics), **own.replica_of}))
 
 
 async def _unknown_route(request: Request, error: Exception) -> Response:

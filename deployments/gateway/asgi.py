@@ -1,11 +1,14 @@
 """What every route of the gateway shares: request ids, bounded bodies, keys, and OpenAI's error object."""
 
+import json
 import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.access import KeyRecord, refusal
@@ -32,6 +35,10 @@ async def respond(send: Send, status: int, body: bytes, headers: Iterable[Header
     base = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*base, *headers]})
     await send({"type": "http.response.body", "body": body})
+
+
+def json_response(value: Any, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps(value), media_type="application/json", headers=headers)
 
 
 async def refuse(send: Send, error: MorayError) -> None:

@@ -12,10 +12,10 @@ from fastapi import FastAPI, Request, Response
 from cluster.errors import Conflict, InvalidRequest, Overloaded
 from cluster.family import Gateway
 from deployments.gateway.api_files import ApiFiles
-from deployments.gateway.asgi import read_body
+from deployments.gateway.asgi import json_response, read_body
 from deployments.gateway.batch_lines import ENDPOINTS
 from deployments.gateway.batch_runs import BatchRuns
-from deployments.gateway.body import Strict
+from deployments.gateway.body import Strict, parsed
 from deployments.gateway.objects_wire import (
     DAY_S,
     MONTH_S,
@@ -24,9 +24,7 @@ from deployments.gateway.objects_wire import (
     Metadata,
     Who,
     found,
-    json_response,
     listed,
-    parsed,
 )
 from deployments.gateway.video_form import json_fields
 from deployments.stores.objects import Object, Objects

@@ -7,9 +7,9 @@ second, a megabyte of prompt for a millisecond. So what stands outside strings i
 import json
 import re
 import reprlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -23,6 +23,7 @@ _MOST_FAULTS = 100
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 60
 _shown.maxlist = _shown.maxdict = _shown.maxlevel = 2
+_B = TypeVar("_B", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]  # the API's for functions and formats
 
 
@@ -106,6 +107,15 @@ def refusal(error: ValidationError, known: Iterable[str], private: Collection[st
     given = "this value" if param and re.split(r"[.\[]", param)[0] in private else f"given {shown(fault['input'])}"
     allowed = fault["msg"][:1].lower() + fault["msg"][1:]
     return InvalidRequest(f"{where}: {given}; {allowed}; {mend}", param=param, code=code)
+
+
+def parsed(kind: type[_B], fields: Mapping[str, Any]) -> _B:
+    """Raises InvalidRequest."""
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        # Not chained: it prints its input.
+        raise refusal(error, kind.model_fields, kind.model_fields.keys()) from None
 
 
 def _param(loc: tuple[int | str, ...]) -> str | None:

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from cluster.errors import Conflict
 from cluster.family import Gateway
-from deployments.gateway.asgi import read_body
-from deployments.gateway.body import Strict
-from deployments.gateway.objects_wire import Listing, Metadata, Who, found, json_response, listed, page, parsed
+from deployments.gateway.asgi import json_response, read_body
+from deployments.gateway.body import Strict, parsed
+from deployments.gateway.objects_wire import Listing, Metadata, Who, found, listed, page
 from deployments.gateway.response_items import Items, kept
 from deployments.gateway.response_rows import item_rows
 from deployments.gateway.video_form import json_fields

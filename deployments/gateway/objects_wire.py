@@ -3,17 +3,18 @@
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, Literal
 
 from fastapi import Response
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 from starlette.types import Scope
 
 from cluster import access
 from cluster.errors import NotFound, Unauthorized
-from deployments.gateway.body import Strict, refusal
+from deployments.gateway.asgi import json_response
+from deployments.gateway.body import Strict
 from deployments.stores.key_rows import KeyRows
 from deployments.stores.keys import KeyRecord
 from deployments.stores.objects import Kind, Object, Objects, Order, Page
@@ -24,7 +25,6 @@ MONTH_S = 30 * DAY_S
 Who = Callable[[Scope], KeyRecord]  # the key that a request carries, which may ask for its route
 KeyOf = Callable[[str, str], Awaitable[KeyRecord]]  # by its id, for a path, as it stands when it is asked
 _ID = r"^[A-Za-z0-9_.-]{1,80}$"
-_B = TypeVar("_B", bound=Strict)
 
 
 def _short(metadata: dict[str, str]) -> dict[str, str]:
@@ -51,15 +51,6 @@ class Listing(Strict):
 
     def page(self, *, parent: str | None = None, label: str | None = None) -> Page:
         return Page(parent=parent, label=label, after=self.after, limit=self.limit, order=self.order)
-
-
-def parsed(kind: type[_B], fields: Mapping[str, Any]) -> _B:
-    """Raises InvalidRequest."""
-    try:
-        return kind.model_validate(dict(fields))
-    except ValidationError as error:
-        # Not chained: it prints its input.
-        raise refusal(error, kind.model_fields, kind.model_fields.keys()) from None
 
 
 def keyed(keys: KeyRows, now_s: Callable[[], float] = time.time) -> KeyOf:
@@ -98,7 +89,3 @@ async def page(objects: Objects, owner: str, kind: Kind, asked: Page) -> Respons
 def listed(data: Sequence[dict[str, Any]], more: bool) -> dict[str, Any]:
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
     return {"object": "list", "data": data, **ends, "has_more": more}
-
-
-def json_response(value: Any, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json.dumps(value), media_type="application/json", headers=headers)

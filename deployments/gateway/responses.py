@@ -22,10 +22,10 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.errors import InvalidRequest, MorayError, NotFound, Overloaded
 from cluster.family import Gateway
-from deployments.gateway.asgi import REQUEST_ID, read_body
-from deployments.gateway.body import Strict
+from deployments.gateway.asgi import REQUEST_ID, json_response, read_body
+from deployments.gateway.body import Strict, parsed
 from deployments.gateway.chat import ChatCompletions, Given
-from deployments.gateway.objects_wire import Listing, Who, found, json_response, listed, parsed
+from deployments.gateway.objects_wire import Listing, Who, found, listed
 from deployments.gateway.response_items import MOST_ITEMS, Item, kept
 from deployments.gateway.response_request import ResponseBody, chat_body, chat_of, parse_response
 from deployments.gateway.response_rows import gained, kept_of, row_of

@@ -15,8 +15,8 @@ from cluster.errors import EngineFailed, InvalidRequest
 from cluster.family import Family, Tier
 from cluster.storyboard import MOST_CHARACTERS, WORDS_PER_S, Character, Model
 from deployments.gateway.asgi import header
-from deployments.gateway.body import UNSUPPORTED
-from deployments.gateway.storyboards_wire import MOST_SHOTS, Script, parsed
+from deployments.gateway.body import UNSUPPORTED, parsed
+from deployments.gateway.storyboards_wire import MOST_SHOTS, Script
 from deployments.gateway.wishes import plan_of
 from deployments.stores.keys import KeyRecord
 

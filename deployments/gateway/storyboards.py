@@ -18,7 +18,8 @@ from starlette.types import ASGIApp
 from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded, RequestError
 from cluster.family import Family
 from cluster.storyboard import Model, Shot, warnings
-from deployments.gateway.asgi import authorize
+from deployments.gateway.asgi import authorize, json_response
+from deployments.gateway.body import parsed
 from deployments.gateway.script import writer, written
 from deployments.gateway.storyboard_cut import Cuts
 from deployments.gateway.storyboard_progress import Progress
@@ -29,7 +30,6 @@ from deployments.gateway.storyboards_wire import (
     check_names,
     digest,
     noted,
-    parsed,
     shot_of,
     status_of,
     storyboard_object,
@@ -217,7 +217,7 @@ class Storyboards:
         boards, more = page
         told = [storyboard_object(board, await self._progress.jobs_of(board), {}) for board in boards]
         ends = {"first_id": boards[0].id if boards else None, "last_id": boards[-1].id if boards else None}
-        return _json({"object": "list", "data": told, **ends, "has_more": more})
+        return json_response({"object": "list", "data": told, **ends, "has_more": more})
 
     async def _retrieve(self, board_id: str, request: Request) -> Response:
         return await self._told(await self._board(board_id, authorize(request.scope, self._keys)))
@@ -227,7 +227,7 @@ class Storyboards:
         board = await self._board(board_id, authorize(request.scope, self._keys))
         await self._cuts.delete(board)  # first: what fails on the way can be asked again
         await in_thread(self._boards.delete, board.owner, board.id)
-        return _json({"id": board.id, "object": "storyboard.deleted", "deleted": True})
+        return json_response({"id": board.id, "object": "storyboard.deleted", "deleted": True})
 
     async def _content(self, board_id: str, request: Request) -> Response:
         board = await self._board(board_id, authorize(request.scope, self._keys))
@@ -249,7 +249,7 @@ class Storyboards:
         return board
 
     async def _told(self, board: Storyboard) -> Response:
-        return _json(storyboard_object(board, await self._progress.jobs_of(board), self._videos.outlooks()))
+        return json_response(storyboard_object(board, await self._progress.jobs_of(board), self._videos.outlooks()))
 
 
 def _same(before: str, asked: str) -> None:
@@ -260,7 +260,3 @@ def _same(before: str, asked: str) -> None:
             "send a new key with a new request",
             code="idempotency_key_reused",
         )
-
-
-def _json(value: Any) -> Response:
-    return Response(json.dumps(value), media_type="application/json")

@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from cluster.errors import InvalidRequest
 from cluster.storyboard import Character, Model, Shot, present, prompt_of, seconds_of
-from deployments.gateway.body import Strict, refusal
+from deployments.gateway.body import Strict
 from deployments.gateway.videos_wire import LONGEST_PROMPT_CHARS, MOST_REFERENCES, Outlook, video_object
 from deployments.stores.storyboards import State, Storyboard, Take
 from deployments.video.jobs import VideoJob
@@ -19,7 +19,6 @@ MOST_SHOTS = 32
 LONGEST_PHRASE_CHARS = 1000
 LONGEST_DIALOGUE_CHARS = 4000
 Name = Annotated[str, Field(min_length=1, max_length=64)]
-_B = TypeVar("_B", bound=BaseModel)
 
 
 class SoundBody(Strict):
@@ -71,15 +70,6 @@ class RetakeBody(Strict):
     characters: Annotated[list[Name], Field(max_length=MOST_REFERENCES)] | None = None
     audio_reference: SoundBody | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-
-
-def parsed(kind: type[_B], fields: Mapping[str, Any]) -> _B:
-    """Raises InvalidRequest."""
-    try:
-        return kind.model_validate(dict(fields))
-    except ValidationError as error:
-        # Not chained: it prints its input.
-        raise refusal(error, kind.model_fields, kind.model_fields.keys()) from None
 
 
 def digest(fields: Mapping[str, Any]) -> str:

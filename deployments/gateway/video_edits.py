@@ -4,7 +4,6 @@ Each is a job of its own, its clip's child: the clip stays as it is, so that eve
 """
 
 import contextlib
-import json
 import secrets
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from cluster.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from deployments.gateway.asgi import authorize
+from deployments.gateway.asgi import authorize, json_response
 from deployments.gateway.video_inputs import VideoInputs
 from deployments.gateway.video_requests import Asked, Caller, edited, extended, remixed
 from deployments.gateway.videos import Videos, idempotency_key, seed_of
@@ -133,19 +132,19 @@ class VideoEdits:
             with contextlib.suppress(Unavailable):
                 await self._files.delete(key)
             raise _too_many(most)
-        return _json(character_object(made))
+        return json_response(character_object(made))
 
     async def _characters(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
         found = await in_thread(self._store.characters, owner)
-        return _json({"object": "list", "data": [character_object(each) for each in found], "has_more": False})
+        return json_response({"object": "list", "data": [character_object(each) for each in found], "has_more": False})
 
     async def _character(self, character_id: str, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
         found = await in_thread(self._store.character, owner, character_id)
         if found is None:
             raise _unknown(character_id)
-        return _json(character_object(found))
+        return json_response(character_object(found))
 
     async def _delete_character(self, character_id: str, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
@@ -154,7 +153,7 @@ class VideoEdits:
             raise _unknown(character_id)
         await self._files.delete(found.file)  # first: what fails on the way can be asked again
         await in_thread(self._store.delete_character, owner, character_id)
-        return _json({"id": character_id, "object": "character.deleted", "deleted": True})
+        return json_response({"id": character_id, "object": "character.deleted", "deleted": True})
 
 
 def _too_many(most: int) -> Conflict:
@@ -166,7 +165,3 @@ def _too_many(most: int) -> Conflict:
 
 def _unknown(character_id: str) -> NotFound:
     return NotFound(f"characters: {character_id[:64]!r} is unknown; list your characters", code="character_not_found")
-
-
-def _json(value: Any) -> Response:
-    return Response(json.dumps(value), media_type="application/json")

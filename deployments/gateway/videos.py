@@ -7,14 +7,12 @@ so it is asked in threads.
 import asyncio
 import contextlib
 import hashlib
-import json
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
@@ -22,7 +20,7 @@ from autoscaling.signals import JobSeen
 from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
 from cluster.family import Family
 from deployments.control.words import Worker
-from deployments.gateway.asgi import authorize
+from deployments.gateway.asgi import authorize, json_response
 from deployments.gateway.video_content import content
 from deployments.gateway.video_inputs import VideoInputs
 from deployments.gateway.video_jobs import VideoJobs
@@ -153,7 +151,7 @@ class Videos:
         asked = parse_listing(dict(request.query_params))
         jobs, more = await in_thread(self._store.page, owner, after=asked.after, limit=asked.limit, order=asked.order)
         children = await in_thread(self._store.children, owner, [job.id for job in jobs])
-        return _json(video_list(jobs, more, outlooks=self.outlooks(), children=children))
+        return json_response(video_list(jobs, more, outlooks=self.outlooks(), children=children))
 
     async def _retrieve(self, job_id: str, request: Request) -> Response:
         job = await self.job(job_id, request)
@@ -168,7 +166,7 @@ class Videos:
         await in_thread(self._store.delete, job.owner, job.id)
         self._jobs.drop(job)
         await self._files.delete(job.id)  # what is put meanwhile goes with the job's last word
-        return _json(video_deleted(job.id))
+        return json_response(video_deleted(job.id))
 
     async def _content(self, job_id: str, request: Request) -> Response:
         return await content(await self.job(job_id, request), self._files, request, self._headers)
@@ -182,7 +180,7 @@ class Videos:
         return job
 
     def told(self, job: VideoJob, children: Sequence[str] = ()) -> Response:
-        return _json(video_object(job, outlook=self.outlooks().get(job.id), children=children), self._headers)
+        return json_response(video_object(job, outlook=self.outlooks().get(job.id), children=children), self._headers)
 
     def outlooks(self) -> dict[str, Outlook]:
         """By unfinished job."""
@@ -222,7 +220,3 @@ def _digest(inputs: Mapping[str, Path]) -> str:
         with file.open("rb") as read:
             digest.update(f"{name} {hashlib.file_digest(read, 'sha256').hexdigest()} ".encode())
     return digest.hexdigest()
-
-
-def _json(value: Any, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json.dumps(value), media_type="application/json", headers=headers)
