@@ -14,6 +14,7 @@ PROGRAMS = {
     "chromium": "chromium",
     "pg_ctlcluster": "postgresql",
     "redis-server": "redis-server",
+    "nginx": "nginx-light",
 }
 PACKAGES = tuple(PROGRAMS.values())
 
@@ -86,6 +87,7 @@ def test_what_is_there_is_not_installed_again(machine: Machine) -> None:
     machine.has("amtool")
     machine.has("pg_ctlcluster")
     machine.has("redis-server")
+    machine.has("nginx")
     assert machine.run() == "== installing Debian packages for tests: chromium\n"
     assert all(call.endswith(" chromium") for call in machine.fetched)
 
