@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.access import USUAL, Grant, KeyRecord, checked_scopes
 from cluster.errors import Conflict, InvalidRequest, NotFound
+from deployments.stores.key_lists import KeysAsked, Project, part, where_of
 
 PREFIX = "sk-moray-"
 MOST_S = 100 * 366 * 86_400.0  # from now on, of what ends
@@ -55,6 +56,7 @@ class Act:
 
 
 MOST_ACTS = 100_000  # told at once
+MOST_NAMES = 1000  # of one statement
 AUDIT = tuple(each.name for each in fields(Act))
 
 
@@ -95,6 +97,52 @@ class KeyRows(abc.ABC):
         """All keys, revoked ones too, oldest first."""
         rows = self._run(f"SELECT {ALL} FROM keys ORDER BY created_s, id", ())
         return tuple(map(record_of, rows))
+
+    def page(self, asked: KeysAsked) -> tuple[tuple[KeyRecord, ...], bool]:
+        """Keys, and whether more follow. Raises InvalidRequest where `after` is no key."""
+        where, values = where_of(asked)
+        if asked.after is not None:
+            last = self.get(asked.after)
+            if last is None:
+                raise InvalidRequest(
+                    f"after: {unsecret(asked.after)[:64]!r} is no key; the id of one is allowed; leave it out",
+                    param="after",
+                )
+            where += f" AND (created_s, id) {'>' if asked.order == 'asc' else '<'} (?, ?)"
+            values += [last.created_s, last.id]
+        sorted_by = f"created_s {asked.order}, id {asked.order}"
+        rows = self._run(
+            f"SELECT {ALL} FROM keys WHERE {where} ORDER BY {sorted_by} LIMIT ?", (*values, asked.limit + 1)
+        )
+        return tuple(map(record_of, rows[: asked.limit])), len(rows) > asked.limit
+
+    def projects(
+        self, search: str = "", after: tuple[str, str] | None = None, limit: int = 20
+    ) -> tuple[tuple[Project, ...], bool]:
+        """By their names, and whether more follow. `search`: part of organisation/project."""
+        where, values = "lower(org || '/' || project) LIKE lower(CAST(? AS text)) ESCAPE '!'", [part(search)]
+        if after is not None:
+            where, values = f"{where} AND (org, project) > (?, ?)", [*values, *after]
+        rows = self._run(
+            "SELECT org, project, count(*), sum(CASE WHEN revoked_s IS NULL THEN 1 ELSE 0 END) FROM keys "
+            f"WHERE {where} GROUP BY org, project ORDER BY org, project LIMIT ?",
+            (*values, limit + 1),
+        )
+        found = (Project(org=org, project=name, keys=keys, valid=valid) for org, name, keys, valid in rows[:limit])
+        return tuple(found), len(rows) > limit
+
+    def plans(self, org: str, project: str) -> tuple[str | None, ...]:
+        """Those that keys of a project have, revoked keys too; None: of keys without a plan."""
+        rows = self._run("SELECT DISTINCT plan FROM keys WHERE org = ? AND project = ? ORDER BY plan", (org, project))
+        return tuple(plan for (plan,) in rows)
+
+    def names(self, key_ids: Sequence[str]) -> dict[str, str]:
+        """Of those that are there, by id."""
+        found: dict[str, str] = {}
+        for first in range(0, len(key_ids), MOST_NAMES):
+            some = key_ids[first : first + MOST_NAMES]
+            found |= self._run(f"SELECT id, name FROM keys WHERE id IN ({', '.join('?' * len(some))})", some)
+        return found
 
     def get(self, key_id: str) -> KeyRecord | None:
         """A key by its whole id, revoked or not."""
@@ -137,8 +185,22 @@ class KeyRows(abc.ABC):
         """The last ones, oldest first. Raises InvalidRequest."""
         if not 1 <= limit <= MOST_ACTS:
             raise InvalidRequest(f"last: {limit}; 1 to {MOST_ACTS} are allowed; mend it", param="last")
-        rows = self._run(f"SELECT {', '.join(AUDIT)} FROM key_acts ORDER BY seq DESC LIMIT ?", (limit,))
-        return tuple(Act(**dict(zip(AUDIT, row, strict=True))) for row in reversed(rows))
+        return tuple(act for _, act in self.acts_before(None, limit))
+
+    def acts_before(
+        self, before: int | None, limit: int, only: Sequence[str] = (), refused: bool = False
+    ) -> tuple[tuple[int, Act], ...]:
+        """The last `limit` before that number, None: of all; oldest first, with their numbers.
+
+        `only`: of these acts; `refused`: of those that did not come to be.
+        """
+        where, values = "seq < ?", [before or 2**63 - 1, *only]
+        where += f" AND act IN ({', '.join('?' * len(only))})" if only else ""
+        where += " AND outcome <> 'ok'" if refused else ""
+        rows = self._run(
+            f"SELECT seq, {', '.join(AUDIT)} FROM key_acts WHERE {where} ORDER BY seq DESC LIMIT ?", (*values, limit)
+        )
+        return tuple((row[0], Act(**dict(zip(AUDIT, row[1:], strict=True)))) for row in reversed(rows))
 
     def _known(self, key_id: str) -> KeyRecord:
         record = self.get(key_id)

@@ -59,6 +59,7 @@ POST = {
 SQLITE_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS usage_events ({COLUMNS.format(**LITE)}) STRICT;
 CREATE INDEX IF NOT EXISTS usage_events_at ON usage_events (at_s);
+CREATE INDEX IF NOT EXISTS usage_events_key ON usage_events (key_id, at_s);
 CREATE TABLE IF NOT EXISTS usage_held ({HELD_COLUMNS.format(**LITE)}) STRICT;
 CREATE INDEX IF NOT EXISTS usage_held_at ON usage_held (at_s);
 CREATE TABLE IF NOT EXISTS usage_open ({COLUMNS.format(**LITE)}, gateway TEXT NOT NULL) STRICT;
@@ -74,6 +75,7 @@ CREATE TABLE usage_layout (version integer NOT NULL);
 INSERT INTO usage_layout VALUES ({VERSION});
 CREATE TABLE usage_events ({COLUMNS.format(**POST)});
 CREATE INDEX usage_events_at ON usage_events (at_s);
+CREATE INDEX usage_events_key ON usage_events (key_id, at_s);
 CREATE TABLE usage_held ({HELD_COLUMNS.format(**POST)});
 CREATE INDEX usage_held_at ON usage_held (at_s);
 CREATE FUNCTION usage_kept() RETURNS trigger LANGUAGE plpgsql AS

@@ -63,6 +63,12 @@ class UsageRows(abc.ABC):
         rates = costs(self._sums(first_s, last_s, HOUR_S, ("tier_served",)), held)
         return report(self._sums(start_s, end_s, width_s, ("tier_served", *by), only), rates, bucket_s)
 
+    def last_used(self, key_ids: Sequence[str]) -> dict[str, int]:
+        """When the last event of each key ended, of those that have one."""
+        marks = ", ".join("?" * len(key_ids))
+        of = f"SELECT key_id, max(at_s) FROM usage_events WHERE key_id IN ({marks}) GROUP BY key_id"
+        return {key_id: int(at_s) for key_id, at_s in self._run(of, key_ids)} if key_ids else {}
+
     def _sums(
         self,
         start_s: int,

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -13,6 +14,7 @@ from postgres import Server
 
 from cluster.access import Grant
 from cluster.errors import ConfigurationError, Conflict, InvalidRequest, NotFound, Unavailable
+from deployments.stores.key_lists import KeysAsked, State
 from deployments.stores.key_rows import Act, KeyRows
 from deployments.stores.postgres_keys import PostgresKeys
 
@@ -131,6 +133,82 @@ def test_acts_are_kept_in_their_order(store: KeyRows) -> None:
     for limit in (0, -1, 2**70):
         with pytest.raises(InvalidRequest, match="last"):
             store.acts(limit)
+
+
+def test_the_acts_before_one_are_told_of_some_kinds_or_of_what_was_refused_alone(store: KeyRows) -> None:
+    for number in range(4):
+        store.log(replace(act(f"key_{number}"), outcome="ok" if number % 2 else "not_found", act=f"keys.{number // 2}"))
+    seen = store.acts_before(None, 9)
+    assert [one.subject for _, one in seen] == ["key_0", "key_1", "key_2", "key_3"]
+    assert store.acts_before(seen[2][0], 1) == (seen[1],)
+    assert store.acts_before(None, 9, ("keys.1", "keys.2")) == seen[2:]
+    assert store.acts_before(None, 9, ("keys.1",), refused=True) == (seen[2],)
+
+
+def walked(store: KeyRows, asked: KeysAsked) -> list[str]:
+    """The names on all pages."""
+    found, more = store.page(asked)
+    names = [record.name for record in found]
+    assert not more or len(found) == asked.limit
+    return names + (walked(store, replace(asked, after=found[-1].id)) if more else [])
+
+
+def test_pages_tell_every_key_once_in_either_order_of_those_of_one_moment_too(store: KeyRows) -> None:
+    for number in range(7):
+        store.create(f"{number}", number // 3)
+    oldest = [record.name for record in store.list()]
+    assert walked(store, KeysAsked(limit=2, order="asc")) == oldest
+    assert walked(store, KeysAsked(limit=3)) == oldest[::-1]
+    with pytest.raises(InvalidRequest, match="after: 'key_none' is no key"):
+        store.page(KeysAsked(after="key_none"))
+
+
+@pytest.mark.parametrize(
+    ("search", "names"),
+    [
+        ("MED", ["Media 100%"]),
+        ("acme/Films", ["Media 100%"]),
+        ("gold", ["b_c"]),
+        ("%", ["Media 100%"]),
+        ("b_", ["b_c"]),
+        ("!", []),
+        ("none", []),
+    ],
+)
+def test_a_search_finds_part_of_what_a_key_is_called_in_any_case_and_means_no_pattern(
+    store: KeyRows, search: str, names: list[str]
+) -> None:
+    store.create("Media 100%", 1.0, None, Grant(org="acme", project="films"))
+    store.create("b_c", 2.0, "gold")
+    store.create("bec", 3.0)
+    assert walked(store, KeysAsked(search=search)) == names
+
+
+@pytest.mark.parametrize(
+    ("state", "names"), [("valid", ["endless", "later"]), ("expired", ["over"]), ("revoked", ["gone"])]
+)
+def test_keys_are_listed_by_their_state(store: KeyRows, state: State, names: list[str]) -> None:
+    for name, expires_s in (("gone", 50.0), ("over", 50.0), ("later", 51.0), ("endless", None)):
+        _, record = store.create(name, 1.0, None, Grant(expires_s=expires_s))
+        if name == "gone":
+            store.revoke(record.id, 2.0)
+    assert sorted(walked(store, KeysAsked(state=state, now_s=50.0))) == names
+    assert walked(store, KeysAsked(state=state, now_s=50.0, org="acme")) == []
+
+
+def test_projects_are_told_with_their_keys_and_plans(store: KeyRows) -> None:
+    for org, project, plan in (("a", "x", "pro"), ("a", "x", None), ("a", "y", "pro"), ("b", "x", None)):
+        _, record = store.create("k", 1.0, plan, Grant(org=org, project=project))
+    store.revoke(record.id, 2.0)
+    found, more = store.projects(limit=2)
+    assert ([(one.org, one.project, one.keys, one.valid) for one in found], more) == (
+        [("a", "x", 2, 2), ("a", "y", 1, 1)],
+        True,
+    )
+    rest, more = store.projects("B/", ("a", "y"), 2)
+    assert ([(one.org, one.project, one.keys, one.valid) for one in rest], more) == ([("b", "x", 1, 0)], False)
+    assert set(store.plans("a", "x")) == {"pro", None}
+    assert store.names([record.id, "key_none"]) == {record.id: "k"}
 
 
 def test_acts_can_neither_be_changed_nor_deleted(store: KeyRows) -> None:

@@ -111,6 +111,12 @@ def test_costs_sum_to_what_the_gpus_cost_in_hours_in_which_a_tier_was_used(
     store.close()
 
 
+def test_when_a_key_was_used_last_is_known_once_it_was(store: UsageRows) -> None:
+    store.add([event(n, at_s=at_s, key_id=key) for n, (at_s, key) in enumerate([(5, "a"), (9, "a"), (7, "b")])])
+    assert store.last_used(["a", "c"]) == {"a": 9}
+    assert store.last_used([]) == {}
+
+
 def test_many_rows_are_written_at_once(store: UsageRows) -> None:
     store.add([event(number) for number in range(2 * BATCH + 1)])
     assert len(set(ids(store))) == 2 * BATCH + 1
