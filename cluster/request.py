@@ -6,6 +6,7 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "tool_calls"]
 ServiceClass = Literal["default", "flex", "priority"]
 Effort = Literal["medium", "high", "xhigh", "max"]  # rising
+Prompt = str | tuple[int, ...]  # text, or the ids of its tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +89,15 @@ class Chat:
 
     `continuous_usage`: each chunk of a stream tells the usage so far.
 
+    `choices` answers are asked for, to each of the `prompts` where it is a text completion, which has no messages; a
+    replica is asked for one of them, number `choice`. `echo`: the prompt's text comes before the answer's.
+
     `served` is the gateway's choice, None before it was made. `given`: tokens of the answer that the client already
     has from a lost replica; the answer goes on behind them, and counts them. `domain`: the specialist that a hint or a
     persona names, "" where neither does. Higher `priority` goes first. `tools`: those the model may call, none or some.
     `service_class`: asked for, and once the gateway knows its plan, served; None where the caller named none.
-    `effort`: of reasoning, where more than little is asked. `traced`: whether its spans are exported.
+    `effort`: of reasoning, where more than little is asked. `traced`: whether its spans are exported. `cache_salt`:
+    only chats with the same one share cached prefixes.
     """
 
     request_id: str
@@ -111,6 +116,16 @@ class Chat:
     effort: Effort | None = None
     tools: tuple[Tool, ...] = ()
     traced: bool = False
+    prompts: tuple[Prompt, ...] = ()
+    choices: int = 1
+    choice: int = 0
+    echo: bool = False
+    cache_salt: str = ""
+
+    @property
+    def answers(self) -> int:
+        """Of all prompts together."""
+        return self.choices * max(1, len(self.prompts))
 
     @property
     def calls(self) -> bool:
@@ -136,7 +151,8 @@ class Generation:
     what follows is the same as if this engine had generated them: text, calls, penalties, draws, limit and usage.
     An answer that is `held` has some only where the tier `takes_up`. `domain` and `priority` as in Chat: neither
     changes an answer. Engines that cannot order by priority, torch and simulated, serve in order of arrival. `tools`:
-    those whose calls are to be found in the answer; the prompt has them already.
+    those whose calls are to be found in the answer; the prompt has them already. `cache_salt`: engines with a prefix
+    cache reuse only what was asked with the same one.
     """
 
     request_id: str
@@ -146,6 +162,7 @@ class Generation:
     domain: str = ""
     priority: int = 0
     tools: tuple[Tool, ...] = ()
+    cache_salt: str = ""
 
     @property
     def held(self) -> bool:

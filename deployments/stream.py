@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cluster.errors import EngineFailed, MorayError
 from cluster.request import Chat, Piece, TokenLogprob, Usage
-from deployments.gateway.wire import ChatStream, completion
+from deployments.gateway.text_wire import rendering
 
 BEAT_S = 2.0  # well below the silence after which a gateway takes a stream for lost
 BEAT = b": generating\n\n"
@@ -77,14 +77,15 @@ class Sweeper:
 class Answer:
     """Collects the pieces of one request. `write` None: the answer is gathered whole; else it gets each event."""
 
-    def __init__(self, chat: Chat, label: str, sweeper: Sweeper, write: Write | None) -> None:
+    def __init__(
+        self, chat: Chat, label: str, sweeper: Sweeper, write: Write | None, fingerprint: str | None = None
+    ) -> None:
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.prompt_tokens = 0  # known once the prompt is encoded
         self._chat = chat
-        self._label = label
         self._sweeper = sweeper
         self._write = write
-        self._render = ChatStream(chat, label)
+        self._render = rendering(chat, label, fingerprint)
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
@@ -153,8 +154,7 @@ class Answer:
         assert piece.usage is not None
         body = b""
         if self._write is None:
-            text = "".join(self._texts)
-            body = completion(self._chat, text, self._logprobs, piece, piece.usage, self._label)
+            body = self._render.whole("".join(self._texts), self._logprobs, piece, piece.usage)
         else:
             data = self._take() or (b"" if self._begun else self._render.role(self._so_far(0)))
             self._write(data + self._render.end(piece, piece.usage), self._taken(), True)

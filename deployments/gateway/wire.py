@@ -1,4 +1,4 @@
-"""The response side of the OpenAI wire: completions, stream chunks, errors and models as bytes. Requests: `parse_chat`.
+"""The response side of the OpenAI wire: chat completions, chunks, errors and models as bytes. Requests: `parse_chat`.
 
 A chunk differs from its neighbours in one string, so all around it is rendered once per stream. Strings are escaped to
 ASCII: some clients split server-sent events at U+2028 and its like. Times are Unix seconds, as the API has them.
@@ -16,8 +16,7 @@ from cluster.request import Chat, Piece, Served, TokenLogprob, ToolCall, Usage
 from deployments.gateway.chat_request import parse_chat
 
 __all__ = [
-    "ChatStream",
-    "completion",
+    "ChatRendering",
     "error_body",
     "error_event",
     "error_headers",
@@ -37,24 +36,18 @@ def served_name(model: str, label: str) -> str:
     return f"{model} ({label})" if label else model
 
 
-class ChatStream:
-    """The server-sent events of one streamed answer: role, pieces, end; or an error event at any time.
+class ChatRendering:
+    """One answer: the server-sent events of its stream, role, pieces, end, or its body where it comes whole.
 
-    One that goes on behind given tokens has no role again: its client has it. Where the chat asks for continuous usage,
-    pieces have theirs so far.
+    A stream that goes on behind given tokens has no role again: its client has it. Where the chat asks for continuous
+    usage, pieces have theirs so far. `fingerprint` changes where equal seeds may not give equal answers any more.
     """
 
-    def __init__(self, chat: Chat, label: str = "") -> None:
-        head = {
-            "id": chat.request_id,
-            "object": "chat.completion.chunk",
-            "created": chat.created_s,
-            "model": served_name(chat.model, label),
-            **_service_class(chat),
-        }
-        self._head = f"data: {_dumps(head)[:-1]},"
-        self._content = f'{self._head}"choices":[{{"index":0,"delta":{{"content":'
+    def __init__(self, chat: Chat, label: str = "", fingerprint: str | None = None) -> None:
         self._chat = chat
+        self._about = about(chat, label, fingerprint)
+        self._head = f"data: {dumps({**self._about, 'object': 'chat.completion.chunk'})[:-1]},"
+        self._content = f'{self._head}"choices":[{{"index":{chat.choice},"delta":{{"content":'
         self._usage = ',"usage":null' if chat.include_usage else ""
         self._tail = f'}},"logprobs":null,"finish_reason":null}}]{self._usage}}}\n\n'
 
@@ -68,7 +61,7 @@ class ChatStream:
         if not piece.text and not piece.logprobs:
             return b""
         if piece.logprobs or piece.usage is not None:
-            logprobs = _dumps(_logprobs(piece.logprobs)) if piece.logprobs else "null"
+            logprobs = dumps(_logprobs(piece.logprobs)) if piece.logprobs else "null"
             return self._chunk(f'{{"content":{quoted(piece.text)}}}', "null", logprobs, piece.usage)
         return f"{self._content}{quoted(piece.text)}{self._tail}".encode("ascii")
 
@@ -76,59 +69,55 @@ class ChatStream:
         """The calls of the last piece, each whole in one delta, its finish reason, the usage, and [DONE]."""
         assert last.finish_reason is not None
         calls = [{"index": index} | _call(call) for index, call in enumerate(last.tool_calls)]
-        events = [self._chunk(_dumps({"tool_calls": [call]}), "null", usage=usage) for call in calls]
+        events = [self._chunk(dumps({"tool_calls": [call]}), "null", usage=usage) for call in calls]
         events.append(self._chunk("{}", quoted(last.finish_reason), usage=usage))
-        if self._chat.include_usage:
-            told = _dumps(_usage(usage, self._chat.served))
-            events.append(f'{self._head}"choices":[],"usage":{told}}}\n\n'.encode("ascii"))
-        return b"".join([*events, DONE])
+        return b"".join([*events, usage_event(self._head, self._chat, usage), DONE])
+
+    def whole(self, text: str, logprobs: Sequence[TokenLogprob], last: Piece, usage: Usage) -> bytes:
+        """`last` has its calls and its finish reason."""
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if last.tool_calls:
+            message |= {"content": text or None, "tool_calls": [_call(call) for call in last.tool_calls]}
+        choice = {
+            "index": self._chat.choice,
+            "message": message,
+            "logprobs": None if self._chat.sampling.top_logprobs is None else _logprobs(logprobs),
+            "finish_reason": last.finish_reason,
+        }
+        told = {"object": "chat.completion", "choices": [choice], "usage": usage_told(usage, self._chat.served)}
+        return dumps(self._about | told).encode("ascii")
 
     def _chunk(self, delta: str, finish_reason: str, logprobs: str = "null", usage: Usage | None = None) -> bytes:
-        choice = f'{{"index":0,"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish_reason}}}'
-        told = f',"usage":{_dumps(_counts(usage))}' if usage and self._chat.continuous_usage else self._usage
+        index = self._chat.choice
+        choice = f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish_reason}}}'
+        told = f',"usage":{dumps(counts(usage))}' if usage and self._chat.continuous_usage else self._usage
         return f'{self._head}"choices":[{choice}]{told}}}\n\n'.encode("ascii")
 
 
-def completion(
-    chat: Chat,
-    text: str,
-    logprobs: Sequence[TokenLogprob],
-    last: Piece,
-    usage: Usage,
-    label: str = "",
-) -> bytes:
-    """The body of an answer that is not streamed. `last` has its calls and its finish reason."""
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-    if last.tool_calls:
-        message |= {"content": text or None, "tool_calls": [_call(call) for call in last.tool_calls]}
-    choice = {
-        "index": 0,
-        "message": message,
-        "logprobs": None if chat.sampling.top_logprobs is None else _logprobs(logprobs),
-        "finish_reason": last.finish_reason,
-    }
-    body = {
+def about(chat: Chat, label: str, fingerprint: str | None) -> dict[str, Any]:
+    """What an answer and all its chunks begin with; the service class where one was asked for, that which was given."""
+    said = {
         "id": chat.request_id,
-        "object": "chat.completion",
+        "object": "",
         "created": chat.created_s,
         "model": served_name(chat.model, label),
-        "choices": [choice],
-        **_service_class(chat),
-        "usage": _usage(usage, chat.served),
+        "system_fingerprint": fingerprint,
     }
-    return _dumps(body).encode("ascii")
+    return said if chat.service_class is None else said | {"service_tier": chat.service_class}
 
 
-def _service_class(chat: Chat) -> dict[str, Any]:
-    """Where one was asked for, that which was given."""
-    return {} if chat.service_class is None else {"service_tier": chat.service_class}
+def usage_event(head: str, chat: Chat, usage: Usage) -> bytes:
+    """The last but [DONE], where the chat asks for it."""
+    if not chat.include_usage:
+        return b""
+    return f'{head}"choices":[],"usage":{dumps(usage_told(usage, chat.served))}}}\n\n'.encode("ascii")
 
 
 def error_body(error: Exception) -> bytes:
     """OpenAI's error object. Of an error that is not ours nothing leaks: it is for the log."""
     known = error if isinstance(error, MorayError) else MorayError("server: unexpected failure; try again later")
     fields = {"message": known.message, "type": known.type, "param": known.param, "code": known.code}
-    return _dumps({"error": fields}).encode("ascii")
+    return dumps({"error": fields}).encode("ascii")
 
 
 def error_event(error: Exception) -> bytes:
@@ -219,13 +208,16 @@ def _video_facts(video: Video) -> dict[str, Any]:
     }
 
 
-def _usage(usage: Usage, served: Served | None) -> dict[str, Any]:
-    """As in the API, and beside it who served the answer."""
-    told = _counts(usage) | {"prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
+def usage_told(usage: Usage, served: Served | None) -> dict[str, Any]:
+    """As in the API, and beside it who served the answer. No engine here reasons apart from its answer."""
+    told = counts(usage) | {
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
     return told if served is None else told | {"moray": _served(served)}
 
 
-def _counts(usage: Usage) -> dict[str, Any]:
+def counts(usage: Usage) -> dict[str, Any]:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -255,9 +247,13 @@ def _logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
 
 
 def _logprob(token: str, token_bytes: bytes, logprob: float) -> dict[str, Any]:
-    # max in this order also turns "not a number" into the API's lowest value; JSON has no infinities.
-    return {"token": token, "logprob": max(_UNLIKELY, logprob), "bytes": list(token_bytes)}
+    return {"token": token, "logprob": logprob_told(logprob), "bytes": list(token_bytes)}
 
 
-def _dumps(value: Any) -> str:
+def logprob_told(logprob: float) -> float:
+    """max in this order also turns "not a number" into the API's lowest value; JSON has no infinities."""
+    return max(_UNLIKELY, logprob)
+
+
+def dumps(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -58,13 +58,13 @@ def parsed(body: bytes) -> Chat:
 
 async def events(engine: Any, body: bytes, request_id: str) -> AsyncIterator[bytes]:
     """The same events that the gateway sends, one per token, straight from the engine."""
-    from deployments.gateway.wire import ChatStream
+    from deployments.gateway.wire import ChatRendering
 
     chat = parsed(body)
     pieces: asyncio.Queue[Piece] = asyncio.Queue()
     generation = Generation(request_id=request_id, prompt=engine.encode(chat.messages), sampling=chat.sampling)
     engine.submit(generation, pieces.put_nowait)
-    render = ChatStream(chat, engine.label)
+    render = ChatRendering(chat, engine.label)
     try:
         yield render.role()
         while True:

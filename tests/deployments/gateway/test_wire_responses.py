@@ -13,8 +13,7 @@ from cluster.errors import EngineFailed, InvalidRequest, NotFound, Overloaded
 from cluster.family import load
 from cluster.request import Chat, Piece, Sampling, Served, TokenLogprob, ToolCall, Usage
 from deployments.gateway.wire import (
-    ChatStream,
-    completion,
+    ChatRendering,
     error_body,
     error_event,
     error_headers,
@@ -53,7 +52,7 @@ def chunk(event: str) -> ChatCompletionChunk:
 
 
 def streamed(asked: Chat, *pieces: Piece, finish: Literal["stop", "length"] = "stop", label: str = "") -> list[str]:
-    stream = ChatStream(asked, label)
+    stream = ChatRendering(asked, label)
     return events(b"".join([stream.role(), *map(stream.piece, pieces), stream.end(Piece(finish_reason=finish), USAGE)]))
 
 
@@ -99,7 +98,7 @@ def test_usage_comes_last_with_no_choice_where_it_was_asked_for() -> None:
 )
 def test_usage_says_who_served_where_that_is_known(served: Served | None, told: dict[str, Any] | None) -> None:
     asked = replace(chat(include_usage=True), served=served)
-    whole = json.loads(completion(asked, "hi", (), STOP, USAGE))
+    whole = json.loads(ChatRendering(asked).whole("hi", (), STOP, USAGE))
     assert whole["usage"].get("moray") == told
     assert ("moray" in whole["usage"]) == (told is not None)
     *_, last, _ = streamed(asked, Piece(tokens=1, text="x"))
@@ -109,7 +108,7 @@ def test_usage_says_who_served_where_that_is_known(served: Served | None, told: 
 
 
 def test_every_chunk_tells_the_usage_so_far_where_it_was_asked_for() -> None:
-    stream = ChatStream(replace(chat(include_usage=True), continuous_usage=True))
+    stream = ChatRendering(replace(chat(include_usage=True), continuous_usage=True))
     so_far = [Usage(prompt_tokens=5, completion_tokens=tokens) for tokens in (0, 1, 2)]
     call = ToolCall(id="call_1", name="look_up", arguments="{}")
     data = stream.role(so_far[0]) + stream.piece(Piece(text="x", usage=so_far[1]))
@@ -121,12 +120,12 @@ def test_every_chunk_tells_the_usage_so_far_where_it_was_asked_for() -> None:
 
 
 def test_an_answer_that_goes_on_has_no_role_again() -> None:
-    stream = ChatStream(replace(chat(), given=(1,)))
+    stream = ChatRendering(replace(chat(), given=(1,)))
     assert stream.role() == b""
 
 
 def test_a_piece_without_text_sends_nothing() -> None:
-    assert ChatStream(chat()).piece(Piece(tokens=1)) == b""
+    assert ChatRendering(chat()).piece(Piece(tokens=1)) == b""
 
 
 def test_log_probabilities_have_the_shape_of_the_api() -> None:
@@ -153,7 +152,7 @@ def test_a_simulated_answer_says_so_in_every_chunk() -> None:
 @settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=[]))))
 def test_any_text_arrives_unchanged_in_one_line_of_ascii(texts: list[str]) -> None:
-    stream = ChatStream(chat())
+    stream = ChatRendering(chat())
     data = b"".join(stream.piece(Piece(tokens=1, text=text)) for text in texts)
     assert data.isascii()
     assert data.count(b"\n") == 2 * sum(map(bool, texts))
@@ -166,7 +165,7 @@ def test_an_unstreamed_answer_is_a_chat_completion(top_logprobs: int | None) -> 
     logprobs = () if top_logprobs is None else (LOGPROB,)
     asked = chat(top_logprobs=top_logprobs)
     answer = ChatCompletion.model_validate(
-        json.loads(completion(asked, "hé", logprobs, STOP, USAGE, "simulated")), strict=True
+        json.loads(ChatRendering(asked, "simulated").whole("hé", logprobs, STOP, USAGE)), strict=True
     )
     (choice,) = answer.choices
     assert (answer.id, answer.model, answer.object) == ("chatcmpl-1", "gpt-5.2-mini (simulated)", "chat.completion")
@@ -186,7 +185,7 @@ CALLS = Piece(
 
 
 def test_calls_are_streamed_whole_each_in_its_own_delta() -> None:
-    stream = ChatStream(chat())
+    stream = ChatRendering(chat())
     *chunks, done = events(stream.role() + stream.end(CALLS, USAGE))
     first, *calls, last = (chunk(one).choices[0] for one in chunks)
     assert first.delta.role == "assistant"
@@ -200,7 +199,7 @@ def test_calls_are_streamed_whole_each_in_its_own_delta() -> None:
 
 @pytest.mark.parametrize(("text", "content"), [("", None), ("Let me look.", "Let me look.")])
 def test_an_unstreamed_answer_with_calls_has_no_content_but_text_before_them(text: str, content: str | None) -> None:
-    body = json.loads(completion(chat(), text, (), CALLS, USAGE))
+    body = json.loads(ChatRendering(chat()).whole(text, (), CALLS, USAGE))
     (choice,) = ChatCompletion.model_validate(body, strict=True).choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", content)
     functions = [call.function for call in choice.message.tool_calls or () if call.type == "function"]
@@ -208,7 +207,7 @@ def test_an_unstreamed_answer_with_calls_has_no_content_but_text_before_them(tex
 
 
 def test_an_answer_without_calls_says_nothing_of_them() -> None:
-    assert "tool_calls" not in completion(chat(), "hi", (), STOP, USAGE).decode()
+    assert "tool_calls" not in ChatRendering(chat()).whole("hi", (), STOP, USAGE).decode()
 
 
 def test_an_error_is_openais_error_object() -> None:
