@@ -19,6 +19,7 @@ from cluster.cost import prefill_us, prefill_us_per_token, request_gpu_s
 from cluster.fairness import charged
 from cluster.held import Action, Held
 from cluster.loads import Ask, Choice, Router
+from cluster.prefix import salted
 from cluster.tiering import keeps, spill
 from cluster.workload import Workload
 
@@ -34,6 +35,7 @@ class Desk:
         self.tiers: tuple[TwinTier, ...] = ()
         self.open = len(workload)
         self.fair = scenario.admission and len(workload.tenants) > 1
+        self.apart = scenario.family.accounts.prefix_cache != "family" and len(workload.tenants) > 1
         self.prompt: list[int] = workload.prompt_tokens.tolist()
         self.output: list[int] = workload.output_tokens.tolist()
         self.routes, self.route_of = routes(scenario, workload)
@@ -54,6 +56,7 @@ class Desk:
         self.tally.asked[index] = route.tiers[0]
         tier = self.tiers[route.tiers[0]]
         blocks = self.workload.blocks[index] if self.workload.blocks is not None else ()
+        blocks = salted(blocks, route.tenant) if self.apart else blocks
         request = Request(index, now_s, now_s, self.prompt[index], self.output[index], blocks=blocks)
         # Those who wait could not use what is free now, so a newcomer may; but not before a higher priority.
         if tier.held and (not self.admission or tier.held.first_priority() > route.priority):

@@ -6,7 +6,9 @@ it sees and changes the keys of all organisations.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from types import MappingProxyType
+from typing import Literal
 
 from cluster.errors import Forbidden, InvalidRequest, RequestError, Unauthorized
 
@@ -27,6 +29,7 @@ OF_PATHS = {
     "/v1/organization": "admin",
 }
 OPEN = ("/v1/models", "/v1/usage")  # to every key that is valid: what is served, and what the key itself used
+Sharing = Literal["key", "project", "family"]
 DEFAULT = "default"  # the organisation and the project of who names none
 
 
@@ -89,3 +92,18 @@ def checked_scopes(given: tuple[str, ...]) -> tuple[str, ...]:
             known = ", ".join(SCOPES)
             raise InvalidRequest(f"scopes: {scope[:64]!r}; {known} are allowed; choose of them", param="scopes")
     return tuple(scope for scope in SCOPES if scope in given) or USUAL
+
+
+def cache_salt(record: KeyRecord, sharing: Sharing) -> str:
+    """Equal for keys that may use each other's cached prefixes, and for no others. "" where all do.
+
+    Who shares a cache can tell from its time, and from `cached_tokens`, whether another asked the same before.
+    """
+    match sharing:
+        case "key":
+            whose: tuple[str, ...] = (record.id,)
+        case "project":
+            whose = (record.org, record.project)
+        case "family":
+            return ""
+    return blake2b("\0".join((sharing, *whose)).encode(), digest_size=16).hexdigest()

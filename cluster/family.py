@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from cluster.access import Sharing
 from cluster.checkpoint import GIB, Shape, faults, shape
 from cluster.engines import Closed
 from cluster.errors import CheckpointError, ConfigurationError
@@ -110,10 +111,12 @@ class Accounts(Closed):
     """Where keys, the log of who changed them, and usage are kept.
 
     `database`: a PostgreSQL URL without a password, which comes from the file that PGPASSFILE names, for gateways on
-    several machines; SQLite in the state folder where there is none.
+    several machines; SQLite in the state folder where there is none. `prefix_cache`: who may use the cached prefixes of
+    whom: no key those of another, those of its project, or those of all.
     """
 
     database: Annotated[str, Field(pattern=r"^postgres(ql)?://[^:@]+(@.+)?$")] | None = None
+    prefix_cache: Sharing = "key"
 
 
 class Auto(Closed):

@@ -2,15 +2,22 @@
 
 A prompt's blocks are hashed so that equal hashes mean equal prefixes up to there. Walking a prompt's chain with the set
 of replicas that held everything so far costs one lookup and one `and` per block, however many replicas there are. Each
-replica keeps its most recently used blocks up to its capacity.
+replica keeps its most recently used blocks up to its capacity. Callers who share no cache salt their hashes apart.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
 
 from cluster.workload import Floats
+
+
+def salted(blocks: Sequence[int], salt: str) -> tuple[int, ...]:
+    """Hashes that equal those of the same blocks under the same salt, and no others. "" leaves them as they are."""
+    mask = int.from_bytes(blake2b(salt.encode(), digest_size=16).digest()) if salt else 0
+    return tuple(block ^ mask for block in blocks)
 
 
 class PrefixIndex:

@@ -129,6 +129,7 @@ class TierReplica:
                 domain=chat.domain,
                 priority=chat.priority,
                 tools=chat.tools,
+                cache_salt=chat.cache_salt,
             )
             self._engine.submit(generation, self._metrics.watch(answer.emit))
         except MorayError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from starlette.types import Receive, Scope, Send
 
+from cluster.access import cache_salt
 from cluster.domains import domain_of
 from cluster.errors import MorayError, Overloaded
 from cluster.family import Family, Plan
@@ -88,7 +89,8 @@ class ChatCompletions:
             last = given is not None and given.last
             chat = replace(chat, domain=domain, service_class=served_in(chat.service_class, plan, last=last))
             priority = BELOW_PLANS if last else priority_of(chat.service_class, plan, self._family)
-            chat = replace(chat, priority=priority, traced=account.span is not None)
+            salt = cache_salt(record, self._family.accounts.prefix_cache)
+            chat = replace(chat, priority=priority, traced=account.span is not None, cache_salt=salt)
             account.chat = chat
             asked = self._asked(scope, chat, record.id, plan, account, given)
             held = within(plan, chat, asked.prompt_tokens)

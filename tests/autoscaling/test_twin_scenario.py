@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from twin_world import ONE, Planned, decision, family, jobs, played, shortest, steady, tier, video, workload
 
 from autoscaling.signals import Decision, Seen
 from autoscaling.twin import UNLIMITED_GPUS, Failure, Scenario, rehearse
+from cluster.access import Sharing
 from cluster.errors import ConfigurationError
-from cluster.family import Plan
+from cluster.family import Accounts, Plan
 
 # --- video
 
@@ -107,6 +109,18 @@ def test_a_cached_prefix_is_not_computed_again_and_not_counted_as_demand() -> No
     # All of it: at least one token is computed; half of it: 100 tokens.
     assert twin.tally.ttft_s == pytest.approx([0.030, 0.0101, 0.020])
     assert twin.tiers[0].counters.arrived_prompt_tokens == 200 + 1 + 100
+
+
+@pytest.mark.parametrize(("sharing", "second_s"), [("key", 0.030), ("family", 0.0101)])
+def test_a_tenant_gains_from_what_another_asked_only_where_the_family_lets_them_share(
+    sharing: Sharing, second_s: float
+) -> None:
+    given = family(accounts=Accounts(prefix_cache=sharing))
+    work = workload(
+        (0.0, 200, 2), (1.0, 200, 2), (2.0, 200, 2), blocks=((1, 2), (1, 2), (1, 2)), block_tokens=100,
+        tenant=np.array([0, 1, 0]), tenants=("a", "b"),
+    )  # fmt: skip
+    assert played(work, steady(pro=1), given).tally.ttft_s == pytest.approx([0.030, second_s, 0.0101])
 
 
 def test_answers_take_the_room_of_cached_prompts() -> None:

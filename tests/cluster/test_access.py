@@ -1,6 +1,10 @@
-import pytest
+from dataclasses import replace
 
-from cluster.access import SCOPES, USUAL, KeyRecord, checked_scopes, refusal, scope_of
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.access import SCOPES, USUAL, KeyRecord, Sharing, cache_salt, checked_scopes, refusal, scope_of
 from cluster.errors import Forbidden, InvalidRequest, Unauthorized
 
 
@@ -46,3 +50,25 @@ def test_scopes_stand_in_their_order_once_and_none_is_the_usual() -> None:
     assert checked_scopes(()) == USUAL
     with pytest.raises(InvalidRequest, match="'root'"):
         checked_scopes(("root",))
+
+
+WORDS = st.text(min_size=1, max_size=8)
+OWNERS = st.builds(lambda *names: replace(key(), id=names[0], org=names[1], project=names[2]), WORDS, WORDS, WORDS)
+
+
+@given(OWNERS, OWNERS)
+def test_only_keys_that_may_share_cached_prefixes_have_the_same_salt(one: KeyRecord, other: KeyRecord) -> None:
+    def equal(sharing: Sharing) -> bool:
+        return cache_salt(one, sharing) == cache_salt(other, sharing)
+
+    assert equal("key") == (one.id == other.id)
+    assert equal("project") == ((one.org, one.project) == (other.org, other.project))
+    assert equal("family")
+
+
+@given(OWNERS)
+def test_a_salt_tells_nothing_of_its_key_and_none_is_needed_where_all_share(one: KeyRecord) -> None:
+    salts = [cache_salt(one, sharing) for sharing in ("key", "project")]
+    assert len(set(salts)) == 2
+    assert all(len(salt) == 32 and one.id != salt for salt in salts)
+    assert cache_salt(one, "family") == ""

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from cluster.prefix import PrefixIndex
+from cluster.prefix import PrefixIndex, salted
 
 BLOCK = 512
 REPLICAS = 3
@@ -63,3 +63,19 @@ def test_the_end_of_a_chain_is_forgotten_first() -> None:
 
 def test_a_tier_without_replicas_holds_nothing() -> None:
     assert PrefixIndex(BLOCK).hits_tokens([1, 2], 0).tolist() == []
+
+
+SALTS = st.sampled_from(("", "one", "other"))
+
+
+@given(st.lists(st.tuples(replicas, prompts, SALTS), max_size=8), prompts, SALTS)
+def test_a_prefix_is_held_for_those_of_its_salt_and_as_long_as_if_they_were_alone(
+    inserts: list[tuple[int, list[int], str]], prompt: list[int], salt: str
+) -> None:
+    shared, alone = PrefixIndex(BLOCK), PrefixIndex(BLOCK)
+    for replica, blocks, of in inserts:
+        shared.insert(replica, salted(blocks, of), 100)
+        if of == salt:
+            alone.insert(replica, blocks, 100)
+    hits = shared.hits_tokens(salted(prompt, salt), REPLICAS)
+    assert hits.tolist() == alone.hits_tokens(prompt, REPLICAS).tolist()

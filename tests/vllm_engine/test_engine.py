@@ -200,6 +200,18 @@ async def test_a_repeated_prompt_comes_from_the_cache_and_is_reported(engine: Vl
     assert engine.report().cached_tokens >= before + usage.cached_tokens
 
 
+async def test_who_has_another_cache_salt_finds_nothing_of_a_prompt_in_the_cache(engine: VllmEngine) -> None:
+    long = prompt(engine, "Which numbers are odd? " * 30)
+
+    async def cached_tokens(key: str, salt: str) -> int:
+        usage = (await answer(engine, key, long, GREEDY, cache_salt=salt)).pieces[-1].usage
+        assert usage is not None
+        return usage.cached_tokens
+
+    assert [await cached_tokens(f"{salt}{turn}", salt) for turn, salt in enumerate(("one", "other", ""))] == [0, 0, 0]
+    assert await cached_tokens("one again", "one") > len(long) - 33
+
+
 async def test_an_answer_obeys_its_json_schema(engine: VllmEngine) -> None:
     schema = {
         "type": "object",

@@ -221,7 +221,7 @@ class VllmEngine:
 
         generation, began_s = stream.generation, time.perf_counter()
         outputs = self._engine.generate(
-            tokens_input([*generation.prompt, *generation.given]),
+            tokens_input([*generation.prompt, *generation.given], cache_salt=generation.cache_salt or None),
             params,
             f"{generation.request_id}#{next(self._numbers)}",  # of one cancelled just now, the old may still end
             priority=-generation.priority,  # vLLM's lower goes first
