@@ -8,7 +8,7 @@
 
 `held_gpu_s` is what replicas of the tier held in that hour, those that idled or started too: so idle time and cold
 starts are shared by use, and all costs of an hour sum to what its GPUs cost. Where nobody used a tier its cost is
-nobody's.
+nobody's, and told apart: `unused`.
 Prices are whole billionths of a dollar: sums are exact, in any order.
 """
 
@@ -132,6 +132,20 @@ def costs(uses: Iterable[Sum], held: Iterable[Held]) -> dict[tuple[int, str], fl
         paid[one.at_s // HOUR_S * HOUR_S, one.tier] += one.gpu_s * one.usd_per_gpu_hour / 3600
     used = {(one.start_s, one.by[0]): one.gpu_s for one in uses}
     return {key: usd / used[key] for key, usd in paid.items() if used.get(key)}
+
+
+def unused(uses: Iterable[Sum], held: Iterable[Held], bucket_s: int) -> tuple[Sum, ...]:
+    """What was held in hours in which nobody used the tier, by bucket and (tier,): `gpu_s` held, and `cost_usd`."""
+    used = {(one.start_s, one.by[0]) for one in uses if one.gpu_s}
+    sums: defaultdict[tuple[int, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for one in held:
+        hour_s = one.at_s // HOUR_S * HOUR_S
+        if (hour_s, one.tier) not in used:
+            into = sums[hour_s // bucket_s * bucket_s, one.tier]
+            into[0] += one.gpu_s
+            into[1] += one.gpu_s * one.usd_per_gpu_hour / 3600
+    found = sorted(sums.items())
+    return tuple(Sum(start_s=at_s, by=(tier,), gpu_s=gpu_s, cost_usd=usd) for (at_s, tier), (gpu_s, usd) in found)
 
 
 def report(hours: Iterable[Sum], rates: Mapping[tuple[int, str], float], bucket_s: int) -> tuple[Sum, ...]:

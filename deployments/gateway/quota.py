@@ -29,7 +29,11 @@ NOTHING: Mapping[Currency, float] = dict.fromkeys(CURRENCIES, 0.0)
 
 def tenant_of(record: KeyRecord) -> str:
     """Whose account it is."""
-    return "/".join(quote(part, safe="") for part in (record.org, record.project, record.plan or ""))
+    return account_of(record.org, record.project, record.plan or "")
+
+
+def account_of(org: str, project: str, plan: str) -> str:
+    return "/".join(quote(part, safe="") for part in (org, project, plan))
 
 
 class Quotas:

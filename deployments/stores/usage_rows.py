@@ -9,7 +9,7 @@ from dataclasses import astuple, fields
 from itertools import chain
 from typing import Any
 
-from cluster.usage import ADDED, BYS, HOUR_S, By, Held, Sum, Usage, costs, report
+from cluster.usage import ADDED, BYS, HOUR_S, By, Held, Sum, Usage, costs, report, unused
 
 EVENT = tuple(each.name for each in fields(Usage))
 HELD = tuple(each.name for each in fields(Held))
@@ -56,12 +56,21 @@ class UsageRows(abc.ABC):
         """Of events from `start_s` on and before `end_s`, by bucket and `by`. `only`: of these alone."""
         width_s = min(bucket_s, HOUR_S)
         first_s, last_s = start_s // HOUR_S * HOUR_S, -(-end_s // HOUR_S) * HOUR_S  # costs are those of whole hours
-        held = [
-            Held(id="", at_s=int(at_s), tier=tier, gpu_s=gpu_s, usd_per_gpu_hour=usd_per_gpu_hour)
-            for at_s, tier, usd_per_gpu_hour, gpu_s in self._run(HELD_SUMS, (first_s, last_s))
-        ]
-        rates = costs(self._sums(first_s, last_s, HOUR_S, ("tier_served",)), held)
+        rates = costs(self._sums(first_s, last_s, HOUR_S, ("tier_served",)), self._held(first_s, last_s))
         return report(self._sums(start_s, end_s, width_s, ("tier_served", *by), only), rates, bucket_s)
+
+    def unused(self, start_s: int, end_s: int, bucket_s: int) -> tuple[Sum, ...]:
+        """What replicas held, by bucket and tier, in hours in which nobody used their tier."""
+        first_s, last_s = start_s // HOUR_S * HOUR_S, -(-end_s // HOUR_S) * HOUR_S
+        uses = self._sums(first_s, last_s, HOUR_S, ("tier_served",))
+        return unused(uses, self._held(start_s, end_s), bucket_s)
+
+    def _held(self, start_s: int, end_s: int) -> list[Held]:
+        """By hour."""
+        return [
+            Held(id="", at_s=int(at_s), tier=tier, gpu_s=gpu_s, usd_per_gpu_hour=usd_per_gpu_hour)
+            for at_s, tier, usd_per_gpu_hour, gpu_s in self._run(HELD_SUMS, (start_s, end_s))
+        ]
 
     def last_used(self, key_ids: Sequence[str]) -> dict[str, int]:
         """When the last event of each key ended, of those that have one."""

@@ -92,7 +92,7 @@ def test_usage_is_told_by_time_and_by_what_is_asked(store: UsageRows) -> None:
     ),
     held=st.lists(st.tuples(st.integers(0, 20_000), st.sampled_from(["pro", "mini"]), st.floats(0, 9000)), max_size=9),
 )
-def test_costs_sum_to_what_the_gpus_cost_in_hours_in_which_a_tier_was_used(
+def test_costs_and_what_nobody_used_sum_to_what_the_gpus_cost(
     tmp_path_factory: pytest.TempPathFactory,
     uses: list[tuple[int, str, str, float]],
     held: list[tuple[int, str, float]],
@@ -108,6 +108,10 @@ def test_costs_sum_to_what_the_gpus_cost_in_hours_in_which_a_tier_was_used(
         told = store.report(*ALL, bucket_s, ("org",))
         assert sum(one.cost_usd for one in told) == pytest.approx(spent)
         assert sum(one.price_nusd for one in told) == 1_250_000 * len(uses)
+        idle = store.unused(*ALL, bucket_s)
+        assert {one.by[0] for one in idle} <= {tier for _, tier, _ in held}
+        assert sum(one.gpu_s for one in idle) + spent / 3.6 * 3600 == pytest.approx(sum(gpu for _, _, gpu in held))
+        assert sum(one.cost_usd for one in idle) + spent == pytest.approx(sum(gpu for _, _, gpu in held) * 3.6 / 3600)
     store.close()
 
 
