@@ -13,8 +13,11 @@ MorayError
 │   ├── NotInPlan             403 not_in_plan
 │   ├── Forbidden             403 insufficient_scope
 │   ├── NotFound              404 model_not_found, or the code given
+│   ├── MethodNotAllowed      405 method_not_allowed
+│   ├── TooSlow               408 request_timeout
 │   ├── Conflict              409 conflict, or the code given
 │   ├── BodyTooLarge          413 body_too_large
+│   ├── HeadersTooLarge       431 headers_too_large
 │   ├── Overloaded            429 overloaded, or the code given, with retry_after_s
 │   └── RateLimited           429 rate_limit_exceeded, with retry_after_s
 │       └── QuotaExceeded     429 insufficient_quota, with retry_after_s
@@ -105,6 +108,31 @@ class NotFound(RequestError):
 class Conflict(RequestError):
     status = 409
     code = "conflict"
+
+
+class MethodNotAllowed(RequestError):
+    """`allowed`: those that are, as the header Allow has them."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class TooSlow(RequestError):
+    """A body that did not come in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class HeadersTooLarge(RequestError):
+    """The address counts with them."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class BodyTooLarge(RequestError):

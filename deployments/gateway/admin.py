@@ -18,7 +18,8 @@ from cluster.family import Family
 from cluster.usage import By, Sum
 from deployments.gateway.asgi import authorize, json_response, known, read_body
 from deployments.gateway.body import Strict, refusal
-from deployments.gateway.usage_wire import Page, completions, costs, parse_page
+from deployments.gateway.description import Described
+from deployments.gateway.usage_wire import QUERY, Page, completions, costs, parse_page
 from deployments.stores.key_rows import Act, KeyRows, unsecret
 from deployments.stores.threads import in_thread
 from deployments.stores.usage_rows import UsageRows
@@ -67,12 +68,14 @@ class Admin:
         app.add_api_route("/v1/organization/costs", self._costs, methods=["GET"])
         app.add_api_route("/v1/usage", self._own, methods=["GET"])
 
+    @Described(gives="organization.project.api_key", listing=True)
     async def _list(self, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             return _listed([_key(record) for record in await in_thread(self._keys.list)])
 
         return await self._act("keys.list", request, done)
 
+    @Described(body=NewKey, gives="organization.project.api_key")
     async def _create(self, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             asked = _parsed(NewKey, acting.body)
@@ -95,6 +98,7 @@ class Admin:
 
         return await self._act("keys.create", request, done)
 
+    @Described(body=Rotation, optional=True, gives="organization.project.api_key")
     async def _rotate(self, key_id: str, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             grace_s = _parsed(Rotation, acting.body or b"{}").grace_seconds
@@ -104,6 +108,7 @@ class Admin:
 
         return await self._act("keys.rotate", request, done, key_id)
 
+    @Described(gives="organization.project.api_key")
     async def _revoke(self, key_id: str, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             key = await self._whole(key_id)
@@ -111,6 +116,7 @@ class Admin:
 
         return await self._act("keys.revoke", request, done, key_id)
 
+    @Described(gives="plan", listing=True)
     async def _plans(self, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             plans = self._family().plans
@@ -120,12 +126,14 @@ class Admin:
 
         return await self._act("plans.list", request, done)
 
+    @Described(gives="act", listing=True)
     async def _acts(self, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             return _listed([_told(act) for act in await in_thread(self._keys.acts)])
 
         return await self._act("acts.list", request, done)
 
+    @Described(query=QUERY, gives="page")
     async def _completions(self, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             page = self._page(request)
@@ -133,6 +141,7 @@ class Admin:
 
         return await self._act("usage.completions", request, done)
 
+    @Described(query=QUERY, gives="page")
     async def _costs(self, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             page = self._page(request)
@@ -140,6 +149,7 @@ class Admin:
 
         return await self._act("usage.costs", request, done)
 
+    @Described(query=QUERY, gives="page")
     async def _own(self, request: Request) -> Response:
         """Of the key that asks, alone."""
         record = authorize(request.scope, self._keys)

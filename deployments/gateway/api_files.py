@@ -24,6 +24,7 @@ from cluster.errors import BodyTooLarge, InvalidRequest, NotFound, Unavailable
 from cluster.family import Gateway
 from deployments.gateway.asgi import json_response
 from deployments.gateway.body import Strict, parsed
+from deployments.gateway.description import UPLOAD, Described
 from deployments.gateway.file_sweep import Rows, Swept
 from deployments.gateway.objects_wire import (
     MONTH_S,
@@ -47,7 +48,7 @@ MOST_NAME = 255
 
 
 class _Create(Strict):
-    file: Any
+    file: Annotated[Any, UPLOAD]
     purpose: PURPOSES
     expires_after: ExpiresAfter | None = None
 
@@ -154,6 +155,7 @@ class ApiFiles:
         for row in await in_thread(self._objects.expired, "file", self._now_s()):
             await self.delete(row)
 
+    @Described(body=_Create, form=True, gives="file")
     async def _create(self, request: Request) -> Response:
         owner, most = self._who(request.scope).id, self._limits.max_file_bytes
         async with fields(request, max_body_bytes=MOST_FORM_BYTES, max_input_bytes=most) as given:
@@ -177,19 +179,23 @@ class ApiFiles:
                 row = await self.put(owner, Path(made.name), Named(name, asked.purpose, expires))
         return _told(row)
 
+    @Described(query=_Listing, gives="file", listing=True)
     async def _list(self, request: Request) -> Response:
         owner = self._who(request.scope).id
         asked = parsed(_Listing, request.query_params)
         return await page(self._objects, owner, "file", asked.page(label=asked.purpose))
 
+    @Described(gives="file")
     async def _retrieve(self, file_id: str, request: Request) -> Response:
         return _told(await self.file(self._who(request.scope).id, file_id))
 
+    @Described(gives="file")
     async def _delete(self, file_id: str, request: Request) -> Response:
         row = await self.file(self._who(request.scope).id, file_id)
         await self.delete(row)
         return json_response({"id": row.id, "object": "file", "deleted": True})
 
+    @Described(media=("application/octet-stream",))
     async def _content(self, file_id: str, request: Request) -> Response:
         row = await self.file(self._who(request.scope).id, file_id)
         name = json.loads(row.document)["filename"]

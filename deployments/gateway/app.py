@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from cluster.errors import InvalidRequest, NotFound
+from cluster.errors import MethodNotAllowed, NotFound
 from cluster.family import Family
 from deployments import seen
 from deployments.control.fleet import tier_app
@@ -31,6 +31,7 @@ from deployments.gateway.booking import Bookings, journal_of
 from deployments.gateway.chat import ChatCompletions
 from deployments.gateway.console.routes import Console
 from deployments.gateway.conversations import Conversations
+from deployments.gateway.description import Described, Description
 from deployments.gateway.desk import Desk
 from deployments.gateway.file_sweep import Rows, Swept, sweeping
 from deployments.gateway.metrics import GatewayMetrics
@@ -51,6 +52,7 @@ from deployments.link import Listener
 from deployments.ranks import node_address
 from deployments.stores.files import files_at, files_of
 from deployments.stores.jobs import jobs_of
+from deployments.stores.key_rows import unsecret
 from deployments.stores.keys import keys_of
 from deployments.stores.limits import limits_of
 from deployments.stores.objects import objects_of
@@ -177,16 +179,19 @@ class Gateway:
             routes.add_routes(app, partial(authorize, keys=self._keys))
         self._console.add_routes(app)
         self._admin.add_routes(app)
+        Description(VERSION).add_routes(app)
         if self._videos is not None:
             self._edits.add_routes(app, self._keys)  # first: its paths look like ids of videos
             self._videos.add_routes(app, self._keys)
             self._storyboards.add_routes(app, self._keys)
         return app
 
+    @Described(gives="model", listing=True)
     async def _models(self, request: Request) -> Response:
         authorize(request.scope, self._keys)
         return json_response(models_list(self._family, self._started_s))
 
+    @Described(gives="model")
     async def _model(self, name: str, request: Request) -> Response:
         authorize(request.scope, self._keys)
         return json_response(model_object(self._family, name, self._started_s))
@@ -212,6 +217,7 @@ class Gateway:
             health["control"] = {"version": standing.moray, "heard_age_s": age_s, "picture_age_s": picture_s}
         return json_response(health)
 
+    @Described(query={"only": {"enum": ["gateway"]}}, media=("text/plain",))
     async def _metrics_page(self, only: str = "") -> Response:
         page = await self._metrics.page(only_gateway=only == "gateway")
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -228,11 +234,8 @@ class Gateway:
 async def _unknown_route(request: Request, error: Exception) -> Response:
     """Starlette's 404 and 405 as OpenAI's error object, by way of the envelope."""
     assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path}"
+    where = f"{request.method} {unsecret(request.scope['path'])[:64]}"
     if error.status_code == 405:
-        wrong = InvalidRequest(
-            f"{where}: the method is not allowed here; see the API reference", code="method_not_allowed"
-        )
-        wrong.status = 405
-        raise wrong
+        allowed = (error.headers or {}).get("Allow", "")
+        raise MethodNotAllowed(f"{where}: the method is not allowed here; {allowed} are; use one", allowed=allowed)
     raise NotFound(f"{where}: no such route; routes begin with /v1; see the API reference", code="route_not_found")

@@ -16,6 +16,7 @@ from deployments.gateway.asgi import json_response, read_body
 from deployments.gateway.batch_lines import ENDPOINTS
 from deployments.gateway.batch_runs import BatchRuns
 from deployments.gateway.body import Strict, parsed
+from deployments.gateway.description import Described
 from deployments.gateway.objects_wire import (
     DAY_S,
     MONTH_S,
@@ -64,6 +65,7 @@ class Batches:
         app.add_api_route("/v1/batches/{batch_id}", self._retrieve, methods=["GET"])
         app.add_api_route("/v1/batches/{batch_id}/cancel", self._cancel, methods=["POST"])
 
+    @Described(body=_Create, gives="batch")
     async def _create(self, request: Request) -> Response:
         owner = self._who(request.scope).id
         body = await read_body(request.scope, request.receive, self._limits.max_body_bytes)
@@ -111,16 +113,19 @@ class Batches:
         self._runs.wake()
         return json_response(batch)
 
+    @Described(query=Listing, gives="batch", listing=True)
     async def _list(self, request: Request) -> Response:
         owner = self._who(request.scope).id
         asked = parsed(Listing, request.query_params)
         rows, more = await in_thread(self._objects.page, owner, "batch", asked.page())
         return json_response(listed([await self._told(row) for row in rows], more))
 
+    @Described(gives="batch")
     async def _retrieve(self, batch_id: str, request: Request) -> Response:
         row = await found(self._objects, self._who(request.scope).id, "batch", batch_id)
         return json_response(await self._told(row))
 
+    @Described(gives="batch")
     async def _cancel(self, batch_id: str, request: Request) -> Response:
         """Lines that run are cancelled; what is answered stays."""
         owner = self._who(request.scope).id

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from cluster.errors import InvalidRequest
 
@@ -33,16 +34,28 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def only(*allowed: object) -> AfterValidator:
-    """A parameter of the public API that is not served yet: only values that ask for nothing pass."""
-    listed = " or ".join(map(json.dumps, allowed or (None,)))
+class Only:
+    """What of a field passes, and how the API's description tells it."""
 
-    def check(value: object) -> object:
-        if value is not None and value not in allowed:
+    def __init__(self, *allowed: object) -> None:
+        self._allowed = allowed
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": [*self._allowed, None]}
+
+    def _check(self, value: object) -> object:
+        if value is not None and value not in self._allowed:
+            listed = " or ".join(map(json.dumps, self._allowed or (None,)))
             raise PydanticCustomError(UNSUPPORTED, "not served here, {allowed} is allowed", {"allowed": listed})
         return value
 
-    return AfterValidator(check)
+
+def only(*allowed: object) -> Only:
+    """A parameter of the public API that is not served yet: only values that ask for nothing pass."""
+    return Only(*allowed)
 
 
 def shown(value: object) -> str:

@@ -21,11 +21,13 @@ from deployments.gateway.account import Account
 from deployments.gateway.asgi import HEADERS, LOG_FIELDS, REQUEST_ID, Header, authorize, header, read_body, respond
 from deployments.gateway.asked import Asked
 from deployments.gateway.booking import Bookings
+from deployments.gateway.chat_request import ChatBody
+from deployments.gateway.description import JSON, SSE, Described
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Course, Courses
 from deployments.gateway.tracing import Tracer
 from deployments.gateway.wire import error_event, parse_chat
-from deployments.gateway.wishes import Estimates, hint_of, plan_of, range_of, wish_of
+from deployments.gateway.wishes import WISHES, Estimates, hint_of, plan_of, range_of, wish_of
 from deployments.log import event
 from deployments.stores.key_rows import KeyRows
 from deployments.stores.keys import KeyRecord
@@ -52,6 +54,13 @@ class Given:
 
 class ChatCompletions:
     """The ASGI endpoint."""
+
+    described = Described(
+        body=ChatBody,
+        headers={**WISHES, "moray-ledger": {"enum": ["yes"]}},
+        gives="chat.completion",
+        media=(JSON, SSE),
+    )
 
     def __init__(
         self,

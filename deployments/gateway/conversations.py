@@ -14,6 +14,7 @@ from cluster.errors import Conflict
 from cluster.family import Gateway
 from deployments.gateway.asgi import json_response, read_body
 from deployments.gateway.body import Strict, parsed
+from deployments.gateway.description import Described
 from deployments.gateway.objects_wire import Listing, Metadata, Who, found, listed, page
 from deployments.gateway.response_items import Items, kept
 from deployments.gateway.response_rows import item_rows
@@ -58,6 +59,7 @@ class Conversations:
         app.add_api_route(items + "/{item_id}", self._item, methods=["GET"])
         app.add_api_route(items + "/{item_id}", self._delete_item, methods=["DELETE"])
 
+    @Described(body=_Create, optional=True, gives="conversation")
     async def _create(self, request: Request) -> Response:
         record = self._who(request.scope)
         asked = parsed(_Create, await self._fields(request))
@@ -73,9 +75,11 @@ class Conversations:
         await in_thread(self._objects.create, row, *items)
         return json_response(told)
 
+    @Described(gives="conversation")
     async def _retrieve(self, conversation_id: str, request: Request) -> Response:
         return _told(await self._found(conversation_id, self._who(request.scope)))
 
+    @Described(body=_Update, gives="conversation")
     async def _update(self, conversation_id: str, request: Request) -> Response:
         record = self._who(request.scope)
         asked = parsed(_Update, await self._fields(request))
@@ -86,12 +90,14 @@ class Conversations:
                 return json_response(told)
         raise Conflict("conversations: others change it at the same time; ask again", code="conversation_changed")
 
+    @Described(gives="conversation.deleted")
     async def _delete(self, conversation_id: str, request: Request) -> Response:
         """Its items go with it."""
         row = await self._found(conversation_id, self._who(request.scope))
         await in_thread(self._objects.delete, row.owner, row.id)
         return json_response({"id": row.id, "object": "conversation.deleted", "deleted": True})
 
+    @Described(body=_Add, listing=True)
     async def _add(self, conversation_id: str, request: Request) -> Response:
         row = await self._found(conversation_id, self._who(request.scope))
         asked = parsed(_Add, await self._fields(request))
@@ -100,6 +106,7 @@ class Conversations:
             await in_thread(self._objects.create, *item_rows(row.owner, row.id, items))
         return json_response(listed(items, more=False))
 
+    @Described(query=Listing, listing=True)
     async def _list(self, conversation_id: str, request: Request) -> Response:
         row = await self._found(conversation_id, self._who(request.scope))
         asked = parsed(Listing, {name.removesuffix("[]"): value for name, value in request.query_params.items()})
@@ -108,6 +115,7 @@ class Conversations:
     async def _item(self, conversation_id: str, item_id: str, request: Request) -> Response:
         return _told(await self._found_item(conversation_id, item_id, self._who(request.scope)))
 
+    @Described(gives="conversation")
     async def _delete_item(self, conversation_id: str, item_id: str, request: Request) -> Response:
         record = self._who(request.scope)
         item = await self._found_item(conversation_id, item_id, record)

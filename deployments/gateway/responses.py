@@ -25,6 +25,7 @@ from cluster.family import Gateway
 from deployments.gateway.asgi import REQUEST_ID, json_response, read_body
 from deployments.gateway.body import Strict, parsed
 from deployments.gateway.chat import ChatCompletions, Given
+from deployments.gateway.description import JSON, SSE, Described
 from deployments.gateway.objects_wire import Listing, Who, found, listed
 from deployments.gateway.response_items import MOST_ITEMS, Item, kept
 from deployments.gateway.response_request import ResponseBody, chat_body, chat_of, parse_response
@@ -32,6 +33,7 @@ from deployments.gateway.response_rows import gained, kept_of, row_of
 from deployments.gateway.response_runs import Runs
 from deployments.gateway.response_told import Told, heard
 from deployments.gateway.response_wire import Answer, Kept, Narration, begun, cancelled, ended, rendered
+from deployments.gateway.wishes import WISHES
 from deployments.stores.keys import KeyRecord
 from deployments.stores.objects import MOST_AT_ONCE, Objects, Page
 from deployments.stores.threads import in_thread
@@ -56,6 +58,8 @@ class _Retrieve(Strict):
 
 class Responses:
     """`now_s`: Unix seconds."""
+
+    described = Described(body=ResponseBody, headers=WISHES, gives="response", media=(JSON, SSE))
 
     def __init__(
         self,
@@ -216,6 +220,7 @@ class Responses:
                 return
             await asyncio.sleep(FOLLOW_S)
 
+    @Described(query=_Retrieve, gives="response", media=(JSON, SSE))
     async def _retrieve(self, response_id: str, request: Request) -> Response:
         owner = self._who(request.scope).id
         query: Mapping[str, str] = {name.removesuffix("[]"): value for name, value in request.query_params.items()}
@@ -230,6 +235,7 @@ class Responses:
             )
         return self._followed(owner, response_id, -1 if asked.starting_after is None else asked.starting_after)
 
+    @Described(gives="response")
     async def _delete(self, response_id: str, request: Request) -> Response:
         """One that goes on in the background stops."""
         row = await found(self._objects, self._who(request.scope).id, "response", response_id)
@@ -237,6 +243,7 @@ class Responses:
         self._runs.drop(row.id)
         return json_response({"id": row.id, "object": "response", "deleted": True})
 
+    @Described(gives="response")
     async def _cancel(self, response_id: str, request: Request) -> Response:
         owner = self._who(request.scope).id
         for _ in range(MOST_TRIES):
@@ -257,6 +264,7 @@ class Responses:
                 return json_response(over.response)
         raise Overloaded("responses: it is written at the same time; ask again", retry_after_s=1.0)
 
+    @Described(query=Listing, listing=True)
     async def _input_items(self, response_id: str, request: Request) -> Response:
         owner = self._who(request.scope).id
         asked = parsed(Listing, {name.removesuffix("[]"): value for name, value in request.query_params.items()})

@@ -20,6 +20,7 @@ from cluster.family import Family
 from cluster.storyboard import Model, Shot, warnings
 from deployments.gateway.asgi import authorize, json_response
 from deployments.gateway.body import parsed
+from deployments.gateway.description import Described
 from deployments.gateway.script import writer, written
 from deployments.gateway.storyboard_cut import Cuts
 from deployments.gateway.storyboard_progress import Progress
@@ -37,7 +38,7 @@ from deployments.gateway.storyboards_wire import (
 )
 from deployments.gateway.video_requests import Caller, created
 from deployments.gateway.videos import IDEMPOTENCY_KEY, RETRY_AFTER_S, Videos, idempotency_key
-from deployments.gateway.videos_wire import parse_listing
+from deployments.gateway.videos_wire import Query, parse_listing
 from deployments.stores.key_rows import KeyRows
 from deployments.stores.keys import KeyRecord
 from deployments.stores.storyboards import Retake, Storyboard, StoryboardStore, Take
@@ -85,6 +86,7 @@ class Storyboards:
         """Sees to what is unsettled. Never ends."""
         await self._progress.run()
 
+    @Described(body=StoryboardBody, gives="storyboard")
     async def _create(self, request: Request) -> Response:
         record, key = authorize(request.scope, self._keys), idempotency_key(request)
         async with self._videos.inputs.fields(request) as fields:
@@ -161,6 +163,7 @@ class Storyboards:
             raise
         return asked.size, asked.delivered_size
 
+    @Described(body=RetakeBody, gives="storyboard")
     async def _retake(self, board_id: str, index: int, request: Request) -> Response:
         """One shot again: another seed, or other words. Its earlier videos stay."""
         record, key = authorize(request.scope, self._keys), idempotency_key(request)
@@ -210,6 +213,7 @@ class Storyboards:
         anew = replace(board, takes=takes, warnings=doubts, state="in_progress", expires_at_s=None)
         return replace(anew, cut_error=None, joined=(), joining_until_s=0.0)
 
+    @Described(query=Query, gives="storyboard", listing=True)
     async def _list(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
         asked = parse_listing(dict(request.query_params))
@@ -219,9 +223,11 @@ class Storyboards:
         ends = {"first_id": boards[0].id if boards else None, "last_id": boards[-1].id if boards else None}
         return json_response({"object": "list", "data": told, **ends, "has_more": more})
 
+    @Described(gives="storyboard")
     async def _retrieve(self, board_id: str, request: Request) -> Response:
         return await self._told(await self._board(board_id, authorize(request.scope, self._keys)))
 
+    @Described(gives="storyboard.deleted")
     async def _delete(self, board_id: str, request: Request) -> Response:
         """The storyboard and its cut; the shots' videos stay."""
         board = await self._board(board_id, authorize(request.scope, self._keys))
@@ -229,6 +235,7 @@ class Storyboards:
         await in_thread(self._boards.delete, board.owner, board.id)
         return json_response({"id": board.id, "object": "storyboard.deleted", "deleted": True})
 
+    @Described(media=("video/mp4",), ranges=True)
     async def _content(self, board_id: str, request: Request) -> Response:
         board = await self._board(board_id, authorize(request.scope, self._keys))
         status = status_of(board, await self._progress.jobs_of(board))

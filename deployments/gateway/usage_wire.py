@@ -21,6 +21,17 @@ GROUPS: Mapping[str, By] = {
     "tier_served": "tier_served",
 }
 FILTERS: Mapping[str, By] = {"project_ids": "project", "api_key_ids": "key_id", "models": "model"}
+_TIME = {"type": "integer", "minimum": 0}
+_NAMES = {"type": "array", "items": {"type": "string"}}
+QUERY: Mapping[str, Mapping[str, Any]] = {
+    "start_time": _TIME,
+    "end_time": _TIME,
+    "bucket_width": {"enum": list(WIDTH_S)},
+    "limit": {"type": "integer", "minimum": 1, "maximum": max(MOST_BUCKETS.values())},
+    "page": {"type": "string", "pattern": "^[0-9]{1,13}$"},
+    "group_by": {"type": "array", "items": {"enum": list(GROUPS)}},
+    **dict.fromkeys(FILTERS, _NAMES),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +55,10 @@ def parse_page(query: Iterable[tuple[str, str]], now_s: int) -> Page:
     given: dict[str, list[str]] = {}
     for name, value in query:
         given.setdefault(name.removesuffix("[]"), []).append(value)
-    known = ("start_time", "end_time", "bucket_width", "limit", "page", "group_by", *FILTERS)
     for name in given:
-        if name not in known:
+        if name not in QUERY:
             raise InvalidRequest(
-                f"{name[:64]}: not a parameter here; {', '.join(known)} are allowed; leave it out",
+                f"{name[:64]}: not a parameter here; {', '.join(QUERY)} are allowed; leave it out",
                 param=name[:64],
                 code="unknown_parameter",
             )

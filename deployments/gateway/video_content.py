@@ -33,6 +33,8 @@ VARIANTS = {
     "spritesheet": _Variant(SPRITESHEET, "image/jpeg"),
     "master": _Variant(MASTER, "video/matroska"),
 }
+MEDIA = tuple(each.media_type for each in VARIANTS.values())
+QUERY = {"variant": {"enum": list(VARIANTS)}}
 
 
 async def content(job: VideoJob, files: Files, request: Request, headers: dict[str, str]) -> Response:

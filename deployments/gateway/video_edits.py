@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 
 from cluster.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from deployments.gateway.asgi import authorize, json_response
+from deployments.gateway.description import Described
 from deployments.gateway.video_inputs import VideoInputs
 from deployments.gateway.video_requests import Asked, Caller, edited, extended, remixed
 from deployments.gateway.videos import Videos, idempotency_key, seed_of
@@ -21,6 +22,7 @@ from deployments.gateway.videos_wire import (
     EditBody,
     ExtendBody,
     Pointer,
+    RemixBody,
     body_of,
     character_object,
 )
@@ -51,12 +53,14 @@ class VideoEdits:
         app.add_api_route("/v1/videos/characters/{character_id}", self._character, methods=["GET"])
         app.add_api_route("/v1/videos/characters/{character_id}", self._delete_character, methods=["DELETE"])
 
+    @Described(body=RemixBody, form=True, gives="video")
     async def _remix(self, job_id: str, request: Request) -> Response:
         record, key, caller = self._admitted(request)
         async with self._inputs.fields(request, data_urls=True) as fields:
             parent = await self._parent(record, job_id)
             return await self._accepted(remixed(fields, self._inputs.video, caller, parent), record, key)
 
+    @Described(body=EditBody, form=True, gives="video")
     async def _edit(self, request: Request) -> Response:
         record, key, caller = self._admitted(request)
         async with self._inputs.fields(request, data_urls=True) as fields:
@@ -64,6 +68,7 @@ class VideoEdits:
             parent = await self._named(record, body.video)
             return await self._accepted(edited(body, self._inputs.video, caller, parent), record, key)
 
+    @Described(body=ExtendBody, form=True, gives="video")
     async def _extend(self, request: Request) -> Response:
         record, key, caller = self._admitted(request)
         async with self._inputs.fields(request, data_urls=True) as fields:
@@ -113,6 +118,7 @@ class VideoEdits:
             )
         return job
 
+    @Described(body=CharacterBody, form=True)
     async def _create_character(self, request: Request) -> Response:
         owner, most = authorize(request.scope, self._keys).id, self._inputs.video.max_characters
         if len(await in_thread(self._store.characters, owner)) >= most:  # before anything of the body is read
@@ -134,6 +140,7 @@ class VideoEdits:
             raise _too_many(most)
         return json_response(character_object(made))
 
+    @Described(listing=True)
     async def _characters(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
         found = await in_thread(self._store.characters, owner)
@@ -146,6 +153,7 @@ class VideoEdits:
             raise _unknown(character_id)
         return json_response(character_object(found))
 
+    @Described(gives="character.deleted")
     async def _delete_character(self, character_id: str, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
         found = await in_thread(self._store.character, owner, character_id)

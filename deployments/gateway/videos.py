@@ -21,12 +21,21 @@ from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unava
 from cluster.family import Family
 from deployments.control.words import Worker
 from deployments.gateway.asgi import authorize, json_response
-from deployments.gateway.video_content import content
+from deployments.gateway.description import Described
+from deployments.gateway.video_content import MEDIA, QUERY, content
 from deployments.gateway.video_inputs import VideoInputs
 from deployments.gateway.video_jobs import VideoJobs
 from deployments.gateway.video_metrics import VideoMetrics
 from deployments.gateway.video_requests import created
-from deployments.gateway.videos_wire import Outlook, parse_listing, video_deleted, video_list, video_object
+from deployments.gateway.videos_wire import (
+    Outlook,
+    Query,
+    VideoBody,
+    parse_listing,
+    video_deleted,
+    video_list,
+    video_object,
+)
 from deployments.stores.files import Files
 from deployments.stores.key_rows import KeyRows
 from deployments.stores.threads import in_thread
@@ -88,6 +97,7 @@ class Videos:
         app.add_api_route("/v1/videos/{job_id}", self._delete, methods=["DELETE"])
         app.add_api_route("/v1/videos/{job_id}/content", self._content, methods=["GET", "HEAD"])
 
+    @Described(body=VideoBody, form=True, gives="video")
     async def _create(self, request: Request) -> Response:
         record, key = authorize(request.scope, self._keys), idempotency_key(request)
         self.admit(record.id, key)
@@ -107,45 +117,62 @@ class Videos:
             )
 
     async def accept(
-        self, asked: VideoRequest, owner: str, key: str | None, inputs: Mapping[str, Path] | None = None
+        self,
+        asked: VideoRequest,
+        owner: str,
+        key: str | None,
+        inputs: Mapping[str, Path] | None = None,
+        *,
+        headers: list[Header] | None = None,
+        reserved: str | None = None,
     ) -> VideoJob:
         """The new job, or the earlier one of this idempotency key. `inputs`: by the names that `asked.inputs` has.
 
-        The seed of `asked` is to be that of `seed_of` where its client gave none. Raises Conflict, Unavailable.
+        The seed of `asked` is to be that of `seed_of` where its client gave none. `headers` gain what is left of its
+        limits. `reserved`: what the job's id is to be, for which limits are reserved already, and for which others may
+        ask at the same time. Raises Conflict, RateLimited, Unavailable.
         """
         named = dict(inputs or {})
         sent = replace(asked, inputs_sha256=await asyncio.to_thread(_digest, named) if named else None)
-        job = queued(sent, video_id(secrets.token_hex), owner, int(self._now_s()), idempotency_key=key)
-        # A client that leaves meanwhile leaves no row that nobody renders.
-        return await asyncio.shield(self._accept(job, named))
+        job_id = reserved or video_id(secrets.token_hex)
+        job = queued(sent, job_id, owner, int(self._now_s()), idempotency_key=key)
+        made = await in_thread(self._store.asked, owner, key) if key else None
+        if made is None:
+            begin = self._create_row if reserved else self._reserve
+            # A client that leaves meanwhile leaves no row that nobody renders.
+            made = await asyncio.shield(begin(job, named, [] if headers is None else headers))
+        return _same(made, job)
 
-    async def _accept(self, job: VideoJob, inputs: Mapping[str, Path]) -> VideoJob:
+    async def _reserve(self, job: VideoJob, inputs: Mapping[str, Path], headers: list[Header]) -> VideoJob:
+        await self.bookings.reserve(job.owner, {job.id: job}, headers)
         try:
-            for name, file in inputs.items():  # before the row: a replica may begin at once
-                await self._files.put(f"{job.id}/{name}", file)
+            made = await self._create_row(job, inputs, headers)
         except BaseException:
-            await self._leave(job.id)
+            self.unmade(job.owner, job.id)
             raise
-        # Where this fails nobody knows whether there is a row, so its inputs stay: see file_sweep.
-        made = await in_thread(self._store.create, job)
-        if made.id == job.id:
-            self._jobs.add(job)
-            return job
-        await self._leave(job.id)
-        # A job of an earlier version says nothing of its inputs.
-        if made.asked != replace(job.asked, inputs_sha256=made.inputs_sha256 and job.inputs_sha256):
-            raise Conflict(
-                f"{IDEMPOTENCY_KEY}: it was sent with another request; the same request again is allowed; "
-                "send a new key with a new request",
-                code="idempotency_key_reused",
-            )
+        if made.id != job.id:
+            self.unmade(job.owner, job.id)
+            await self._leave(job.id)
         return made
+
+    async def _create_row(self, job: VideoJob, inputs: Mapping[str, Path], _: list[Header]) -> VideoJob:
+        for name, file in inputs.items():  # before the row: a replica may begin at once
+            await self._files.put(f"{job.id}/{name}", file)
+        made = await in_thread(self._store.create, job)
+        if made.id == job.id and not made.finished:
+            self._jobs.add(made)
+        return made
+
+    def unmade(self, owner: str, job_id: str) -> None:
+        """What was reserved for it comes back, if there is no such job."""
+        self.bookings.unmade(owner, (job_id,), lambda: self._store.get(owner, job_id) is not None)
 
     async def _leave(self, job_id: str) -> None:
         """Delete what a job without a row has, as far as can be done now: what is left is swept."""
         with contextlib.suppress(Unavailable):
             await self._files.delete(job_id)
 
+    @Described(query=Query, gives="video", listing=True)
     async def _list(self, request: Request) -> Response:
         owner = authorize(request.scope, self._keys).id
         asked = parse_listing(dict(request.query_params))
@@ -153,11 +180,13 @@ class Videos:
         children = await in_thread(self._store.children, owner, [job.id for job in jobs])
         return json_response(video_list(jobs, more, outlooks=self.outlooks(), children=children))
 
+    @Described(gives="video")
     async def _retrieve(self, job_id: str, request: Request) -> Response:
         job = await self.job(job_id, request)
         children = await in_thread(self._store.children, job.owner, [job.id])
         return self.told(job, children.get(job.id, ()))
 
+    @Described(gives="video.deleted")
     async def _delete(self, job_id: str, request: Request) -> Response:
         """Deleting a job that runs frees its GPU at the next step."""
         job = await self.job(job_id, request)
@@ -168,6 +197,7 @@ class Videos:
         await self._files.delete(job.id)  # what is put meanwhile goes with the job's last word
         return json_response(video_deleted(job.id))
 
+    @Described(query=QUERY, media=MEDIA, ranges=True)
     async def _content(self, job_id: str, request: Request) -> Response:
         return await content(await self.job(job_id, request), self._files, request, self._headers)
 

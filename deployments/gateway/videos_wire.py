@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from cluster.clip import Region
 from cluster.delivery import sides
 from deployments.gateway.body import bound_structure, refusal
+from deployments.gateway.description import TEXT
 from deployments.gateway.video_form import UploadFile
 from deployments.video.jobs import Character, VideoJob
 
@@ -89,7 +90,9 @@ def _pointing(**keys: Literal["url", "id"]) -> PlainValidator:
                     return Pointer(**{keys[name]: target})
         raise PydanticCustomError("reference", "a file, or an object with {names}, is allowed", {"names": names})
 
-    return PlainValidator(check)
+    by_key = [{"type": "object", "required": [key], "properties": {key: TEXT}} for key in keys]
+    told = WithJsonSchema({"anyOf": [*by_key, TEXT, {"type": "null"}]})
+    return PlainValidator(check, json_schema_input_type=Annotated[Any, told])
 
 
 Whole = Annotated[int, BeforeValidator(_number)]
@@ -183,7 +186,7 @@ class CharacterBody(_Closed):
     video: Footage
 
 
-class _Query(_Closed):
+class Query(_Closed):
     after: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     order: Literal["asc", "desc"] = "desc"
@@ -216,7 +219,7 @@ def body_of(kind: type[_B], fields: Mapping[str, Any]) -> _B:
 
 def parse_listing(query: Mapping[str, str]) -> Listing:
     """Raises InvalidRequest."""
-    asked = body_of(_Query, query)
+    asked = body_of(Query, query)
     return Listing(after=asked.after, limit=asked.limit, order=asked.order)
 
 

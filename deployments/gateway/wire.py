@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
-from cluster.errors import MorayError, NotFound, Overloaded, QuotaExceeded, RateLimited, Unavailable
+from cluster.errors import MethodNotAllowed, MorayError, NotFound, Overloaded, QuotaExceeded, RateLimited, Unavailable
 from cluster.family import Auto, Family, Tier, Video
 from cluster.request import Chat, Piece, Served, TokenLogprob, ToolCall, Usage
 from deployments.gateway.chat_request import parse_chat
@@ -128,13 +128,16 @@ def error_event(error: Exception) -> bytes:
 def error_headers(error: Exception) -> dict[str, str]:
     """Retry-After in whole seconds, rounded up, at least 1; also where the estimate is infinite or not a number.
 
-    x-should-retry, which OpenAI's clients heed, where it is of no use to send the same request again soon.
+    Allow, which HTTP asks for where a method is wrong. x-should-retry, which OpenAI's clients heed, where it is of no
+    use to send the same request again soon.
     """
     headers = {}
     if isinstance(error, RateLimited) and (error.retry_after_s is None or isinstance(error, QuotaExceeded)):
         headers["x-should-retry"] = "false"
     if isinstance(error, RateLimited) and error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(max(1.0, error.retry_after_s)))
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allowed
     if isinstance(error, (Overloaded, Unavailable)):
         headers["Retry-After"] = str(math.ceil(min(_LONGEST_RETRY_S, max(1.0, error.retry_after_s))))
     return headers

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
@@ -15,6 +16,11 @@ from deployments.gateway.asgi import header
 from deployments.stores.keys import KeyRecord
 
 FLOOR, HINT, CEILING = b"moray-floor", b"moray-hint", b"moray-ceiling-usd-per-mtok"
+WISHES: Mapping[str, Mapping[str, object]] = {  # as the API's description tells them
+    HINT.decode(): {"enum": list(get_args(Specialist))},
+    FLOOR.decode(): {"type": "string"},
+    CEILING.decode(): {"type": "number", "minimum": 0},
+}
 TOKENS_PER_CHAR = 0.25
 FIRST_CHARS = 1000.0  # that the first guess weighs
 FADING = 0.99  # of what earlier answers weigh, per answer
