@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.inputs import Input, Media, Sent, first_of
+
 FinishReason = Literal["stop", "length", "tool_calls"]
 ServiceClass = Literal["default", "flex", "priority"]
 Effort = Literal["medium", "high", "xhigh", "max"]  # rising
@@ -60,12 +62,16 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """`tool_calls`: what an assistant called. `tool_call_id`: the call that a message of role tool answers."""
+    """`tool_calls`: what an assistant called. `tool_call_id`: the call that a message of role tool answers.
+
+    `media`: what stands in its text beside it, in order.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    media: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +93,8 @@ class Served:
 class Chat:
     """A parsed and validated chat completion. `model` is the name that the caller sent and gets back.
 
-    `continuous_usage`: each chunk of a stream tells the usage so far.
+    `continuous_usage`: each chunk of a stream tells the usage so far. `sent`: what stands beside the text of messages,
+    unread; once read it is text or `media` of theirs.
 
     `choices` answers are asked for, to each of the `prompts` where it is a text completion, which has no messages; a
     replica is asked for one of them, number `choice`. `echo`: the prompt's text comes before the answer's.
@@ -114,6 +121,7 @@ class Chat:
     priority: int = 0
     service_class: ServiceClass | None = None
     effort: Effort | None = None
+    sent: tuple[Sent, ...] = ()
     tools: tuple[Tool, ...] = ()
     traced: bool = False
     prompts: tuple[Prompt, ...] = ()
@@ -133,6 +141,13 @@ class Chat:
         return bool(self.tools) or any(message.tool_calls for message in self.messages)
 
     @property
+    def inputs(self) -> dict[Input, str]:
+        """What its tier must take beside text, each kind with the parameter that has the first. Files are text yet."""
+        read = ((media.kind, media.where) for message in self.messages for media in message.media)
+        unread = ((sent.kind, sent.where) for sent in self.sent if sent.kind != "file")
+        return first_of((*read, *unread))
+
+    @property
     def structured(self) -> bool:
         """Whether its answer is held to a schema."""
         return self.sampling.json_schema is not None
@@ -149,6 +164,7 @@ class Generation:
 
     `given`: the first tokens of the answer, generated elsewhere. They are computed as a prompt is and emit nothing;
     what follows is the same as if this engine had generated them: text, calls, penalties, draws, limit and usage.
+    `media`: of all messages, in order; the prompt has one placeholder for each, as the engine's `encode` made it.
     An answer that is `held` has some only where the tier `takes_up`. `domain` and `priority` as in Chat: neither
     changes an answer. Engines that cannot order by priority, torch and simulated, serve in order of arrival. `tools`:
     those whose calls are to be found in the answer; the prompt has them already. `cache_salt`: engines with a prefix
@@ -162,6 +178,7 @@ class Generation:
     domain: str = ""
     priority: int = 0
     tools: tuple[Tool, ...] = ()
+    media: tuple[Media, ...] = ()
     cache_salt: str = ""
 
     @property

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cluster.engines import Closed, Engine, Experts, Offload, Vllm
+from cluster.inputs import Input, InputTokens
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Specialist = Literal["math", "code_security", "scientific_reasoning", "creative_writing"]
@@ -86,7 +87,8 @@ class Tier(Closed):
     `quality` orders the tiers of a family: a request may be served above the tier that it asked, or as far below as its
     floor allows. A request whose first token is predicted later than `patience_s` is refused at once.
 
-    Engine simulated takes the settings of every other, since a rehearsal puts it in their place.
+    `inputs`: what its model takes beside text; of a PDF every tier takes the text. Engine simulated takes the settings
+    of every other, since a rehearsal puts it in their place.
     """
 
     names: tuple[Name, ...] = Field(min_length=1)
@@ -106,6 +108,8 @@ class Tier(Closed):
     price: Price
     replicas: Replicas
     specialists: tuple[Specialist, ...] = ()
+    inputs: tuple[Input, ...] = ()
+    input_tokens: InputTokens = InputTokens()
     start_timeout_s: PositiveFloat = 180.0
     cold_start: ColdStart = ColdStart()
     quality: PositiveInt = 1
@@ -127,6 +131,15 @@ class Tier(Closed):
             raise ValueError(f"ranks is {self.ranks}; 1 is allowed with engine deepspeed; set it to 1")
         return self
 
+    @model_validator(mode="after")
+    def served_inputs(self) -> Self:
+        if self.inputs and self.engine not in ("vllm", "simulated"):
+            raise ValueError(
+                f"inputs is {', '.join(self.inputs)}, engine is {self.engine}; vllm and simulated take inputs beside "
+                "text; leave inputs out, or choose vllm"
+            )
+        return self
+
     @property
     def structured(self) -> bool:
         """Whether answers can be held to a JSON schema."""
@@ -145,6 +158,11 @@ class Tier(Closed):
         """
         parser = self.vllm.tool_parser if self.vllm else None
         return self.engine == "torch" or (self.engine == "vllm" and parser is not None)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether vectors of texts are made."""
+        return self.engine == "torch"
 
     @property
     def forced_tools(self) -> bool:

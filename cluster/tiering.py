@@ -12,12 +12,13 @@ keeps the ceiling. Prompts need room for one token more than their own.
 A deferrable tier keeps no promise that another could take over: it serves who names it, alone, and nobody else.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import get_args
 
 from cluster.errors import ContextTooLong, InvalidRequest, NotFound, NotInPlan
 from cluster.family import Auto, Family, Plan, Specialist, Tier
+from cluster.inputs import Input
 from cluster.loads import Choice
 from cluster.request import Effort
 
@@ -29,7 +30,7 @@ class Wish:
     """What a request asks. `floor`: the lowest tier that may serve it. The ceiling is on the output price of a tier.
 
     `tools`, `structured`, `forced`: only a tier whose engine can may serve it, asked by name or chosen. `forced` is the
-    parameter that holds calls to a form. `effort` is for plain names: no tier reasons more or less than it does.
+    parameter that holds calls to a form. So with `inputs`: kinds, and the parameter of the first of each. `effort` is for plain names: no tier reasons more or less than it does.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Wish:
     effort: Effort | None = None
     ceiling_usd_per_mtok: float | None = None
     floor: str | None = None
+    inputs: Mapping[Input, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +233,14 @@ def _above_floor(wish: Wish, key: str, family: Family) -> bool:
 
 def _able(wish: Wish, tier: Tier) -> bool:
     formal = (tier.structured or not wish.structured) and (tier.forced_tools or not wish.forced)
-    return formal and (tier.tools or not wish.tools)
+    return formal and (tier.tools or not wish.tools) and wish.inputs.keys() <= set(tier.inputs)
 
 
 def _unable(wish: Wish, keys: Sequence[str], family: Family) -> InvalidRequest:
     tiers = [family.tiers[key] for key in keys]
+    missing = next((kind for kind in wish.inputs if not any(kind in tier.inputs for tier in tiers)), None)
+    if missing is not None or _only_together(wish, tiers):
+        return _blind(wish, missing, keys, family)
     if wish.tools and not any(tier.tools for tier in tiers):
         param, what = "tools", "calls of tools"
     elif wish.forced and not any(tier.forced_tools for tier in tiers):
@@ -247,6 +252,24 @@ def _unable(wish: Wish, keys: Sequence[str], family: Family) -> InvalidRequest:
     return InvalidRequest(
         f"{param}: given; tiers that serve {what} are {', '.join(able) or 'none'}, not {', '.join(keys)}; {mend}",
         param=param,
+    )
+
+
+def _only_together(wish: Wish, tiers: Sequence[Tier]) -> bool:
+    return bool(wish.inputs) and not any(wish.inputs.keys() <= set(tier.inputs) for tier in tiers)
+
+
+def _blind(wish: Wish, missing: Input | None, keys: Sequence[str], family: Family) -> InvalidRequest:
+    """Of one kind that none of the tiers takes, or of all that no single one takes."""
+    kinds = tuple(wish.inputs) if missing is None else (missing,)
+    able = [key for key, tier in family.tiers.items() if set(kinds) <= set(tier.inputs) and not tier.deferrable]
+    param = wish.inputs[kinds[0]]
+    mend = f"name one of {', '.join(able)}, or leave it out" if able else "leave it out, or say it in words"
+    return InvalidRequest(
+        f"{param}: given; tiers that take {' and '.join(kinds)} are {', '.join(able) or 'none'}, not "
+        f"{', '.join(keys)}; {mend}",
+        param=param,
+        code="unsupported_parameter",
     )
 
 
