@@ -16,10 +16,11 @@ from cluster.fleet import DEAD, report_to_stats
 from cluster.placement import bundles
 from cluster.request import Chat, Generation
 from deployments.engines.build import build
+from deployments.engines.fingerprint import fingerprint
 from deployments.link import Links, ReplyTo
 from deployments.measure import ReplicaMetrics
 from deployments.ranks import ExpertGroup, node_address
-from deployments.stream import Answer, Outcome, Sweeper
+from deployments.stream import Answer, Outcome, Sweeper, Write
 
 Item = tuple[bytes, Sequence[int]]  # of a stream: bytes, and the ids of the tokens behind them
 
@@ -44,6 +45,7 @@ class TierReplica:
         began_s = time.monotonic()  # not the process' creation: Ray keeps processes ready, which may be hours old
         self._group = ExpertGroup(bundles(tier, accelerator)[0])
         self._engine = build(tier, accelerator, self._group)
+        self._fingerprint = fingerprint(tier, accelerator)
         self._sweeper = Sweeper(coalesce_ms / 1000, coalesce_above_streams)
         self._links = Links()
         self._numbers = itertools.count()
@@ -82,7 +84,10 @@ class TierReplica:
 
     async def complete(self, chat: Chat) -> Outcome:
         """The whole answer at once."""
-        return await self._run(chat, Answer(chat, self._engine.label, self._sweeper, None))
+        return await self._run(chat, self._answer(chat, None))
+
+    def _answer(self, chat: Chat, write: Write | None) -> Answer:
+        return Answer(chat, self._engine.label, self._sweeper, write, self._fingerprint)
 
     async def push(self, chat: Chat, reply_to: ReplyTo, stream: int) -> Outcome:
         """Path D: bytes go to the gateway's listener; the call itself ends when the stream has ended."""
@@ -95,7 +100,7 @@ class TierReplica:
         link.send(stream, b"", (), False)  # from now on a lost link is this stream's loss, even before its first token
         write = functools.partial(link.send, stream)
         try:
-            outcome = await self._run(chat, Answer(chat, self._engine.label, self._sweeper, write))
+            outcome = await self._run(chat, self._answer(chat, write))
             if outcome.error is not None:
                 link.send(stream, b"", (), True)  # every stream ends with a last frame, so that nothing sent is cut off
             return outcome
@@ -105,7 +110,7 @@ class TierReplica:
     async def stream(self, chat: Chat) -> AsyncIterator[Item | Outcome]:
         """Path A2: bytes as items of Serve's own stream, what has gathered as one item; the outcome comes last."""
         ready: asyncio.Queue[Item | None] = asyncio.Queue()
-        answer = Answer(chat, self._engine.label, self._sweeper, lambda data, ids, _: ready.put_nowait((data, ids)))
+        answer = self._answer(chat, lambda data, ids, _: ready.put_nowait((data, ids)))
         running = asyncio.ensure_future(self._run(chat, answer))
         running.add_done_callback(lambda _: ready.put_nowait(None))
         try:

@@ -89,7 +89,7 @@ GATEWAY = (
     _counter("moray_routing_decisions_total", "Choices of a replica, by method.", "tier", "method"),
     _counter("moray_routing_errors_total", "Calls whose replicas were left in Serve's own order.", "tier"),
     _gauge("moray_replicas_running", "Replicas that this gateway may send to.", "tier"),
-    _counter("moray_arrivals_total", "Requests that asked for the tier, refused and held ones included.", "tier"),
+    _counter("moray_arrivals_total", "Answers that were asked of the tier, refused and held ones included.", "tier"),
     _counter("moray_arrived_prompt_tokens_total", "Prompt tokens of arrivals, estimated.", "tier"),
     _counter("moray_admissions_total", "Decisions of admission, by the tier asked.", "tier", "action"),
     _counter("moray_spilled_total", "Requests that asked for the tier and were served by another one.", "tier"),

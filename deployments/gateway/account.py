@@ -10,6 +10,7 @@ from cluster.family import Slo
 from cluster.ledger import Marks, Spent, ledger, server_timing
 from cluster.request import Chat, Served, Usage
 from deployments.gateway.booking import Booking
+from deployments.gateway.choices import Choices
 from deployments.gateway.rescue import Course
 from deployments.stream import Outcome
 
@@ -36,7 +37,7 @@ class Account:
     steps_s: tuple[float, ...] = ()
     booking: Booking | None = None
 
-    def close(self, course: Course, outcome: Outcome | None, ended_s: float) -> None:
+    def close(self, course: Course | Choices, outcome: Outcome | None, ended_s: float) -> None:
         """Once. `outcome`: None where there is no answer: what was spent on replicas is then lost."""
         place, end = course.place, outcome if outcome is not None and outcome.error is None else None
         marks = Marks(
@@ -71,7 +72,7 @@ class Account:
         """Value of the header Server-Timing."""
         return server_timing(self.stages).encode()
 
-    def timing_so_far(self, course: Course) -> bytes:
+    def timing_so_far(self, course: Course | Choices) -> bytes:
         """As `timing`, of the stages that are over when a stream begins."""
         until = {"gateway": self.asked_s - self.arrived_s}
         if course.place is not None and course.sent_s is not None:

@@ -15,7 +15,8 @@ RESUMED = 1 << 32  # added to the priority of requests that a client has begun t
 class Asked:
     """`range`: cut to what the caller may use. `arrived_s`: on the desk's clock. `patience`: times its tier's.
 
-    `spare`: it runs on what is left over. No replica is to start or to stay for it.
+    `spare`: it runs on what is left over. No replica is to start or to stay for it. `prompts`: tokens of each prompt;
+    `prompt_tokens` of all.
     """
 
     request_id: str
@@ -27,6 +28,7 @@ class Asked:
     arrived_s: float
     patience: float = 1.0
     spare: bool = False
+    prompts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from deployments.gateway.asgi import HEADERS, LOG_FIELDS, REQUEST_ID, Header, au
 from deployments.gateway.asked import Asked
 from deployments.gateway.booking import Bookings
 from deployments.gateway.chat_request import ChatBody
+from deployments.gateway.choices import Choices, opened
 from deployments.gateway.description import JSON, SSE, Described
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Course, Courses
@@ -102,7 +103,7 @@ class ChatCompletions:
             chat = replace(chat, priority=priority, traced=account.span is not None, cache_salt=salt)
             account.chat = chat
             asked = self._asked(scope, chat, record.id, plan, account, given)
-            held = within(plan, chat, asked.prompt_tokens)
+            held = within(plan, chat, max(asked.prompts))
             headers = scope.setdefault(HEADERS, [])
             async with self._bookings.of(record, plan, chat, asked, self._family, headers) as booking:
                 account.booking = booking
@@ -135,25 +136,28 @@ class ChatCompletions:
         """What the desk decides on. Everything that the caller got wrong is told here."""
         family = self._family
         named = family.tier_of(chat.model) or (family.auto.default if family.auto else None)
-        prompt_tokens = self._estimates.prompt_tokens(named, chat)
-        tiers = range_of(wish_of(scope, chat, prompt_tokens), plan, family)
+        prompts = self._estimates.prompts(named, chat)
+        tiers = range_of(wish_of(scope, chat, max(prompts)), plan, family)
         spare = given is not None and given.spare
         if spare or _flexible(chat):
             tiers = Range(tiers.tiers[:1], tiers.reason, tiers.auto)  # it waits, and takes no place of others
         account.tier = tiers.tiers[0]
         spec = family.tiers[account.tier]
         account.slo = spec.slo
-        prompt_tokens = min(prompt_tokens, spec.context_tokens - 1)  # a guess above it is wrong, or the engine refuses
+        # A guess above it is wrong, or the engine refuses.
+        prompts = tuple(min(tokens, spec.context_tokens - 1) for tokens in prompts)
         if not spare:
-            self._metrics.count("moray_arrivals_total", tier=account.tier)
-            self._metrics.count("moray_arrived_prompt_tokens_total", prompt_tokens, tier=account.tier)
+            arrived_tokens = chat.choices * sum(prompts)
+            self._metrics.count("moray_arrivals_total", chat.answers, tier=account.tier)
+            self._metrics.count("moray_arrived_prompt_tokens_total", arrived_tokens, tier=account.tier)
         return Asked(
             request_id=chat.request_id,
             range=tiers,
             tenant=tenant,
             priority=chat.priority,
             share=plan.share if plan else 1.0,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=sum(prompts),
+            prompts=prompts,
             arrived_s=account.arrived_s,
             patience=patience_of(chat.service_class, family),
             spare=spare,
@@ -162,7 +166,7 @@ class ChatCompletions:
     async def _serve(self, chat: Chat, asked: Asked, account: Account, send: Send, timed: bool) -> None:
         """`timed`: the client wants the ledger."""
         account.asked_s = self._clock()
-        course = Course(self._courses, chat, asked)
+        course = opened(self._courses, chat, asked)
         assert account.booking is not None
         account.booking.follow(course)
         answer = self._stream if chat.stream else self._whole
@@ -182,7 +186,7 @@ class ChatCompletions:
                 if served.tier != account.tier:
                     self._metrics.count("moray_spilled_total", tier=account.tier)
 
-    async def _whole(self, course: Course, account: Account, send: Send, timed: bool) -> Outcome:
+    async def _whole(self, course: Course | Choices, account: Account, send: Send, timed: bool) -> Outcome:
         outcome = await course.whole()
         account.last_s = self._clock()
         account.first_s = account.last_s - (outcome.total_s - outcome.first_s)
@@ -195,7 +199,7 @@ class ChatCompletions:
         await respond(send, 200, outcome.body, headers)
         return outcome
 
-    async def _stream(self, course: Course, account: Account, send: Send, timed: bool) -> Outcome:
+    async def _stream(self, course: Course | Choices, account: Account, send: Send, timed: bool) -> Outcome:
         """The status line waits for the first bytes, so that a refusal still has its own; never for long."""
         begun = False
         self._metrics.streams(account.tier, +1)
@@ -236,7 +240,7 @@ class ChatCompletions:
         await send({"type": "http.response.body", "body": last})
         return outcome
 
-    def _headers(self, course: Course) -> list[Header]:
+    def _headers(self, course: Course | Choices) -> list[Header]:
         """Who serves, as far as it is known: a stream may begin with comments before anybody does."""
         if course.place is not None:
             tier, headers = course.place.served.tier, _served(course.place.served)
@@ -251,7 +255,7 @@ class ChatCompletions:
             headers.append((b"moray-class", b"deferrable"))
         return headers
 
-    def _measure(self, chat: Chat, course: Course, outcome: Outcome, account: Account) -> None:
+    def _measure(self, chat: Chat, course: Course | Choices, outcome: Outcome, account: Account) -> None:
         """Time to the first token is the gateway's; time per token the replica's, if one gave them all."""
         if outcome.error is not None:
             account.code, account.kept = outcome.error.code, _blame(outcome.error)
@@ -259,12 +263,12 @@ class ChatCompletions:
         account.code = "ok"
         if outcome.usage is None or course.place is None or account.slo is None:
             return
-        usage, tier = outcome.usage, course.place.served.tier
+        tier = course.place.served.tier
         decode_s = account.last_s - account.first_s if course.rescues else outcome.total_s - outcome.first_s
-        ttft_s, tpot_s = account.first_s - account.arrived_s, _tpot_s(usage, decode_s)
+        ttft_s, tpot_s = account.first_s - account.arrived_s, _tpot_s(course.usages[0], decode_s)
         account.kept = ttft_s <= account.slo.ttft_s and (tpot_s or 0.0) * 1e3 <= account.slo.tpot_ms
-        self._metrics.answered(tier, usage, ttft_s, tpot_s, account.stages, spare=course.asked.spare)
-        self._estimates.learn(tier, chat, usage.prompt_tokens)
+        self._metrics.answered(tier, course.usages, ttft_s, tpot_s, account.stages, spare=course.asked.spare)
+        self._estimates.learn(tier, chat, outcome.usage.prompt_tokens)
 
 
 def _flexible(chat: Chat | None) -> bool:

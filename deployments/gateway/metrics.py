@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
 import httpx
@@ -94,20 +94,20 @@ class GatewayMetrics(Collector):
     def answered(
         self,
         tier: str,
-        usage: Usage,
+        usages: Sequence[Usage],
         ttft_s: float,
         tpot_s: float | None,
         stages: Mapping[str, float],
         *,
         spare: bool = False,
     ) -> None:
-        """By the tier that served. `tpot_s`: None for an answer of one token. `stages`: of cluster.ledger.
+        """By the tier that served; `usages` of each answer to the request, `stages` of cluster.ledger.
 
+        `tpot_s`: None for an answer of one token.
         Of what ran on what was left over (`spare`) the tokens alone are counted: it tells nothing of demand.
         """
-        prompt, completion = usage.prompt_tokens, usage.completion_tokens
-        self.count("moray_prompt_tokens_total", prompt, tier=tier)
-        self.count("moray_completion_tokens_total", completion, tier=tier)
+        self.count("moray_prompt_tokens_total", sum(one.prompt_tokens for one in usages), tier=tier)
+        self.count("moray_completion_tokens_total", sum(one.completion_tokens for one in usages), tier=tier)
         if spare:
             return
         for stage, seconds in stages.items():
@@ -115,9 +115,10 @@ class GatewayMetrics(Collector):
         self.observe("moray_ttft_seconds", ttft_s, tier=tier)
         if tpot_s is not None:
             self.observe("moray_tpot_seconds", tpot_s, tier=tier)
-        self.count("moray_finished_output_tokens_total", completion, tier=tier)
-        self.count("moray_context_token_steps_total", completion * (prompt + completion // 2), tier=tier)
-        self.count("moray_finished_total", tier=tier)
+        for prompt, completion in ((one.prompt_tokens, one.completion_tokens) for one in usages):
+            self.count("moray_finished_output_tokens_total", completion, tier=tier)
+            self.count("moray_context_token_steps_total", completion * (prompt + completion // 2), tier=tier)
+        self.count("moray_finished_total", len(usages), tier=tier)
 
     def streams(self, tier: str, change: int) -> None:
         self._meters.gauge("moray_streams").labels(tier=tier).inc(change)

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.errors import MorayError, ReplicaLost
 from cluster.family import Family
-from cluster.request import Chat
+from cluster.request import Chat, Usage
 from cluster.retry import MOST_RESCUES, Budget
 from deployments.gateway.asked import Asked, Place
 from deployments.gateway.desk import Desk
@@ -101,6 +101,24 @@ class Course:
     def given_tokens(self) -> int:
         """That the client of a stream was given, by all replicas."""
         return len(self._chat.given) + self._left_tokens + (len(self._answering.ids) if self._answering else 0)
+
+    @property
+    def usages(self) -> tuple[Usage, ...]:
+        """What its engine counted: one or none."""
+        counted = self.outcome.usage if self.outcome is not None else None
+        return () if counted is None else (counted,)
+
+    @property
+    def begun(self) -> int:
+        """Answers of which there is a token."""
+        return int(bool(self.usages or self.given_tokens))
+
+    @property
+    def read_tokens(self) -> int:
+        """Of its prompt, that an engine computed; estimated where none counted."""
+        for usage in self.usages:
+            return usage.prompt_tokens - usage.cached_tokens
+        return self.asked.prompt_tokens if self.given_tokens else 0
 
     @property
     def streamed(self) -> bool:

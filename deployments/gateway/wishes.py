@@ -114,7 +114,15 @@ class Estimates:
         tokens, chars = self._learnt.get(tier or "", _FIRST)
         return max(1, math.ceil(_chars(chat) * tokens / chars))
 
+    def prompts(self, tier: str | None, chat: Chat) -> tuple[int, ...]:
+        """Of each prompt. Ids are tokens already."""
+        tokens, chars = self._learnt.get(tier or "", _FIRST)
+        texts = (len(one) * tokens / chars if isinstance(one, str) else len(one) for one in chat.prompts)
+        return tuple(max(1, math.ceil(found)) for found in texts) or (self.prompt_tokens(tier, chat),)
+
     def learn(self, tier: str, chat: Chat, prompt_tokens: int) -> None:
+        if not all(isinstance(one, str) for one in chat.prompts):
+            return
         tokens, chars = self._learnt.get(tier, _FIRST)
         self._learnt[tier] = FADING * tokens + prompt_tokens, FADING * chars + _chars(chat)
 
@@ -126,4 +134,4 @@ def _chars(chat: Chat) -> int:
     said = sum(len(message.content) for message in chat.messages)
     called = sum(len(call.name) + len(call.arguments) for message in chat.messages for call in message.tool_calls)
     offered = sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in chat.tools)
-    return said + called + offered
+    return said + called + offered + sum(len(prompt) for prompt in chat.prompts)

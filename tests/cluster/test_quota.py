@@ -25,7 +25,7 @@ def needs(
 ) -> dict[str, float]:
     asked = chat(max_tokens=max_tokens)
     return {
-        key: float(n) for key, n in chat_needs(FAMILY, plan(**limits), asked, "mini", prompt_tokens, factor).items()
+        key: float(n) for key, n in chat_needs(FAMILY, plan(**limits), asked, "mini", (prompt_tokens,), factor).items()
     }
 
 

@@ -145,7 +145,7 @@ async def test_video_jobs_are_counted_by_status(metrics: GatewayMetrics) -> None
 @pytest.mark.parametrize(("tpot_s", "paces"), [(None, 0), (0.02, 1)])
 async def test_an_answer_of_one_token_has_no_pace(metrics: GatewayMetrics, tpot_s: float | None, paces: int) -> None:
     metrics.answered(
-        "mini", Usage(prompt_tokens=3, completion_tokens=4), ttft_s=0.5, tpot_s=tpot_s, stages={"wait": 0.2}
+        "mini", [Usage(prompt_tokens=3, completion_tokens=4)], ttft_s=0.5, tpot_s=tpot_s, stages={"wait": 0.2}
     )
     shown = samples(await metrics.page(only_gateway=True))
     assert shown["moray_ttft_seconds_sum", TIER] == 0.5
