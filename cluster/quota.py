@@ -3,11 +3,15 @@
     tokens = prompt + answer     prompt: estimated; answer: max_tokens, else GUESSED_TOKENS; within the context
     gpu_s, usd                   of so many tokens, by the cost model and the list price of the tier asked
 
+Of several answers each takes a place, its tokens, and the GPU-seconds of reading its prompt; the prompt's tokens and their
+price count once.
+
 Who names no max_tokens is not refused for a guess: it is cut to what the limit ever grants, and an answer that takes
 more leaves a debt. An answer is held to the plan's context in any case.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cluster.errors import ContextTooLong
@@ -35,30 +39,38 @@ def within(plan: Plan | None, chat: Chat, prompt_tokens: int) -> Chat:
 
 
 def chat_needs(
-    family: Family, plan: Plan, chat: Chat, tier: str, prompt_tokens: int, factor: float
+    family: Family, plan: Plan, chat: Chat, tier: str, prompts: Sequence[int], factor: float
 ) -> Mapping[Currency, float]:
-    """Of each limit that the plan has. `chat` as it was asked; `tier`: the one asked; `factor`: of its price."""
+    """Of each limit that the plan has. `chat` as it was asked; `tier`: the one asked; `factor`: of its price.
+
+    `prompts`: tokens of each.
+    """
     contexts = family.tiers[tier].context_tokens, plan.context_tokens or family.tiers[tier].context_tokens
-    room, given = max(1, min(contexts) - prompt_tokens), chat.sampling.max_tokens
-    answer = min(room, GUESSED_TOKENS if given is None else given)
+    given = chat.sampling.max_tokens
+    wanted = GUESSED_TOKENS if given is None else given
+    pairs = [(prompt, min(wanted, max(1, min(contexts) - prompt))) for prompt in prompts]
     needed: dict[Currency, float] = {}
     for limit in plan.limits:
-        amount = _needed(limit.currency, family, chat.model, tier, prompt_tokens, answer)
+        amount = _needed(limit.currency, family, chat, tier, pairs)
         amount *= factor if limit.currency == "usd" else 1.0
         needed[limit.currency] = min(amount, limit.amount) if given is None else amount
     return needed
 
 
-def _needed(currency: Currency, family: Family, model: str, tier: str, prompt_tokens: int, answer: int) -> float:
+def _needed(currency: Currency, family: Family, chat: Chat, tier: str, pairs: Sequence[tuple[int, int]]) -> float:
+    """`pairs`: tokens of each prompt, and of an answer to it."""
+    read, answers = sum(prompt for prompt, _ in pairs), chat.choices * sum(answer for _, answer in pairs)
     match currency:
-        case "requests" | "concurrent":
+        case "requests":
             return 1.0
         case "tokens":
-            return float(prompt_tokens + answer)
+            return float(read + answers)
         case "gpu_s":
-            return chat_gpu_s(family, tier, prompt_tokens, answer)
+            return chat.choices * sum(chat_gpu_s(family, tier, prompt, answer) for prompt, answer in pairs)
+        case "concurrent":
+            return float(chat.answers)
         case "usd":
-            return tokens_nusd(price_of(family, model, tier), prompt_tokens, answer) / NUSD
+            return tokens_nusd(price_of(family, chat.model, tier), read, answers) / NUSD
         case "video_s":
             return 0.0
 

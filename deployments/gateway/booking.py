@@ -20,6 +20,7 @@ from cluster.request import Usage as Counted
 from cluster.service_class import price_factor
 from cluster.usage import Usage, chat_gpu_s, price_of, tokens_nusd, video_nusd, video_use_gpu_s
 from deployments.gateway.asgi import Header
+from deployments.gateway.choices import Choices
 from deployments.gateway.asked import Asked
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.quota import NOTHING, Quotas, Share, tenant_of
@@ -34,8 +35,10 @@ AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+    read_tokens: int
+    answers: int
 class Used:
-    """`estimated`: no engine counted the prompt."""
+    """`estimated`: no engine counted the prompt. `answers` have `read_tokens` of prompts that engines computed."""
 
     tier: str
     code: str
@@ -67,7 +70,7 @@ class Bookings:
         )
         factor = price_factor(chat.service_class, family)
         limits: Sequence[Limit] = plan.limits if plan else ()
-        needs = chat_needs(family, plan, chat, asked.range.tiers[0], asked.prompt_tokens, factor) if plan else NOTHING
+        needs = chat_needs(family, plan, chat, asked.range.tiers[0], asked.prompts, factor) if plan else NOTHING
         share = Share(self._quotas, tenant_of(record), limits, needs, headers)
         return Booking(self._journal, opened, family, self._now_s, factor, share)
 
@@ -115,7 +118,7 @@ class Booking:
     ) -> None:
         self._journal, self._opened, self._family, self._now_s = journal, opened, family, now_s
         self._factor, self._share = factor, share
-        self._course: Course | None = None
+        self._course: Course | Choices | None = None
         self._over = False
 
     async def __aenter__(self) -> Self:
@@ -138,15 +141,20 @@ class Booking:
         self._share.settle(self._took(used, gone=isinstance(error, asyncio.CancelledError)))
         await self._share.settled()
 
-    def follow(self, course: Course) -> None:
+    def follow(self, course: Course | Choices) -> None:
         """What it has taken so far can be seen from now on."""
         self._course = course
 
-    async def settle(self, code: str, course: Course, counted: Counted | None) -> None:
+    async def settle(self, code: str, course: Course | Choices, counted: Counted | None) -> None:
         """Returns once it is written. `counted`: None where no engine counted."""
-        used = _so_far(course, code) if counted is None else Used(tier=_tier(course), code=code, counted=counted)
+        used = _so_far(course, code) if counted is None else _used(course, code, counted)
         self._over = True
         self._share.settle(self._took(used))
+    def _gpu_s(self, used: Used) -> float:
+        """Of so many answers of the same length: a sequence's cost grows with its length."""
+        mean = used.read_tokens // used.answers, math.ceil(used.counted.completion_tokens / used.answers)
+        return used.answers * chat_gpu_s(self._family, used.tier, *mean)
+
         if used is None:
             self._journal.forget(self._opened.id)
         else:
@@ -169,7 +177,6 @@ class Booking:
     def _event(self, used: Used) -> Usage:
         opened, counted = self._opened, used.counted
         price = price_of(self._family, opened.model, opened.tier_asked)
-        fresh = counted.prompt_tokens - counted.cached_tokens
         return replace(
             opened,
             at_s=int(self._now_s()),
@@ -179,7 +186,7 @@ class Booking:
             cached_tokens=counted.cached_tokens,
             output_tokens=counted.completion_tokens,
             estimated=int(used.estimated),
-            gpu_s=chat_gpu_s(self._family, used.tier, fresh, counted.completion_tokens),
+            gpu_s=self._gpu_s(used),
             price_nusd=tokens_nusd(price, counted.prompt_tokens, counted.completion_tokens, self._factor),
         )
 
@@ -201,17 +208,27 @@ def journal_of(family: Family, gateway: str, metrics: GatewayMetrics) -> Journal
     return journal
 
 
-def _left(course: Course, error: BaseException | None) -> Used | None:
+def _left(course: Course | Choices, error: BaseException | None) -> Used | None:
     return _so_far(course, getattr(error, "code", "client_gone"))
 
 
-def _so_far(course: Course, code: str) -> Used | None:
+def _so_far(course: Course | Choices, code: str) -> Used | None:
     """By the tokens that its client was given; None where there are none."""
     if not course.given_tokens:
         return None
     counted = Counted(prompt_tokens=course.asked.prompt_tokens, completion_tokens=course.given_tokens)
-    return Used(tier=_tier(course), code=code, counted=counted, estimated=True)
+    return replace(_used(course, code, counted), estimated=True)
 
 
-def _tier(course: Course) -> str:
+def _used(course: Course | Choices, code: str, counted: Counted) -> Used:
+    return Used(
+        tier=_tier(course),
+        code=code,
+        counted=counted,
+        read_tokens=course.read_tokens,
+        answers=max(1, course.begun),
+    )
+
+
+def _tier(course: Course | Choices) -> str:
     return course.place.served.tier if course.place is not None else "none"
