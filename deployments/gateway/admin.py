@@ -1,12 +1,13 @@
-"""/v1/admin: keys and plans, for keys of scope admin; each act of a key, refused or not, is in a log that only grows.
+"""/v1/admin: keys, plans, limits and usage, for keys of scope admin.
 
-/v1/organization: usage and costs of all, for the same keys. /v1/usage: what a key used itself, for any key.
+Each act of a key, refused or not, is in a log that only grows. /v1/organization: usage and costs of all, for the same
+keys. /v1/usage: what a key used itself, for any key.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,11 +17,14 @@ from cluster.access import DEFAULT, USUAL, Grant, KeyRecord
 from cluster.errors import InvalidRequest, MorayError, NotFound
 from cluster.family import Family
 from cluster.usage import By, Sum
+from deployments.gateway.admin_views import AdminViews, Query
+from deployments.gateway.admin_wire import ActsQuery, KeysQuery, LimitsQuery, ProjectsQuery, UsageQuery, key_object
 from deployments.gateway.asgi import authorize, json_response, known, read_body
 from deployments.gateway.body import Strict, refusal
 from deployments.gateway.description import Described
 from deployments.gateway.usage_wire import QUERY, Page, completions, costs, parse_page
 from deployments.stores.key_rows import Act, KeyRows, unsecret
+from deployments.stores.limits import Limits
 from deployments.stores.threads import in_thread
 from deployments.stores.usage_rows import UsageRows
 
@@ -53,9 +57,15 @@ class Admin:
     """`family`: that of new requests. `now_s`: Unix seconds."""
 
     def __init__(
-        self, family: Callable[[], Family], keys: KeyRows, usage: UsageRows, now_s: Callable[[], float] = time.time
+        self,
+        family: Callable[[], Family],
+        keys: KeyRows,
+        usage: UsageRows,
+        limits: Limits,
+        now_s: Callable[[], float] = time.time,
     ) -> None:
         self._family, self._keys, self._usage, self._now_s = family, keys, usage, now_s
+        self._views = AdminViews(family, keys, usage, limits, now_s)
 
     def add_routes(self, app: FastAPI) -> None:
         app.add_api_route("/v1/admin/keys", self._list, methods=["GET"])
@@ -64,16 +74,16 @@ class Admin:
         app.add_api_route("/v1/admin/keys/{key_id}", self._revoke, methods=["DELETE"])
         app.add_api_route("/v1/admin/plans", self._plans, methods=["GET"])
         app.add_api_route("/v1/admin/acts", self._acts, methods=["GET"])
+        app.add_api_route("/v1/admin/projects", self._projects, methods=["GET"])
+        app.add_api_route("/v1/admin/limits", self._limits, methods=["GET"])
+        app.add_api_route("/v1/admin/usage", self._all_usage, methods=["GET"])
         app.add_api_route("/v1/organization/usage/completions", self._completions, methods=["GET"])
         app.add_api_route("/v1/organization/costs", self._costs, methods=["GET"])
         app.add_api_route("/v1/usage", self._own, methods=["GET"])
 
-    @Described(gives="organization.project.api_key", listing=True)
+    @Described(query=KeysQuery, gives="organization.project.api_key", listing=True)
     async def _list(self, request: Request) -> Response:
-        async def done(acting: _Acting) -> Any:
-            return _listed([_key(record) for record in await in_thread(self._keys.list)])
-
-        return await self._act("keys.list", request, done)
+        return await self._view("keys.list", request, self._views.keys)
 
     @Described(body=NewKey, gives="organization.project.api_key")
     async def _create(self, request: Request) -> Response:
@@ -94,7 +104,7 @@ class Admin:
             name, now_s, plan = asked.name, self._now_s(), asked.plan
             secret, record = await in_thread(self._keys.create, name, now_s, plan, grant)
             acting.subject = record.id
-            return _key(record) | {"value": secret}
+            return key_object(record) | {"value": secret}
 
         return await self._act("keys.create", request, done)
 
@@ -104,7 +114,7 @@ class Admin:
             grace_s = _parsed(Rotation, acting.body or b"{}").grace_seconds
             key = await self._whole(key_id)
             secret, record = await in_thread(self._keys.rotate, key.id, self._now_s(), grace_s)
-            return _key(record) | {"value": secret}
+            return key_object(record) | {"value": secret}
 
         return await self._act("keys.rotate", request, done, key_id)
 
@@ -112,7 +122,7 @@ class Admin:
     async def _revoke(self, key_id: str, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             key = await self._whole(key_id)
-            return _key(await in_thread(self._keys.revoke, key.id, self._now_s()))
+            return key_object(await in_thread(self._keys.revoke, key.id, self._now_s()))
 
         return await self._act("keys.revoke", request, done, key_id)
 
@@ -120,18 +130,26 @@ class Admin:
     async def _plans(self, request: Request) -> Response:
         async def done(acting: _Acting) -> Any:
             plans = self._family().plans
-            return _listed(
-                [{"object": "plan", "id": name} | one.model_dump(mode="json") for name, one in plans.items()]
-            )
+            rows = [{"object": "plan", "id": name} | one.model_dump(mode="json") for name, one in plans.items()]
+            return {"object": "list", "data": rows, "has_more": False}
 
         return await self._act("plans.list", request, done)
 
-    @Described(gives="act", listing=True)
+    @Described(query=ActsQuery, gives="act", listing=True)
     async def _acts(self, request: Request) -> Response:
-        async def done(acting: _Acting) -> Any:
-            return _listed([_told(act) for act in await in_thread(self._keys.acts)])
+        return await self._view("acts.list", request, self._views.acts)
 
-        return await self._act("acts.list", request, done)
+    @Described(query=ProjectsQuery, gives="organization.project", listing=True)
+    async def _projects(self, request: Request) -> Response:
+        return await self._view("projects.list", request, self._views.projects)
+
+    @Described(query=LimitsQuery, gives="plan.standing", listing=True)
+    async def _limits(self, request: Request) -> Response:
+        return await self._view("limits.list", request, self._views.limits)
+
+    @Described(query=UsageQuery, gives="page")
+    async def _all_usage(self, request: Request) -> Response:
+        return await self._view("usage.all", request, self._views.usage)
 
     @Described(query=QUERY, gives="page")
     async def _completions(self, request: Request) -> Response:
@@ -155,6 +173,9 @@ class Admin:
         record = authorize(request.scope, self._keys)
         page = self._page(request)
         return json_response(completions(page, await self._sums(page, "chat", record.id)))
+
+    async def _view(self, act: str, request: Request, view: Callable[[Query], Awaitable[Any]]) -> Response:
+        return await self._act(act, request, lambda acting: view(request.query_params.multi_items()))
 
     async def _act(
         self, act: str, request: Request, done: Callable[[_Acting], Awaitable[Any]], subject: str = ""
@@ -213,27 +234,3 @@ def _parsed(model: type[Any], body: bytes) -> Any:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise refusal(error, model.model_fields) from None
-
-
-def _key(record: KeyRecord) -> dict[str, Any]:
-    return {
-        "object": "organization.project.api_key",
-        "id": record.id,
-        "name": record.name,
-        "organization_id": record.org,
-        "project_id": record.project,
-        "plan": record.plan,
-        "scopes": list(record.scopes),
-        "created_at": int(record.created_s),
-        "expires_at": record.expires_s,
-        "revoked_at": record.revoked_s,
-    }
-
-
-def _told(act: Act) -> dict[str, Any]:
-    told = asdict(act)
-    return {"object": "act", "at": told.pop("at_s"), "from": told.pop("from_")} | told
-
-
-def _listed(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"object": "list", "data": rows, "has_more": False}

@@ -94,10 +94,9 @@ class Gateway:
         self._courses = Courses(family, self._handles, path, self._desk, self._metrics)
         objects = objects_of(family.gateway, folder)
         self._api_files = ApiFiles(family.gateway, objects, files_at(family.gateway.files, folder / "files"))
-        bookings = Bookings(
-            journal_of(family, self._id, self._metrics), self._keys, Quotas(limits_of(family, folder), self._metrics)
-        )
-        self._admin = Admin(lambda: self._family, self._keys, usage_of(family))
+        limits = limits_of(family, folder)
+        bookings = Bookings(journal_of(family, self._id, self._metrics), self._keys, Quotas(limits, self._metrics))
+        self._admin = Admin(lambda: self._family, self._keys, usage_of(family), limits)
         shared = self._courses, self._keys, self._metrics, bookings
         self._chat = ChatCompletions(*shared, clock, Tracer(family))
         self._runs = Runs(self._chat, objects, keyed(self._keys))

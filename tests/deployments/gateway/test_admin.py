@@ -50,7 +50,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
         monkeypatch.setattr(seen, "_replicas", {})
         monkeypatch.setattr(seen, "_listeners", [])
-        monkeypatch.setattr("deployments.gateway.admin.in_thread", at_once)
+        for module in ("admin", "admin_views"):
+            monkeypatch.setattr(f"deployments.gateway.{module}.in_thread", at_once)
         run(played())
 
     return play
