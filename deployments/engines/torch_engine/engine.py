@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -188,8 +189,6 @@ class TorchEngine:
             failure = EngineFailed("engine: it failed; its replica is being replaced; send the request again")
             self._delivery.settle(error)
         leave_group()
-        if hasattr(self, "_grammars"):
-            self._grammars.close()
         self._give_up(failure)
 
     def _load(self) -> None:
@@ -256,9 +255,8 @@ class TorchEngine:
         self._delivery.send(pieces)
 
     def _compute(self, plan: Plan, arrivals: Sequence[Stream]) -> Iterator[tuple[int, list[float]]]:
-        """Masks are made beside the model, for all places at once."""
         held = {place: held for place in plan.yields if (held := self._at[place].held) is not None}
-        masks = self._grammars.masks(tuple(held.values())) if held else None
+        masks = partial(self._grammars.masks, tuple(held.values()))
         told = tuple(_arrival(stream.generation) for stream in arrivals)
         return self._leader.step(Order(plan=plan, arrivals=told, held=tuple(held)), masks)
 

@@ -6,13 +6,12 @@ bit per token what keeps an answer within it. An answer that is whole may be fol
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from cluster.errors import InvalidRequest
@@ -68,13 +67,11 @@ class Held:
 class Grammars:
     """The grammars of one vocabulary. Its methods may be called from any thread."""
 
-    def __init__(self, bytes_of: Sequence[bytes], end_tokens: frozenset[int], tokens: int, threads: int = 1) -> None:
-        """`tokens`: ids, those that pad the vocabulary included. `threads` compute the masks of a step."""
+    def __init__(self, bytes_of: Sequence[bytes], end_tokens: frozenset[int], tokens: int) -> None:
+        """`tokens`: ids, those that pad the vocabulary included."""
         self._ends, self._tokens = sorted(end_tokens), tokens
         padded = [*bytes_of[:tokens], *[b""] * (tokens - len(bytes_of))]
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary(padded)), eos_token=self._ends or [0])
-        self._executor = LLExecutor(num_threads=threads)
-        self._thread = ThreadPoolExecutor(1, "masks")
         self._schema = lru_cache(_MOST_COMPILED)(self._compile_schema)
         self._calls = lru_cache(_MOST_COMPILED)(self._compile_calls)
 
@@ -101,17 +98,11 @@ class Grammars:
             raise fault
         return held
 
-    def masks(self, held: Sequence[Held]) -> Future[NDArray[np.int32]]:
+    def masks(self, held: Sequence[Held]) -> NDArray[np.int32]:
         """Which tokens may come next: int32 [held, ceil(tokens / 32)], the lowest bit first."""
-        return self._thread.submit(self._masks, held)
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False)
-
-    def _masks(self, held: Sequence[Held]) -> NDArray[np.int32]:
         masks = allocate_token_bitmask(len(held), self._tokens)
-        fill_next_token_bitmask_par(self._executor, [(one.matcher, row) for row, one in enumerate(held)], masks)
         for row, one in enumerate(held):
+            fill_next_token_bitmask(one.matcher, masks, row)
             if one.matcher.is_error():
                 masks[row] = -1  # any token, which nobody will see
         return masks

@@ -232,7 +232,8 @@ class Rank:
         if self._bias:
             adjusted = bias(adjusted, [(row, self._bias.get(place, ())) for row, place in enumerate(places.tolist())])
         if words is not None:
-            own = [(row, held.index(place)) for row, place in enumerate(places.tolist()) if place in held]
+            mask_of = {place: mask for mask, place in enumerate(held)}
+            own = [(row, mask_of[place]) for row, place in enumerate(places.tolist()) if place in mask_of]
             adjusted = allow(adjusted, own, words)
         if self._settings[0, places].any():
             u = uniform(self._seed[places], self._stored[places].astype(np.uint64))

@@ -126,7 +126,7 @@ def test_whichever_allowed_tokens_are_drawn_the_bytes_are_json_that_meets_the_sc
     rng, answer = np.random.default_rng(seed), b""
     one = GRAMMARS.begin(generation("a", held(schema)))
     for _ in range(2000):
-        bits = np.unpackbits(GRAMMARS.masks([one]).result().view(np.uint8), bitorder="little")
+        bits = np.unpackbits(GRAMMARS.masks([one]).view(np.uint8), bitorder="little")
         token = int(rng.choice(bits.nonzero()[0]))
         if token in ENDS:
             assert jsonschema_rs.is_valid(schema, json.loads(answer)), answer
