@@ -10,7 +10,6 @@ Who names no max_tokens is not refused for a guess: it is cut to what the limit 
 more leaves a debt. An answer is held to the plan's context in any case.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

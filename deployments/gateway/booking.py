@@ -19,9 +19,9 @@ from cluster.request import Chat
 from cluster.request import Usage as Counted
 from cluster.service_class import price_factor
 from cluster.usage import Usage, chat_gpu_s, price_of, tokens_nusd, video_nusd, video_use_gpu_s
-from deployments.gateway.choices import Choices
 from deployments.gateway.asgi import Header
 from deployments.gateway.asked import Asked
+from deployments.gateway.choices import Choices
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.quota import NOTHING, Quotas, Share, tenant_of
 from deployments.gateway.rescue import Course
@@ -34,17 +34,15 @@ from deployments.video.jobs import VideoJob
 AGAIN_S = 1.0
 
 
-    read_tokens: int
-    answers: int
 @dataclass(frozen=True, slots=True, kw_only=True)
-    read_tokens: int
-    answers: int
 class Used:
     """`estimated`: no engine counted the prompt. `answers` have `read_tokens` of prompts that engines computed."""
 
     tier: str
     code: str
     counted: Counted
+    read_tokens: int
+    answers: int
     estimated: bool = False
 
 
@@ -149,11 +147,6 @@ class Booking:
 
     async def settle(self, code: str, course: Course | Choices, counted: Counted | None) -> None:
         """Returns once it is written. `counted`: None where no engine counted."""
-    def _gpu_s(self, used: Used) -> float:
-        """Of so many answers of the same length: a sequence's cost grows with its length."""
-        mean = used.read_tokens // used.answers, -(-used.counted.completion_tokens // used.answers)
-        return used.answers * chat_gpu_s(self._family, used.tier, *mean)
-
         used = _so_far(course, code) if counted is None else _used(course, code, counted)
         self._over = True
         self._share.settle(self._took(used))
@@ -191,6 +184,11 @@ class Booking:
             gpu_s=self._gpu_s(used),
             price_nusd=tokens_nusd(price, counted.prompt_tokens, counted.completion_tokens, self._factor),
         )
+
+    def _gpu_s(self, used: Used) -> float:
+        """Of so many answers of the same length: a sequence's cost grows with its length."""
+        mean = used.read_tokens // used.answers, -(-used.counted.completion_tokens // used.answers)
+        return used.answers * chat_gpu_s(self._family, used.tier, *mean)
 
 
 def journal_of(family: Family, gateway: str, metrics: GatewayMetrics) -> Journal:
