@@ -69,6 +69,9 @@ class Engine(Protocol):
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """The chat template applied and tokenized. What is far too long is refused early: ContextTooLong."""
 
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """As the tokenizer reads it by itself, special tokens included. Raises ContextTooLong, InvalidRequest."""
+
     def submit(self, generation: Generation, emit: Emit) -> None:
         """Queue it. `emit` is called on the event loop, at most once per step, and once with `last`.
 

@@ -44,7 +44,8 @@ def _check_tokens(generation: Generation, vocab: int) -> None:
         raise InvalidRequest("prompt: no tokens; at least one is allowed; send a message", param="messages")
     known, allowed = (*generation.prompt, *generation.given), f"0..{vocab - 1} are allowed; use this model's tokenizer"
     if min(known) < 0 or max(known) >= vocab:
-        raise InvalidRequest(f"prompt: token {max(known)}; {allowed}")
-    beyond = next((token for token, _ in generation.sampling.logit_bias if not 0 <= token < vocab), None)
-    if beyond is not None:
-        raise InvalidRequest(f"logit_bias: token {beyond}; {allowed}", param="logit_bias")
+        beyond = next(token for token in known if not 0 <= token < vocab)
+        raise InvalidRequest(f"prompt: token {beyond}; {allowed}", param="prompt")
+    biased = next((token for token, _ in generation.sampling.logit_bias if not 0 <= token < vocab), None)
+    if biased is not None:
+        raise InvalidRequest(f"logit_bias: token {biased}; {allowed}", param="logit_bias")

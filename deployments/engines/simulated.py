@@ -129,13 +129,18 @@ class SimulatedEngine:
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """One token for each message's role and one for every four characters of a word, as its checksum."""
-        texts = list(itertools.islice(_pieces(messages), self.context_tokens + 1))
+        return self._tokens(_pieces(messages), sum(len(message.content) for message in messages), "messages")
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        return self._tokens((found[0] for found in _PIECE.finditer(text)), len(text), "prompt")
+
+    def _tokens(self, pieces: Iterator[str], characters: int, param: str) -> tuple[int, ...]:
+        texts = list(itertools.islice(pieces, self.context_tokens + 1))
         if len(texts) > self.context_tokens:  # counted no further: a long prompt must not hold up the others
-            characters = sum(len(message.content) for message in messages)
             raise ContextTooLong(
-                f"messages: {characters} characters, more than {self.context_tokens} tokens; as many tokens of up to "
-                "4 characters are allowed; shorten the messages",
-                param="messages",
+                f"{param}: {characters} characters, more than {self.context_tokens} tokens; as many tokens of up to "
+                f"4 characters are allowed; shorten the {param}",
+                param=param,
             )
         return tuple([crc32(text.encode("utf-8", "surrogatepass")) for text in texts])
 

@@ -81,6 +81,9 @@ class DeepSpeedEngine:
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         return self._tokenizer.encode(messages)
 
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        return self._tokenizer.encode_text(text)
+
     def submit(self, generation: Generation, emit: Emit) -> None:
         key = generation.request_id
         stream = Stream(

@@ -66,14 +66,19 @@ class ChatTokenizer:
         pieces = self._tokenizer.encode_batch_fast(prompt.split(cut), add_special_tokens=False)
         return tuple(token for piece in pieces for token in piece.ids)
 
-    def _bound(self, given_bytes: int) -> None:
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Without a template, special tokens in it taken for what they are. Raises ContextTooLong, InvalidRequest."""
+        self._bound(_bytes(text, "prompt"), "prompt")
+        return tuple(self._tokenizer.encode(text).ids)
+
+    def _bound(self, given_bytes: int, param: str = "messages") -> None:
         """No token stands for more bytes than the longest of the vocabulary."""
         most_bytes = self._context_tokens * self._longest_bytes
         if given_bytes > most_bytes:
             raise ContextTooLong(
-                f"messages: {given_bytes} bytes of text; at most {most_bytes} are allowed, "
-                f"{self._context_tokens} tokens of up to {self._longest_bytes} bytes; shorten the messages",
-                param="messages",
+                f"{param}: {given_bytes} bytes of text; at most {most_bytes} are allowed, "
+                f"{self._context_tokens} tokens of up to {self._longest_bytes} bytes; shorten the {param}",
+                param=param,
             )
 
     def _defused(self, value: Any, cut: str) -> Any:

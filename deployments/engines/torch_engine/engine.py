@@ -72,6 +72,9 @@ class TorchEngine:
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         return self._tokenizer.encode(messages, tools)
 
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        return self._tokenizer.encode_text(text)
+
     def submit(self, generation: Generation, emit: Emit) -> None:
         stream = Stream(
             generation=generation,

@@ -65,6 +65,9 @@ class VllmEngine:
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         return self._tokenizer.encode(messages, tools)
 
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        return self._tokenizer.encode_text(text)
+
     def submit(self, generation: Generation, emit: Emit) -> None:
         self.check()
         stream = Stream(
