@@ -244,7 +244,7 @@ def _unable(wish: Wish, keys: Sequence[str], family: Family) -> InvalidRequest:
     if wish.tools and not any(tier.tools for tier in tiers):
         param, what = "tools", "calls of tools"
     elif wish.forced and not any(tier.forced_tools for tier in tiers):
-        param, what = wish.forced, "calls that are demanded, counted, or strict"
+        param, what = wish.forced, "calls that are demanded, counted, strict, or beside a schema"
     else:
         param, what = "response_format", "answers held to a JSON schema"
     able = [key for key, tier in family.tiers.items() if _able(wish, tier)]

@@ -14,12 +14,13 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from cluster.errors import InvalidRequest
 from cluster.request import Chat, Effort, Message, Sampling, ServiceClass
-from deployments.gateway.body import UNSUPPORTED, Strict, bound_structure, distinct, only, refusal
+from deployments.gateway.body import Strict, bound_structure, distinct, only, refusal
 from deployments.gateway.schemas import Format, json_schema
 from deployments.gateway.tools import Calls, Id, Tools, calls_of, check_calls, counted, offered
 
 MOST_MESSAGES = 2048  # as in the API
 MOST_BIASES = 1024
+MOST_CHOICES = 8  # answers of one request, each of which takes a place; the API has 128
 
 SERVICE_CLASSES: Mapping[str | None, ServiceClass] = {
     "auto": "default",
@@ -110,6 +111,7 @@ class ChatBody(Strict):
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     service_tier: Annotated[str | None, only("auto", "default", "flex", "priority", "fast")] = None
     reasoning_effort: Annotated[str | None, only(*filter(None, EFFORTS))] = None
 
@@ -120,7 +122,6 @@ class ChatBody(Strict):
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
 
     # Not served yet: only what asks for nothing passes.
-    n: Annotated[int | None, only(1)] = None
     functions: Annotated[Any, only([])] = None
     function_call: Annotated[Any, only("none")] = None
     modalities: Annotated[Any, only(["text"])] = None
@@ -147,13 +148,6 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
     messages = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(asked.messages))
     check_calls(messages)
     tools, schema = offered(asked.tools or (), asked.tool_choice), json_schema(asked.response_format)
-    if tools and schema is not None:
-        raise InvalidRequest(
-            "response_format: given beside tools; an answer held to a schema can call none; text is allowed beside "
-            "tools; leave one of the two out",
-            param="response_format",
-            code=UNSUPPORTED,
-        )
     if asked.ignore_eos and schema is not None:
         raise InvalidRequest(
             "ignore_eos: given true beside a schema in response_format, which says where the answer ends; either alone "
@@ -173,6 +167,7 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
         created_s=created_s,
+        choices=asked.n or 1,
     )
 
 
@@ -203,7 +198,7 @@ def _sampling(asked: ChatBody, seed: int, schema: str | None, tools: bool) -> Sa
         logit_bias=tuple((int(token), bias) for token, bias in (asked.logit_bias or {}).items()),
         seed=seed if asked.seed is None else asked.seed,
         top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
-        json_schema=schema,
+        json_schema=None if least else schema,  # an answer that must call has no other text
         ignore_eos=bool(asked.ignore_eos),
         **given,
     )

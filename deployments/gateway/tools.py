@@ -1,7 +1,7 @@
 """Tools in the request side of the OpenAI wire: functions that the model may call, calls and their results in messages.
 
-`none` leaves the tools out of the prompt, and a named function the others: it is called once. Tools of another kind and
-choices among allowed tools are refused by name.
+`none` leaves the tools out of the prompt, and a named function, which is called once, or a list of allowed ones the
+others. Tools of another kind are refused by name.
 """
 
 import json
@@ -62,15 +62,16 @@ def offered(tools: Sequence[ToolBody], choice: object) -> tuple[Tool, ...]:
         names.add(tool.function.name)
     given = tuple(_tool(tool.function, f"tools[{index}].function.parameters") for index, tool in enumerate(tools))
     _check_choice(choice, names)
-    if (only_name := _named(choice)) is not None:
-        return tuple(tool for tool in given if tool.name == only_name)
+    if (some := _some(choice)) is not None:
+        return tuple(tool for tool in given if tool.name in some)
     return () if choice == "none" else given
 
 
 def counted(choice: object, parallel: bool | None) -> tuple[int, Literal[1] | None]:
     """The least and the most calls of an answer, by `tool_choice` and `parallel_tool_calls`."""
     named = _named(choice) is not None
-    return int(named or choice == "required"), 1 if named or parallel is False else None
+    required = choice == "required" or _allowed(choice)[0] == "required"
+    return int(named or required), 1 if named or parallel is False else None
 
 
 def _named(choice: object) -> str | None:
@@ -78,6 +79,22 @@ def _named(choice: object) -> str | None:
         case {"type": "function", "function": {"name": str(name), **rest}, **beside} if not (rest or beside):
             return name
     return None
+
+
+def _allowed(choice: object) -> tuple[str, list[str]]:
+    """The mode and the names of a choice among allowed tools; "" and none where it is another choice."""
+    match choice:
+        case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [_, *_] as tools, **rest}, **beside}:
+            names = [name for tool in tools if (name := _named(tool)) is not None]
+            if mode in ("auto", "required") and len(names) == len(tools) and not (rest or beside):
+                return mode, names
+    return "", []
+
+
+def _some(choice: object) -> list[str] | None:
+    """The tools that a choice names, None where it names none."""
+    name = _named(choice)
+    return _allowed(choice)[1] or None if name is None else [name]
 
 
 def _tool(function: _Function, param: str) -> Tool:
@@ -94,12 +111,15 @@ def _check_choice(choice: object, names: set[str]) -> None:
             told = "given without tools; it is allowed beside tools; add tools, or leave it out"
         case "auto" | "required":
             return
-        case _ if (name := _named(choice)) in names:
-            return
-        case _ if name is not None:
-            told = f"{shown(name)} is none of the tools; {', '.join(sorted(names))} are allowed; choose one of them"
+        case _ if (some := _some(choice)) is not None:
+            if (other := next((name for name in some if name not in names), None)) is None:
+                return
+            told = f"{shown(other)} is none of the tools; {', '.join(sorted(names))} are allowed; choose some of them"
         case _:
-            told = f"given {shown(choice)}; not served here; none, auto, required, or one function is allowed; mend it"
+            told = (
+                f"given {shown(choice)}; not served here; none, auto, required, one function, or allowed_tools with mode "
+                "auto or required and at least one function is allowed; mend it"
+            )
             code = UNSUPPORTED
     raise InvalidRequest(f"tool_choice: {told}", param="tool_choice", code=code)
 

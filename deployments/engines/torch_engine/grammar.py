@@ -35,6 +35,7 @@ _FORM: Any = {
     "coerce_one_of": False,
     "lenient": False,
 }
+MOST_CALLS = 8  # of one answer: a small model may write them without end
 _MOST_COMPILED = 64
 _MOST_REASON = 200  # characters
 
@@ -88,8 +89,8 @@ class Grammars:
                 "out, or name another tier",
                 param=param,
             )
-        if s.json_schema is None:
-            compiled = self._calls(generation.tools, s.least_calls, s.most_calls)
+        if s.json_schema is None or generation.tools:
+            compiled = self._calls(generation.tools, s.least_calls, s.most_calls or MOST_CALLS, s.json_schema)
         else:
             compiled = self._schema(s.json_schema)
         held = Held(compiled.deep_copy(), param)
@@ -117,11 +118,14 @@ class Grammars:
             raise _refusal("response_format", "no answer can be held to this schema", fault)
         return matcher
 
-    def _compile_calls(self, tools: Sequence[Tool], least: int, most: int | None) -> LLMatcher:
-        """Arguments of tools that are not strict meet their schema, too, where any can."""
+    def _compile_calls(self, tools: Sequence[Tool], least: int, most: int, schema: str | None) -> LLMatcher:
+        """Arguments of tools that are not strict meet their schema, too, where any can. `schema`: of other answers."""
+        if schema is not None:
+            self._schema(schema)
+            schema = _formed(json.loads(schema))
         arguments = [self._arguments(tool) for tool in tools]
         named = zip(tools, arguments, strict=True)
-        matcher, fault = self._compile(LLMatcher.grammar_from_lark(_lark([*named], least, most)))
+        matcher, fault = self._compile(LLMatcher.grammar_from_lark(_lark([*named], least, most, schema)))
         if fault:
             raise _refusal("tools", "no calls can be held to their parameters", fault)
         return matcher
@@ -131,7 +135,7 @@ class Grammars:
         _, fault = self._compile(LLMatcher.grammar_from_json_schema(schema, overrides=_FORM))
         if fault and tool.strict:
             raise _refusal("tools", f"no arguments of {tool.name!r} can be held to its parameters", fault)
-        return json.dumps(({"type": "object"} if fault else schema) | {"x-guidance": _FORM})
+        return _formed({"type": "object"} if fault else schema)
 
     def _compile(self, grammar: str) -> tuple[LLMatcher, str]:
         """And why it allows no answer, "" where it does."""
@@ -157,16 +161,24 @@ class _Vocabulary:
         return [self._single[byte] for byte in text if byte in self._single]
 
 
-def _lark(tools: Sequence[tuple[Tool, str]], least: int, most: int | None) -> str:
-    """Calls as deployments.engines.calls reads them. Text goes on until it opens a call, and none follows the last."""
+def _formed(schema: dict[str, Any]) -> str:
+    return json.dumps(schema | {"x-guidance": _FORM})
+
+
+def _lark(tools: Sequence[tuple[Tool, str]], least: int, most: int, schema: str | None) -> str:
+    """Calls as deployments.engines.calls reads them. Text goes on until it opens a call, and none follows the last.
+
+    With a schema all text is JSON that meets it, and comes alone.
+    """
     calls = "\n".join(
         f"""call_{n}: {json.dumps(f'{{"name": "{tool.name}", "arguments": ')} %json {arguments} "}}\""""
         for n, (tool, arguments) in enumerate(tools)
     )
-    more = "" if most == 1 else "more*"
-    begun = f"""call {more}""" if least else f"""opened body {more} | TEXT"""
+    more = "" if most == 1 else f"more{{0,{most - 1}}}"
+    other = "" if least else "| TEXT" if schema is None else f"| %json {schema}"
+    begun = f"opened body {more}" if not least and schema is None else f"call {more}"
     return f"""
-start: {begun}
+start: {begun} {other}
 opened[lazy]: TEXT "{OPEN}"
 more: "\\n" call
 call: "{OPEN}" body
