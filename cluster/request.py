@@ -19,8 +19,8 @@ class Sampling:
     Penalties are those of the OpenAI API, over generated tokens: logit -= presence + frequency * count.
     `logit_bias`: (token id, what is added to its logit), no token twice; before a grammar forbids tokens.
     `json_schema`: JSON text of the schema that the answer must meet; only engines with `structured` take one.
-    `least_calls` and `most_calls` of tools, None for as many as the engine lets be, are for engines with `forced_tools`;
-    so is a schema beside tools: the answer is calls, or meets it.
+    `least_calls` and `most_calls` of tools, None for as many as the engine lets be, are for engines with
+    `forced_tools`; so is a schema beside tools: the answer is calls, or meets it.
     `ignore_eos`: an end token is a token like any other, without text; the answer goes on behind it.
     """
 

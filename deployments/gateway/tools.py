@@ -117,8 +117,8 @@ def _check_choice(choice: object, names: set[str]) -> None:
             told = f"{shown(other)} is none of the tools; {', '.join(sorted(names))} are allowed; choose some of them"
         case _:
             told = (
-                f"given {shown(choice)}; not served here; none, auto, required, one function, or allowed_tools with mode "
-                "auto or required and at least one function is allowed; mend it"
+                f"given {shown(choice)}; not served here; none, auto, required, one function, or allowed_tools of mode "
+                "auto or required with some functions is allowed; mend it"
             )
             code = UNSUPPORTED
     raise InvalidRequest(f"tool_choice: {told}", param="tool_choice", code=code)
