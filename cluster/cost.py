@@ -183,13 +183,16 @@ def fluid_rps(priced: Priced, prompt_tokens: float, output_tokens: float) -> flo
     return priced.ranks / request_gpu_s(priced, prompt_tokens, output_tokens)
 
 
-def video_step_s(video: Video, size: str, seconds: float) -> float:
-    """One denoising step of one replica for a video of `size`, say 1280x720. Wan renders 1 + 4n frames."""
+def video_step_s(video: Video, size: str, seconds: float, share: float = 1.0) -> float:
+    """One denoising step of one replica for a video of `size`, say 1280x720. Wan renders 1 + 4n frames.
+
+    `share`: of its tokens, that the step computes; they still look at all of them.
+    """
     width, height = (int(side) for side in size.split("x"))
     latent_frames = math.ceil((video.fps * seconds - 1) / 4) + 1
     mtok = latent_frames * math.ceil(height / 16) * math.ceil(width / 16) / 1e6
     cost = video.cost
-    return cost.base_s + cost.linear_s_per_mtok * mtok + cost.quadratic_s_per_mtok2 * mtok * mtok
+    return cost.base_s + share * (cost.linear_s_per_mtok * mtok + cost.quadratic_s_per_mtok2 * mtok * mtok)
 
 
 def video_gpu_s(video: Video, size: str, seconds: float) -> float:

@@ -14,6 +14,9 @@ Time is an account's latest: a clock that jumps back stands still, and grants no
 nobody settles ends with its lease: its place is free again, the rest counts as spent, since a gateway that died had let
 the request run, and a crash must not be a way to be served for nothing. Ids are the gateway's own, drawn per request:
 within its lease, to reserve or to settle one twice is once.
+
+What a job reserves, any gateway settles, hours later. It holds no place, so its lease need not end soon, and nobody
+renews it: it is longer than any limit remembers. What time has given back by then no settlement gives back again.
 """
 
 import math
@@ -26,6 +29,7 @@ Period = Literal["minute", "day", "month", "held"]
 CURRENCIES: tuple[Currency, ...] = get_args(Currency)
 MINUTE_S, DAY_S = 60.0, 86_400.0
 LEASE_S = 60.0
+JOB_LEASE_S = 32 * DAY_S  # a month has passed
 HELD_RETRY_S = 1.0  # a place is free when another request ends, which nobody knows
 
 
@@ -149,7 +153,7 @@ def settle(account: Account, reservation: str, actual: Mapping[Currency, float],
     held = then.held.get(reservation)
     if held is None or not held.open:
         return account, False
-    buckets = {**then.buckets, **{key: _closed(then.buckets[key], key, held, actual) for key in held.taken}}
+    buckets = {**then.buckets, **{key: _closed(then.buckets[key], key, held, actual, then.at_s) for key in held.taken}}
     return replace(then, buckets=buckets, held={**then.held, reservation: replace(held, open=False)}), True
 
 
@@ -232,16 +236,19 @@ def _ended(account: Account, now_s: float) -> Account:
     return Account(at_s=at_s, buckets=buckets, held={k: held for k, held in account.held.items() if k not in over})
 
 
-def _closed(bucket: Bucket, currency: Currency, held: Held, actual: Mapping[Currency, float]) -> Bucket:
+def _closed(bucket: Bucket, currency: Currency, held: Held, actual: Mapping[Currency, float], at_s: float) -> Bucket:
     reserved = held.taken[currency]
     used = actual.get(currency, reserved) if bucket.period != "held" else 0.0
-    if used < reserved and bucket.period in ("day", "month") and _turned(bucket, held):
+    if used < reserved and _returned(bucket, held, at_s):
         return bucket  # what last month did not need is no gain of this one
     return replace(bucket, spent=max(0.0, bucket.spent + (used - reserved)))
 
 
-def _turned(bucket: Bucket, held: Held) -> bool:
-    return turn(bucket.period, bucket.at_s) != turn(bucket.period, held.at_s)
+def _returned(bucket: Bucket, held: Held, at_s: float) -> bool:
+    """Whether all that was taken has come back by time."""
+    if bucket.period == "minute":
+        return at_s - held.at_s >= MINUTE_S
+    return bucket.period != "held" and turn(bucket.period, bucket.at_s) != turn(bucket.period, held.at_s)
 
 
 def _wait_s(limit: Limit, asked: float, excess: float, at_s: float) -> float:

@@ -114,8 +114,9 @@ def chat_gpu_s(family: Family, tier_served: str, input_tokens: int, output_token
     return request_gpu_s(tier, max(1, input_tokens), output_tokens)
 
 
-def video_use_gpu_s(video: Video, size: str, seconds: float, steps: int) -> float:
-    return steps * video_step_s(video, size, seconds) * video.gpus
+def video_use_gpu_s(video: Video, size: str, seconds: float, steps: float, share: float = 1.0) -> float:
+    """`share`: of the tokens, that a step computes on average."""
+    return steps * video_step_s(video, size, seconds, share) * video.gpus
 
 
 def video_nusd(video: Video, seconds: int) -> int:

@@ -10,13 +10,14 @@ from secrets import token_hex
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from cluster.errors import MethodNotAllowed, NotFound
+from cluster.errors import InvalidRequest, MethodNotAllowed, NotFound
 from cluster.family import Family
 from deployments import seen
 from deployments.control.fleet import tier_app
@@ -44,6 +45,7 @@ from deployments.gateway.storyboard_cut import Cuts
 from deployments.gateway.storyboards import Storyboards
 from deployments.gateway.tokens import Pushed, Streamed, TokenPath
 from deployments.gateway.tracing import Tracer
+from deployments.gateway.video_booking import VideoBookings
 from deployments.gateway.video_edits import VideoEdits
 from deployments.gateway.video_inputs import taking
 from deployments.gateway.videos import Videos
@@ -95,7 +97,8 @@ class Gateway:
         objects = objects_of(family.gateway, folder)
         self._api_files = ApiFiles(family.gateway, objects, files_at(family.gateway.files, folder / "files"))
         limits = limits_of(family, folder)
-        bookings = Bookings(journal_of(family, self._id, self._metrics), self._keys, Quotas(limits, self._metrics))
+        kept = journal_of(family, self._id, self._metrics), Quotas(limits, self._metrics)
+        bookings, booked = Bookings(*kept), VideoBookings(*kept, self._keys, lambda: self._family)
         self._admin = Admin(lambda: self._family, self._keys, usage_of(family), limits)
         shared = self._courses, self._keys, self._metrics, bookings
         self._chat = ChatCompletions(*shared, clock, Tracer(family))
@@ -108,8 +111,7 @@ class Gateway:
         self._videos: Videos | None = None
         if family.video is not None and jobs is not None and boards is not None:
             files = files_of(family.video, folder)
-            self._videos = Videos(family, jobs, files, self._metrics.video)
-            self._videos.booked(lambda job: bookings.video(job, self._family))
+            self._videos = Videos(family, jobs, files, self._metrics.video, booked)
             self._videos.inputs.sent = self._api_files.read
             self._edits = VideoEdits(self._videos, jobs, files)
             cuts = Cuts(files, folder, self._metrics.video)
@@ -168,6 +170,7 @@ class Gateway:
         app = FastAPI(title="Moray", docs_url=None, redoc_url=None, openapi_url=None)
         app.add_middleware(Envelope)
         app.add_exception_handler(HTTPException, _unknown_route)
+        app.add_exception_handler(RequestValidationError, _wrong_part)
         app.router.routes.append(Route("/v1/chat/completions", self._chat, methods=["POST"]))
         app.add_api_route("/v1/models", self._models, methods=["GET"])
         app.add_api_route("/v1/models/{name}", self._model, methods=["GET"])
@@ -221,6 +224,7 @@ class Gateway:
         page = await self._metrics.page(only_gateway=only == "gateway")
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @Described(gives={"type": "array", "items": {"type": "object"}})
     async def _targets(self) -> Response:
         """For Prometheus: all pages of the family. Where the loop is silent, those it told of last, and our own."""
         pages: dict[str, str | None] = {}
@@ -228,6 +232,14 @@ class Gateway:
             pages = {**self._told[1].pages, self._told[1].metrics_address: None}
         own = self._hello()
         return json_response(discovered({**pages, **dict.fromkeys(own.metrics), **own.replica_of}))
+
+
+async def _wrong_part(request: Request, error: Exception) -> Response:
+    """Of an address, which is all that FastAPI reads here."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    name, allowed = str(fault["loc"][-1]), fault["msg"][:1].lower() + fault["msg"][1:]
+    raise InvalidRequest(f"{name}: not allowed so in the address; {allowed}; mend it", param=name)
 
 
 async def _unknown_route(request: Request, error: Exception) -> Response:

@@ -1,7 +1,6 @@
-"""Around each request: what it may take is put aside before it is sent, what it took is written down before it ends."""
+"""Around each chat: what it may take is put aside before it is sent, what it took is written down before it ends."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,28 +9,22 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Self
 
-from cluster.access import DEFAULT, KeyRecord
-from cluster.errors import Unavailable
+from cluster.access import KeyRecord
 from cluster.family import Family, Plan
 from cluster.limits import Currency, Limit
 from cluster.quota import chat_needs, taken
 from cluster.request import Chat
 from cluster.request import Usage as Counted
 from cluster.service_class import price_factor
-from cluster.usage import Usage, chat_gpu_s, price_of, tokens_nusd, video_nusd, video_use_gpu_s
+from cluster.usage import Usage, chat_gpu_s, price_of, tokens_nusd
 from deployments.gateway.asgi import Header
 from deployments.gateway.asked import Asked
 from deployments.gateway.choices import Choices
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.quota import NOTHING, Quotas, Share, tenant_of
 from deployments.gateway.rescue import Course
-from deployments.stores.key_rows import KeyRows
-from deployments.stores.threads import in_thread
 from deployments.stores.usage import JOURNAL_FILE, USAGE_FILE, PostgresUsage, SqliteUsage
 from deployments.stores.usage_journal import Journal
-from deployments.video.jobs import VideoJob
-
-AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +42,8 @@ class Used:
 class Bookings:
     """One per gateway. `now_s`: Unix seconds."""
 
-    def __init__(self, journal: Journal, keys: KeyRows, quotas: Quotas, now_s: Callable[[], float] = time.time) -> None:
-        self._journal, self._keys, self._quotas, self._now_s = journal, keys, quotas, now_s
+    def __init__(self, journal: Journal, quotas: Quotas, now_s: Callable[[], float] = time.time) -> None:
+        self._journal, self._quotas, self._now_s = journal, quotas, now_s
 
     def of(
         self, record: KeyRecord, plan: Plan | None, chat: Chat, asked: Asked, family: Family, headers: list[Header]
@@ -73,35 +66,6 @@ class Bookings:
         needs = chat_needs(family, plan, chat, asked.range.tiers[0], asked.prompts, factor) if plan else NOTHING
         share = Share(self._quotas, tenant_of(record), limits, needs, headers)
         return Booking(self._journal, opened, family, self._now_s, factor, share)
-
-    async def video(self, job: VideoJob, family: Family) -> None:
-        """An ended job, before its end is told: if this is repeated, as by another gateway, the first stands."""
-        assert family.video is not None
-        record = await self._owner(job.owner)
-        done = job.status == "completed"
-        event = Usage(
-            id=f"{job.id}/video",
-            at_s=int(self._now_s()),
-            kind="video",
-            org=record.org if record else DEFAULT,
-            project=record.project if record else DEFAULT,
-            key_id=job.owner,
-            model=job.model,
-            tier_asked="video",
-            tier_served="video",
-            code=job.error_code or "ok",
-            video_s=job.seconds if done else 0,
-            gpu_s=video_use_gpu_s(family.video, job.size, job.seconds, job.steps_done),
-            price_nusd=video_nusd(family.video, job.seconds) if done else 0,
-        )
-        await self._journal.settle(event)
-
-    async def _owner(self, key_id: str) -> KeyRecord | None:
-        """However long the store of keys does not answer: the job is rendered, and somebody's."""
-        while True:
-            with contextlib.suppress(Unavailable):
-                return await in_thread(self._keys.get, key_id)
-            await asyncio.sleep(AGAIN_S)
 
 
 class Booking:

@@ -46,7 +46,7 @@ class Quotas:
         self._renewing: asyncio.Task[None] | None = None
 
     async def reserve(self, tenant: str, limits: Sequence[Limit], asked: Reservation) -> Verdict:
-        """What is granted is to be settled. Raises Unavailable."""
+        """What is granted is to be settled; one with a lease of its own is not renewed. Raises Unavailable."""
         asking = self._spawn(self._limits.reserve(tenant, limits, asked))
         try:
             verdict = await asyncio.shield(asking)
@@ -55,18 +55,21 @@ class Quotas:
                 self._failed(error)
             self._spawn(self._undo(tenant, asked.id, asking))
             raise
-        if verdict.granted:
+        if verdict.refused is not None:
+            self._metrics.count("moray_limit_refusals_total", limit=verdict.refused.name)
+        elif asked.lease_s == LEASE_S:
             self._open[tenant].add(asked.id)
             if self._renewing is None or self._renewing.done():
                 self._renewing = self._spawn(self._renew())
-        elif verdict.refused is not None:
-            self._metrics.count("moray_limit_refusals_total", limit=verdict.refused.name)
         return verdict
 
-    def settle(self, tenant: str, name: str, actual: Mapping[Currency, float]) -> asyncio.Task[None]:
-        return self._spawn(self._settle(tenant, name, actual))
+    def settle(
+        self, tenant: str, name: str, actual: Mapping[Currency, float], *, once: bool = True
+    ) -> asyncio.Task[None]:
+        """Not `once`: another gateway may have said so before."""
+        return self._spawn(self._settle(tenant, name, actual, once))
 
-    async def _settle(self, tenant: str, name: str, actual: Mapping[Currency, float]) -> None:
+    async def _settle(self, tenant: str, name: str, actual: Mapping[Currency, float], once: bool) -> None:
         """However long the store does not answer; its lease is renewed until then."""
         failures = 0
         while True:
@@ -77,7 +80,7 @@ class Quotas:
                 self._failed(failure)
                 failures += 1
                 await asyncio.sleep(AGAIN_S)
-        if not known and not failures:  # what failed may have been done unseen
+        if once and not known and not failures:  # what failed may have been done unseen
             self._metrics.count("moray_limit_lost_total")
         self._open[tenant].discard(name)
         if not self._open[tenant]:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from cluster.errors import MorayError, Unavailable
@@ -77,7 +77,15 @@ class Progress:
         if tuple(takes) == board.takes:
             return board
         now = await in_thread(self._boards.update, replace(board, takes=tuple(takes)))
+        if now is not None:
+            self.dropped(board.owner, [take for take in takes if take.refused is not None])
         return now or await in_thread(self._boards.get, board.owner, board.id) or board
+
+    def dropped(self, owner: str, takes: Iterable[Take]) -> None:
+        """Takes that are not rendered any more: what was reserved for those without a video comes back."""
+        for take in takes:
+            if take.job_id is not None and take.video_id is None:
+                self._videos.unmade(owner, take.job_id)
 
     async def jobs_of(self, board: Storyboard) -> dict[str, VideoJob]:
         videos = [video for video in board.videos if video is not None]
@@ -98,7 +106,8 @@ class Progress:
         key = f"{board.id}/{index}/{len(take.earlier)}/{digest(fields)[:16]}"
         try:
             async with self._videos.inputs.ready(created(fields, self._video, caller), board.owner) as (asked, files):
-                return replace(take, video_id=(await self._videos.accept(asked, board.owner, key, files)).id)
+                job = await self._videos.accept(asked, board.owner, key, files, reserved=take.job_id)
+                return replace(take, video_id=job.id)
         except Unavailable:
             return take  # at the next turn
         except MorayError as error:

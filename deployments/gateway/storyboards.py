@@ -5,6 +5,7 @@ gateway looks next, also after a restart. A shot that fails, or a cut that does,
 is a video of its own, stays one when the storyboard is deleted, and can be rendered again alone.
 """
 
+import asyncio
 import json
 import secrets
 import time
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp
 from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded, RequestError
 from cluster.family import Family
 from cluster.storyboard import Model, Shot, warnings
-from deployments.gateway.asgi import authorize, json_response
+from deployments.gateway.asgi import HEADERS, Header, authorize, json_response
 from deployments.gateway.body import parsed
 from deployments.gateway.description import Described
 from deployments.gateway.script import writer, written
@@ -43,7 +44,7 @@ from deployments.stores.key_rows import KeyRows
 from deployments.stores.keys import KeyRecord
 from deployments.stores.storyboards import Retake, Storyboard, StoryboardStore, Take
 from deployments.stores.threads import in_thread
-from deployments.video.jobs import Jobs
+from deployments.video.jobs import Jobs, VideoRequest, video_id
 
 SHARED = ("model", "size", "style", "negative_prompt", "num_inference_steps")  # what all shots have
 MOST_TRIES = 5  # to write over what was read
@@ -94,15 +95,31 @@ class Storyboards:
         asked = digest(body.model_dump(mode="json"))
         made = await in_thread(self._boards.asked, record.id, key)
         if made is None:
-            board = await self._drawn(body, asked, record, key, request)
-            made = await in_thread(self._boards.create, board)
+            board, shots = await self._drawn(body, asked, record, key, request)
+            headers = request.scope.setdefault(HEADERS, [])
+            made = await asyncio.shield(self._kept(board, shots, headers))  # a client that leaves leaves nothing held
         _same(made.request, asked)
         return await self._told(await self._progress.begun(made))
 
+    async def _kept(self, board: Storyboard, shots: Mapping[str, VideoRequest], headers: list[Header]) -> Storyboard:
+        """Reserved first, by job: nothing is kept of what a limit refuses. Raises RateLimited, Unavailable."""
+        await self._videos.bookings.reserve(board.owner, shots, headers)
+        made = None
+        try:
+            made = await in_thread(self._boards.create, board)
+        finally:
+            if made is None or made.id != board.id:
+                owner, board_id = board.owner, board.id
+                self._videos.bookings.unmade(owner, tuple(shots), lambda: self._boards.get(owner, board_id) is not None)
+        return made
+
     async def _drawn(
         self, body: StoryboardBody, asked: str, record: KeyRecord, key: str | None, request: Request
-    ) -> Storyboard:
-        """Every fault of the caller's is told here. Raises InvalidRequest, NotFound, Overloaded."""
+    ) -> tuple[Storyboard, Mapping[str, VideoRequest]]:
+        """With the jobs of its shots, by id. Every fault of the caller's is told here.
+
+        Raises InvalidRequest, NotFound, Overloaded.
+        """
         cast = cast_of(body)
         for one in cast:
             if one.reference and await in_thread(self._jobs.character, record.id, one.reference) is None:
@@ -123,14 +140,15 @@ class Storyboards:
         shared = body.model_dump(include=set(SHARED))
         drawn = secrets.randbits(61) if body.seed is None else body.seed
         caller = self._videos.inputs.caller(record, drawn)
-        takes, size = [], ("", "")
+        takes, jobs = [], dict[str, VideoRequest]()
         for index, shot in enumerate(shots):
             sound = given[index].audio_reference
             others = shared | {"seed": drawn + index, "audio_reference": sound and sound.model_dump()}
             fields = video_fields(shot, cast, self._model, others)
-            size = self._check(fields, caller, f"shots[{index}]")
-            takes.append(Take(shot=shot, asked=json.dumps(fields)))
-        return Storyboard(
+            job_id = video_id(secrets.token_hex)
+            jobs[job_id] = sized = self._check(fields, caller, f"shots[{index}]")
+            takes.append(Take(shot=shot, asked=json.dumps(fields), job_id=job_id))
+        board = Storyboard(
             id=f"storyboard_{secrets.token_hex(12)}",
             owner=record.id,
             created_at_s=int(self._now_s()),
@@ -138,10 +156,11 @@ class Storyboards:
             title=body.title,
             cast=cast,
             takes=tuple(takes),
-            warnings=warnings(shots, cast, self._model, rendered=size[0], delivered=size[1]),
+            warnings=warnings(shots, cast, self._model, rendered=sized.size, delivered=sized.delivered_size),
             priority=caller.priority,
             idempotency_key=key,
         )
+        return board, jobs
 
     def _admit(self, shots: int) -> None:
         waiting, most = len(self._videos.jobs()), self._video.max_waiting
@@ -154,14 +173,13 @@ class Storyboards:
                 retry_after_s=RETRY_AFTER_S,
             )
 
-    def _check(self, fields: Mapping[str, Any], caller: Caller, where: str) -> tuple[str, str]:
-        """The sizes that are rendered and delivered. Raises RequestError that names the shot."""
+    def _check(self, fields: Mapping[str, Any], caller: Caller, where: str) -> VideoRequest:
+        """Its job. Raises RequestError that names the shot."""
         try:
-            asked = created(fields, self._video, caller).request
+            return created(fields, self._video, caller).request
         except RequestError as error:
             error.message, error.param = f"{where}: {error.message}", error.param and f"{where}.{error.param}"
             raise
-        return asked.size, asked.delivered_size
 
     @Described(body=RetakeBody, gives="storyboard")
     async def _retake(self, board_id: str, index: int, request: Request) -> Response:
@@ -177,17 +195,42 @@ class Storyboards:
                 return await self._told(await self._progress.begun(board))
             self._videos.admit(record.id, None)
             seen = noted(board, await self._progress.jobs_of(board))
-            new = self._retaken(seen, index, body, record)
+            new, job = self._retaken(seen, index, body, record)
             if key is not None:
                 new = replace(new, retakes=(*board.retakes, Retake(key=key, request=asked)))
-            now = await in_thread(self._boards.update, new)
+            headers = request.scope.setdefault(HEADERS, [])
+            now = await asyncio.shield(self._rewritten(new, new.takes[index], job, headers))
             if now is not None:
+                self._progress.dropped(board.owner, (board.takes[index],))
                 self._progress.count(board, seen)
                 await self._cuts.forget(board)
                 return await self._told(await self._progress.begun(now))
         raise Conflict("storyboards: others change it at the same time; ask again", code="storyboard_changed")
 
-    def _retaken(self, board: Storyboard, index: int, body: RetakeBody, record: KeyRecord) -> Storyboard:
+    async def _rewritten(
+        self, board: Storyboard, take: Take, job: VideoRequest, headers: list[Header]
+    ) -> Storyboard | None:
+        """As it is now; None where another wrote it meanwhile. Raises RateLimited, Unavailable."""
+        assert take.job_id is not None
+        await self._videos.bookings.reserve(board.owner, {take.job_id: job}, headers)
+        now = None
+        try:
+            now = await in_thread(self._boards.update, board)
+        finally:
+            if now is None:
+                owner, board_id = board.owner, board.id
+
+                def kept() -> bool:
+                    found = self._boards.get(owner, board_id)
+                    return found is not None and take.job_id in [each.job_id for each in found.takes]
+
+                self._videos.bookings.unmade(owner, (take.job_id,), kept)
+        return now
+
+    def _retaken(
+        self, board: Storyboard, index: int, body: RetakeBody, record: KeyRecord
+    ) -> tuple[Storyboard, VideoRequest]:
+        """With the job of its new take."""
         if not 0 <= index < len(board.takes):
             raise NotFound(
                 f"shots: given {index}; 0 to {len(board.takes) - 1} are allowed; mend it", code="shot_not_found"
@@ -203,15 +246,15 @@ class Storyboards:
         if body.audio_reference is not None:
             others["audio_reference"] = body.audio_reference.model_dump()
         fields = video_fields(shot, board.cast, self._model, others)
-        rendered, delivered = self._check(fields, self._videos.inputs.caller(record, seed), f"shots[{index}]")
+        job = self._check(fields, self._videos.inputs.caller(record, seed), f"shots[{index}]")
         earlier = take.earlier if take.video_id is None else (*take.earlier, take.video_id)
-        new = Take(shot=shot, asked=json.dumps(fields), earlier=earlier)
+        new = Take(shot=shot, asked=json.dumps(fields), job_id=video_id(secrets.token_hex), earlier=earlier)
         takes = (*board.takes[:index], new, *board.takes[index + 1 :])
         doubts = warnings(
-            [each.shot for each in takes], board.cast, self._model, rendered=rendered, delivered=delivered
+            [each.shot for each in takes], board.cast, self._model, rendered=job.size, delivered=job.delivered_size
         )
         anew = replace(board, takes=takes, warnings=doubts, state="in_progress", expires_at_s=None)
-        return replace(anew, cut_error=None, joined=(), joining_until_s=0.0)
+        return replace(anew, cut_error=None, joined=(), joining_until_s=0.0), job
 
     @Described(query=Query, gives="storyboard", listing=True)
     async def _list(self, request: Request) -> Response:
@@ -233,6 +276,7 @@ class Storyboards:
         board = await self._board(board_id, authorize(request.scope, self._keys))
         await self._cuts.delete(board)  # first: what fails on the way can be asked again
         await in_thread(self._boards.delete, board.owner, board.id)
+        self._progress.dropped(board.owner, board.takes)
         return json_response({"id": board.id, "object": "storyboard.deleted", "deleted": True})
 
     @Described(media=("video/mp4",), ranges=True)

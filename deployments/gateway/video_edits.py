@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from cluster.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from deployments.gateway.asgi import authorize, json_response
+from deployments.gateway.asgi import HEADERS, authorize, json_response
 from deployments.gateway.description import Described
 from deployments.gateway.video_inputs import VideoInputs
 from deployments.gateway.video_requests import Asked, Caller, edited, extended, remixed
@@ -58,7 +58,7 @@ class VideoEdits:
         record, key, caller = self._admitted(request)
         async with self._inputs.fields(request, data_urls=True) as fields:
             parent = await self._parent(record, job_id)
-            return await self._accepted(remixed(fields, self._inputs.video, caller, parent), record, key)
+            return await self._accepted(remixed(fields, self._inputs.video, caller, parent), request, record, key)
 
     @Described(body=EditBody, form=True, gives="video")
     async def _edit(self, request: Request) -> Response:
@@ -66,7 +66,7 @@ class VideoEdits:
         async with self._inputs.fields(request, data_urls=True) as fields:
             body = body_of(EditBody, fields)
             parent = await self._named(record, body.video)
-            return await self._accepted(edited(body, self._inputs.video, caller, parent), record, key)
+            return await self._accepted(edited(body, self._inputs.video, caller, parent), request, record, key)
 
     @Described(body=ExtendBody, form=True, gives="video")
     async def _extend(self, request: Request) -> Response:
@@ -75,7 +75,7 @@ class VideoEdits:
             body = body_of(ExtendBody, fields)
             parent = await self._named(record, body.video)
             asked = extended(body, self._inputs.video, caller, parent)
-            return await self._accepted(asked, record, key, more_seconds=body.seconds)
+            return await self._accepted(asked, request, record, key, more_seconds=body.seconds)
 
     def _admitted(self, request: Request) -> tuple[KeyRecord, str | None, Caller]:
         """Before anything of the body is read. Raises Unauthorized, NotInPlan, InvalidRequest, Overloaded."""
@@ -83,9 +83,12 @@ class VideoEdits:
         self._videos.admit(record.id, key)
         return record, key, self._inputs.caller(record, seed_of(record.id, key))
 
-    async def _accepted(self, asked: Asked, record: KeyRecord, key: str | None, *, more_seconds: int = 0) -> Response:
-        async with self._inputs.ready(asked, record.id, more_seconds=more_seconds) as (request, files):
-            return self._videos.told(await self._videos.accept(request, record.id, key, files))
+    async def _accepted(
+        self, asked: Asked, request: Request, record: KeyRecord, key: str | None, *, more_seconds: int = 0
+    ) -> Response:
+        headers = request.scope.setdefault(HEADERS, [])
+        async with self._inputs.ready(asked, record.id, more_seconds=more_seconds) as (whole, files):
+            return self._videos.told(await self._videos.accept(whole, record.id, key, files, headers=headers))
 
     async def _named(self, record: KeyRecord, given: Any) -> VideoJob | None:
         """The clip of an id; None where a video is sent along. Raises InvalidRequest, NotFound."""

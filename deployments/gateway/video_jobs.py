@@ -43,10 +43,16 @@ class _LostError(Exception):
 
 
 class VideoJobs:
-    """On one event loop. `now_s`: Unix seconds."""
+    """On one event loop. `book` hears how each job ends, before it is told. `now_s`: Unix seconds."""
 
     def __init__(
-        self, video: Video, store: Jobs, files: Files, metrics: VideoMetrics, now_s: Callable[[], float] = time.time
+        self,
+        video: Video,
+        store: Jobs,
+        files: Files,
+        metrics: VideoMetrics,
+        book: Callable[[VideoJob], Awaitable[None]],
+        now_s: Callable[[], float] = time.time,
     ) -> None:
         self.queue = VideoQueue(video)
         self._store = store
@@ -57,7 +63,7 @@ class VideoJobs:
         self._mine: dict[str, asyncio.Task[None]] = {}  # by job that this gateway holds
         self._hindered: dict[str, Hindrance] = {}  # by job
         self._tasks: set[asyncio.Task[None]] = set()
-        self.book: Callable[[VideoJob], Awaitable[None]] | None = None  # hears how each job ends, before it is told
+        self._book = book
         self._wake = asyncio.Event()
         self._workers = VideoWorkers(self._wake.set)
         self._unserved: Counter[str] = Counter()  # by model, as the log was told
@@ -251,8 +257,9 @@ class VideoJobs:
     async def _end(self, job: VideoJob, error: MorayError | None, *, signed: bool = False) -> None:
         video, now_s = self.queue.video, int(self._now_s())
         ended = job.failed(error) if error else job.completed(now_s, signed=signed, expires_s=video.expires_s)
-        if self.book is not None:  # first: told twice it counts once, told never it is lost
-            await self.book(ended)
+        if error:
+            self._workers.over(job.id)  # its replica is done with it, however long a store keeps us waiting
+        await self._book(ended)  # first: told twice it counts once, told never it is lost
         await self._surely(ended)  # the files are there: it is rendered only once
         self.queue.pop(job.id)
         self._hindered.pop(job.id, None)

@@ -10,7 +10,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from autoscaling.signals import JobSeen
 from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
 from cluster.family import Family
 from deployments.control.words import Worker
-from deployments.gateway.asgi import authorize, json_response
+from deployments.gateway.asgi import HEADERS, Header, authorize, json_response
 from deployments.gateway.description import Described
+from deployments.gateway.video_booking import VideoBookings
 from deployments.gateway.video_content import MEDIA, QUERY, content
 from deployments.gateway.video_inputs import VideoInputs
 from deployments.gateway.video_jobs import VideoJobs
@@ -55,13 +56,15 @@ class Videos:
         store: Jobs,
         files: Files,
         metrics: VideoMetrics,
+        bookings: VideoBookings,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         assert family.video is not None
         self._store = store
         self._files = files
         self._now_s = now_s
-        self._jobs = VideoJobs(family.video, store, files, metrics, now_s)
+        self.bookings = bookings
+        self._jobs = VideoJobs(family.video, store, files, metrics, bookings.ended, now_s)
         self.inputs = VideoInputs(family, files, store)
         metrics.begin()
         self.follow(family)
@@ -76,10 +79,6 @@ class Videos:
     async def run(self) -> None:
         """Has jobs rendered, those too that were accepted before this process began. Never ends."""
         await self._jobs.run()
-
-    def booked(self, book: Callable[[VideoJob], Awaitable[None]]) -> None:
-        """Who hears of each ended job before anybody else."""
-        self._jobs.book = book
 
     def take(self, workers: tuple[Worker, ...]) -> None:
         """The video replicas that there are now. Raises nothing."""
@@ -104,7 +103,8 @@ class Videos:
         async with self.inputs.fields(request, data_urls=True) as fields:
             caller = self.inputs.caller(record, seed_of(record.id, key))
             async with self.inputs.ready(created(fields, self._video, caller), record.id) as (asked, files):
-                return self.told(await self.accept(asked, record.id, key, files))
+                headers = request.scope.setdefault(HEADERS, [])
+                return self.told(await self.accept(asked, record.id, key, files, headers=headers))
 
     def admit(self, owner: str, key: str | None) -> None:
         """Raises Overloaded where no more jobs may wait. A request that is sent again adds none."""
@@ -138,28 +138,33 @@ class Videos:
         job = queued(sent, job_id, owner, int(self._now_s()), idempotency_key=key)
         made = await in_thread(self._store.asked, owner, key) if key else None
         if made is None:
-            begin = self._create_row if reserved else self._reserve
+            told = [] if headers is None else headers
             # A client that leaves meanwhile leaves no row that nobody renders.
-            made = await asyncio.shield(begin(job, named, [] if headers is None else headers))
+            made = await asyncio.shield(self._kept(job, named) if reserved else self._reserved(job, named, told))
         return _same(made, job)
 
-    async def _reserve(self, job: VideoJob, inputs: Mapping[str, Path], headers: list[Header]) -> VideoJob:
+    async def _reserved(self, job: VideoJob, inputs: Mapping[str, Path], headers: list[Header]) -> VideoJob:
         await self.bookings.reserve(job.owner, {job.id: job}, headers)
+        made = None
         try:
-            made = await self._create_row(job, inputs, headers)
-        except BaseException:
-            self.unmade(job.owner, job.id)
-            raise
-        if made.id != job.id:
-            self.unmade(job.owner, job.id)
-            await self._leave(job.id)
+            made = await self._kept(job, inputs)
+        finally:
+            if made is None or made.id != job.id:
+                self.unmade(job.owner, job.id)
         return made
 
-    async def _create_row(self, job: VideoJob, inputs: Mapping[str, Path], _: list[Header]) -> VideoJob:
-        for name, file in inputs.items():  # before the row: a replica may begin at once
-            await self._files.put(f"{job.id}/{name}", file)
+    async def _kept(self, job: VideoJob, inputs: Mapping[str, Path]) -> VideoJob:
+        try:
+            for name, file in inputs.items():  # before the row: a replica may begin at once
+                await self._files.put(f"{job.id}/{name}", file)
+        except BaseException:
+            await self._leave(job)
+            raise
+        # Where this fails nobody knows whether there is a row, so its inputs stay: see file_sweep.
         made = await in_thread(self._store.create, job)
-        if made.id == job.id and not made.finished:
+        if made.id != job.id:
+            await self._leave(job)
+        elif not made.finished:
             self._jobs.add(made)
         return made
 
@@ -167,10 +172,11 @@ class Videos:
         """What was reserved for it comes back, if there is no such job."""
         self.bookings.unmade(owner, (job_id,), lambda: self._store.get(owner, job_id) is not None)
 
-    async def _leave(self, job_id: str) -> None:
+    async def _leave(self, job: VideoJob) -> None:
         """Delete what a job without a row has, as far as can be done now: what is left is swept."""
         with contextlib.suppress(Unavailable):
-            await self._files.delete(job_id)
+            if await in_thread(self._store.get, job.owner, job.id) is None:
+                await self._files.delete(job.id)
 
     @Described(query=Query, gives="video", listing=True)
     async def _list(self, request: Request) -> Response:
@@ -192,10 +198,15 @@ class Videos:
         job = await self.job(job_id, request)
         if job.finished:  # first: what fails on the way can be asked again
             await self._files.delete(job.id)
-        await in_thread(self._store.delete, job.owner, job.id)
-        self._jobs.drop(job)
+        await asyncio.shield(self._deleted(job))  # a client that leaves meanwhile leaves nothing half done
         await self._files.delete(job.id)  # what is put meanwhile goes with the job's last word
         return json_response(video_deleted(job.id))
+
+    async def _deleted(self, job: VideoJob) -> None:
+        deleted = await in_thread(self._store.delete, job.owner, job.id)
+        self._jobs.drop(job)
+        if deleted and not job.finished:
+            await self.bookings.deleted(job)
 
     @Described(query=QUERY, media=MEDIA, ranges=True)
     async def _content(self, job_id: str, request: Request) -> Response:
@@ -223,6 +234,18 @@ class Videos:
             )
             for job_id, found in self._jobs.outlooks().items()
         }
+
+
+def _same(made: VideoJob, asked: VideoJob) -> VideoJob:
+    """What was made is what was asked. Raises Conflict."""
+    # A job of an earlier version says nothing of its inputs.
+    if made.asked != replace(asked.asked, inputs_sha256=made.inputs_sha256 and asked.inputs_sha256):
+        raise Conflict(
+            f"{IDEMPOTENCY_KEY}: it was sent with another request; the same request again is allowed; "
+            "send a new key with a new request",
+            code="idempotency_key_reused",
+        )
+    return made
 
 
 def idempotency_key(request: Request) -> str | None:

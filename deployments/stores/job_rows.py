@@ -65,8 +65,8 @@ class JobRows(Jobs, abc.ABC):
         while True:
             if self._run(INSERT, row(job)):
                 return job
-            if earlier := self._jobs("WHERE owner = ? AND idempotency_key = ?", (job.owner, job.idempotency_key)):
-                return earlier[0]
+            if earlier := self.asked(job.owner, job.idempotency_key):
+                return earlier
             if taken := self._jobs("WHERE id = ?", (job.id,)):
                 # Written by an attempt whose answer was lost, it may have been claimed since.
                 if (taken[0].owner, taken[0].asked, taken[0].created_at_s) == (job.owner, job.asked, job.created_at_s):
@@ -81,6 +81,10 @@ class JobRows(Jobs, abc.ABC):
 
     def get(self, owner: str, job_id: str) -> VideoJob | None:
         found = self._jobs("WHERE id = ? AND owner = ?", (job_id, owner))
+        return found[0] if found else None
+
+    def asked(self, owner: str, idempotency_key: str | None) -> VideoJob | None:
+        found = self._jobs("WHERE owner = ? AND idempotency_key = ?", (owner, idempotency_key))
         return found[0] if found else None
 
     def page(

@@ -143,8 +143,13 @@ if what == 'settle' then -- id, then currency, amount; returns 1, or 0 where not
     local of = bucket(currency)
     local used = actual[currency] or reserved
     if of.period == 'held' then used = 0 end
-    local stepped = of.period == 'day' or of.period == 'month'
-    if not (used < reserved and stepped and turn(of.period, of.at) ~= turn(of.period, its.at)) then
+    local returned = false
+    if of.period == 'minute' then
+      returned = at - its.at >= MINUTE_S
+    elseif of.period ~= 'held' then
+      returned = turn(of.period, of.at) ~= turn(of.period, its.at)
+    end
+    if not (used < reserved and returned) then
       of.spent = math.max(0, of.spent + (used - reserved))
     end
   end

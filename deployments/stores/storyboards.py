@@ -82,14 +82,16 @@ INSERT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
-    """A shot as it is rendered. `asked`: the body of its /v1/videos, as JSON. `video_id`: None until it is accepted.
+    """A shot as it is rendered. `asked`: the body of its /v1/videos, as JSON. `video_id`: None until it is accepted;
 
+    `job_id`: what it will be, for which limits are reserved already; None of a storyboard of an earlier version.
     `earlier`: the videos of the takes before this one. `refused`: why it was not accepted. `ended`: how, once that was
     seen and counted.
     """
 
     shot: Shot
     asked: str
+    job_id: str | None = None
     video_id: str | None = None
     earlier: tuple[str, ...] = ()
     refused: str | None = None

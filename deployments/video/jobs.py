@@ -199,6 +199,9 @@ class Jobs(Protocol):
 
     def get(self, owner: str, job_id: str) -> VideoJob | None: ...
 
+    def asked(self, owner: str, idempotency_key: str | None) -> VideoJob | None:
+        """The job of that key; None where there is none."""
+
     def page(
         self, owner: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
     ) -> tuple[tuple[VideoJob, ...], bool]:
