@@ -52,9 +52,10 @@ class Engine(Protocol):
     """Continuous batching behind calls that do not block, made on the replica's event loop; `report` from any thread.
 
     `label` is empty for a real engine; the simulated one says so there, and every response carries it. `structured`:
-    answers can be held to a JSON schema. `tools`: calls of tools are written into prompts and found in answers;
-    `forced_tools`: they can be demanded, counted, and held to the tools' parameters. The replica refuses what its
-    engine cannot do, with InvalidRequest, before it reaches the engine.
+    answers can be held to a JSON schema. `embeds`: how long the vectors of prompts are, 0 where it makes none. `tools`:
+    calls of tools are written into prompts and found in answers; `forced_tools`: they can be demanded, counted, and
+    held to the tools' parameters. The replica refuses what its engine cannot do, with InvalidRequest, before it reaches
+    the engine.
     """
 
     label: str
@@ -62,6 +63,9 @@ class Engine(Protocol):
     structured: bool
     tools: bool
     forced_tools: bool
+
+    @property
+    def embeds(self) -> int: ...
 
     async def start(self) -> None:
         """Load and warm up. Raises CheckpointError."""

@@ -106,6 +106,7 @@ class SimulatedEngine:
     """Real time, no work: for trying routing, scaling and the gateway without GPUs."""
 
     label = "simulated"
+    embeds = 0
     structured = False
     tools = False
     forced_tools = False

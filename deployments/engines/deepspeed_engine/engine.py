@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 class DeepSpeedEngine:
     label = ""
+    embeds = 0
     structured = False
     tools = False
     forced_tools = False

@@ -64,6 +64,10 @@ class TorchEngine:
         self._compiling = set[asyncio.Task[None]]()  # the loop itself holds them weakly
         self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
 
+    @property
+    def embeds(self) -> int:
+        return self._leader.config.hidden
+
     async def start(self) -> None:
         self._delivery = Delivery(self.cancel)
         self._thread.start()
@@ -281,7 +285,7 @@ class TorchEngine:
 
 def _arrival(generation: Generation) -> Arrival:
     g = generation
-    return Arrival(prompt=g.prompt, given=g.given, sampling=g.sampling, domain=g.domain)
+    return Arrival(prompt=g.prompt, given=g.given, sampling=g.sampling, domain=g.domain, embeds=g.embeds)
 
 
 def _ignore(piece: Piece) -> None:

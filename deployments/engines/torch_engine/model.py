@@ -28,7 +28,9 @@ class Batch:
     decode: DecodeAttention | None
     chunks: tuple[ChunkAttention, ...]
     wanted: Tensor  # rows that yield a token
+    summed: tuple[slice, ...]  # runs of rows whose last hidden states are summed
     routed: list[Tensor]  # of every layer with experts, the slots [T * K] that computed the rows; filled by the pass
+    sums: list[Tensor]  # float64 [hidden], of each of `summed`; filled by the pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class Model:
                 batch.routed.append(layer.ffn.add_to(x, h))
             else:
                 layer.ffn.add_to(x, h)
+        batch.sums.extend(self._norm(x[rows], self.last_norm).double().sum(0) for rows in batch.summed)
         return (self._norm(x[batch.wanted], self.last_norm) @ self.head).float()
 
     def _attention(self, layer: Layer, index: int, x: Tensor, rotation: Tensor, over: tuple[Batch, PagedKV]) -> Tensor:

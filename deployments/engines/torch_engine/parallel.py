@@ -26,6 +26,7 @@ from torch import Tensor
 from cluster.errors import EngineFailed
 from deployments.engines.engine import ExpertReport
 from deployments.engines.torch_engine.balance import Balancer
+from deployments.engines.torch_engine.kv import IntArray
 from deployments.engines.torch_engine.rank import Order, Rank, load_rank
 from deployments.engines.torch_engine.schedule import Plan
 from deployments.engines.torch_engine.spec import EngineSpec, GroupAddress
@@ -68,22 +69,37 @@ class Leader:
         return self._balancer.moving
 
     def step(self, order: Order, masks: Masks) -> Iterator[tuple[int, list[float]]]:
-        """Every place that has a new token, with its row. `masks`: makes those of the places that the order holds."""
+        """Every place that has a new token, with its row; one that embeds, with its vector.
+
+        `masks`: makes those of the places that the order holds.
+        """
         self._steps += 1
         watched = self._steps % _COUNT_STEPS == 0
         self._begin(replace(order, watched=watched))
         began_s = time.perf_counter()
-        tokens = [self._rank.step(order, lambda: self._share(masks))]
+        told = [self._rank.step(order, lambda: self._share(masks))]
         for rank in self._others:
             places = self._rank.yields(order.plan, rank)
-            if len(places):
-                tokens.append(torch.empty(len(places), 1 + self._rank.width(places), dtype=torch.float64))
-                dist.recv(tokens[-1], src=rank)
+            told.append(self._received(rank, places))
         if watched:
             self._watched_s = time.perf_counter() - began_s
             self.idle()
-        of_rank = (self._rank.yields(order.plan, rank).tolist() for rank in (0, *self._others))
-        return zip(chain.from_iterable(of_rank), chain.from_iterable(part.tolist() for part in tokens), strict=True)
+        of_rank = (self._rank.yields(order.plan, rank) for rank in (0, *self._others))
+        return chain.from_iterable(map(self._rows, of_rank, told))
+
+    def _received(self, rank: int, places: IntArray) -> tuple[Tensor, Tensor]:
+        """What the rank computed for its places, as Rank.step has it."""
+        rows = torch.empty(len(places), 1 + self._rank.width(places), dtype=torch.float64)
+        vectors = torch.empty(len(self._rank.embeds(places)), self.config.hidden, dtype=torch.float64)
+        for part in (rows, vectors):
+            if len(part):
+                dist.recv(part, src=rank)
+        return rows, vectors
+
+    def _rows(self, places: IntArray, told: tuple[Tensor, Tensor]) -> Iterator[tuple[int, list[float]]]:
+        rows, vectors = told
+        found = dict(zip(places.tolist(), rows.tolist(), strict=True))
+        return iter((found | dict(zip(self._rank.embeds(places).tolist(), vectors.tolist(), strict=True))).items())
 
     def _share(self, masks: Masks) -> Tensor:
         """Made only now: the logits are on their way, and a GPU computes them meanwhile.
@@ -151,15 +167,22 @@ def follow(spec: EngineSpec, rank: int, address: GroupAddress) -> None:
                         dist.reduce(part, dst=0)
                 if order.move:
                     own.move(order.move)
-                masks = partial(_hear_masks, len(order.held), own.mask_words)
-                if order.plan.computes and len(tokens := own.step(order, masks)):
-                    dist.send(tokens, dst=0)
+                if order.plan.computes:
+                    _compute(own, order)
         except RuntimeError as error:
             raise EngineFailed(
                 f"rank {rank}: {error}; every rank of the group must live; start the replica anew"
             ) from error
         finally:
             leave_group()
+
+
+def _compute(own: Rank, order: Order) -> None:
+    """The step of the order, and what it made for this rank's places to rank 0."""
+    masks = partial(_hear_masks, len(order.held), own.mask_words)
+    for part in own.step(order, masks):
+        if len(part):
+            dist.send(part, dst=0)
 
 
 def leave_group() -> None:

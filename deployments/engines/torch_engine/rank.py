@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.experts import Placement
@@ -42,13 +43,14 @@ from deployments.engines.torch_engine.weights import load
 class Arrival:
     """The prompt and settings of a newly admitted sequence. Given tokens follow the prompt; penalties count them.
 
-    `domain`: under what its rows are counted; "" is measured.
+    `domain`: under what its rows are counted; "" is measured. `embeds`: its vector is wanted, and its token is not.
     """
 
     prompt: tuple[int, ...]
     sampling: Sampling
     given: tuple[int, ...] = ()
     domain: str = ""
+    embeds: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,8 @@ class Rank:
         blocks = kv.pool.shape[1]
         self._owner = np.zeros(places, np.int64)
         self._logprobs = np.zeros(places, np.int64)  # 0, or 1 + the number of best tokens wanted
+        self._embeds = np.zeros(places, np.bool_)
+        self._sums: dict[int, Tensor] = {}  # float64 [hidden] of the last hidden states so far, of places that embed
         self._table = np.zeros((places, blocks), np.int64)
         self._held = np.zeros(places, np.int64)  # blocks
         self._stored = np.zeros(places, np.int64)  # tokens with KV
@@ -91,14 +95,15 @@ class Rank:
         self._counts: Tensor | None = None  # [places, vocab] of generated tokens, once a penalty needs them
         self._tally = Tally(self.slots, model.config, places, self._device)
 
-    def step(self, order: Order, masks: Callable[[], Tensor]) -> Tensor:
-        """One row per place of `yields`, float64 [rows, 1 + width], laid out as `_packed` says.
+    def step(self, order: Order, masks: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """One row per place of `yields`, float64 [rows, 1 + width], laid out as `_packed` says; and `vectors`.
 
         `masks` is asked once the logits are there, where places are held: int32 [held, `mask_words`], a bit per token.
         """
         logits = self.compute(order)
         words = masks() if order.held else None
-        return self.sample(logits, self.yields(order.plan, self._rank), order.held, words)
+        places = self.yields(order.plan, self._rank)
+        return self.sample(logits, places, order.held, words), self.vectors(places)
 
     def compute(self, order: Order) -> Tensor:
         """Logits of the places that yield a token."""
@@ -113,6 +118,8 @@ class Rank:
         self._watch.watching = order.watched
         logits = self.model.forward(batch, self._kv)
         self._tally.add(batch.places, batch.routed)
+        for rows, states in zip(batch.summed, batch.sums, strict=True):
+            self._sums[int(batch.places[rows.start])] += states
         for chunk in order.plan.chunks:
             if chunk.last and self._owner[chunk.place] == self._rank:
                 self._tally.close(chunk.place)
@@ -123,6 +130,18 @@ class Rank:
         places = np.array(plan.yields, np.int64)
         own: IntArray = places[self._owner[places] == rank]
         return own
+
+    def embeds(self, places: IntArray) -> IntArray:
+        """Those of the places whose vector is wanted."""
+        own: IntArray = places[self._embeds[places]]
+        return own
+
+    def vectors(self, places: IntArray) -> Tensor:
+        """Of those that embed: the mean of the last hidden states, at length 1, float64 [embeds, hidden] on the CPU."""
+        sums = [self._sums.pop(place) for place in self.embeds(places).tolist()]
+        if not sums:
+            return torch.empty(0, self.config.hidden, dtype=torch.float64)
+        return F.normalize(torch.stack(sums), dim=-1).cpu()
 
     def width(self, places: IntArray) -> int:
         """Columns beside the token: none, or the chosen token's log-probability and the (id, logprob) of the best."""
@@ -171,8 +190,12 @@ class Rank:
         place, s = admission.place, arrival.sampling
         self._owner[place] = admission.rank
         self._logprobs[place] = 0 if s.top_logprobs is None else 1 + s.top_logprobs
+        self._embeds[place] = arrival.embeds
         if admission.rank != self._rank:
             return
+        self._sums.pop(place, None)  # of one that was cancelled
+        if arrival.embeds:
+            self._sums[place] = torch.zeros(self.config.hidden, dtype=torch.float64, device=self._device)
         self._held[place] = self._stored[place] = 0
         self._prompts[place] = np.array(arrival.prompt + arrival.given, np.int64)
         self._seed[place] = s.seed % 2**64
@@ -196,10 +219,12 @@ class Rank:
             tokens.append(self._prompts[chunk.place][chunk.start : chunk.start + chunk.tokens])
             positions.append(np.arange(chunk.start, chunk.start + chunk.tokens))
         self._stored[decodes] += 1
-        attended, wanted = [], [*range(len(decodes))]
+        attended, wanted, summed = [], [*range(len(decodes))], []
         row = len(decodes)
         for chunk in own:
             attended.append(self._attend(chunk, row))
+            if self._embeds[chunk.place]:
+                summed.append(slice(row, row + chunk.tokens))
             row += chunk.tokens
             wanted += [row - 1] if chunk.last else []
         place = np.concatenate([decodes, *(np.full(chunk.tokens, chunk.place) for chunk in own)])
@@ -214,8 +239,10 @@ class Rank:
             else None,
             chunks=tuple(attended),
             wanted=torch.tensor(wanted, dtype=torch.int64, device=self._device),
+            summed=tuple(summed),
             places=place,
             routed=[],
+            sums=[],
         )
 
     def _attend(self, chunk: Chunk, row: int) -> ChunkAttention:

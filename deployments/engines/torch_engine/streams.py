@@ -52,7 +52,13 @@ class Stream:
         return Piece(tool_calls=calls, finish_reason=reason, usage=self._usage()) if reason else None
 
     def take(self, row: Sequence[float], vocabulary: Vocabulary) -> Piece:
-        """The piece that one sampled row makes: the token, then its log-probability and the best, where wanted."""
+        """The piece that one sampled row makes: the token, then its log-probability and the best, where wanted.
+
+        Of one that embeds, the row is its vector.
+        """
+        if self.generation.embeds:
+            waited_s = self.began_s - self.submitted_s
+            return Piece(vector=tuple(row), finish_reason="stop", usage=self._usage(), queued_s=waited_s)
         token = int(row[0])
         if self.held is not None and (fault := self.held.take(token)) is not None:
             return Piece(error=fault)

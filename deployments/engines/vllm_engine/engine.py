@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 class VllmEngine:
     label = ""
+    embeds = 0
     structured = True
     forced_tools = False
 

@@ -15,7 +15,7 @@ from deployments import seen
 from deployments.stream import Outcome
 
 BODY = json.dumps({"model": "mini", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}).encode()
-KEYS = ({}, {}, {"project": "web"})  # two of one project, and one of another
+GRANTS = (Grant(), Grant(), Grant(project="web"))  # two of one project, and one of another
 
 
 class Told:
@@ -36,7 +36,7 @@ async def asked_with(folder: Path, sharing: Sharing) -> list[str]:
     told = Told(await Replica.started(spec))
     seen.publish("mini", (seen.SeenReplica(replica_id="mini-1", metrics_address=""),))
     gateway, app, _ = await application(spec, {"mini": Handle(told), "turbo": Handle(told)})
-    keys = [gateway._keys.create("a", 0.0, None, Grant(**grant))[0] for grant in KEYS]
+    keys = [gateway._keys.create("a", 0.0, None, grant)[0] for grant in GRANTS]
     for key in (*keys, keys[0]):
         headers = {"authorization": f"Bearer {key}"}
         exchange = await Exchange(app, "/v1/chat/completions", BODY, headers=headers).finished()
