@@ -76,6 +76,18 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embeds:
+    """Vectors are asked for, one of each of the `inputs`, and no answer; only of engines with `embeds`.
+
+    `dimensions`: of each vector, its first ones; None: all. `base64`: of float32, little endian; else as numbers.
+    """
+
+    inputs: tuple[Prompt, ...]
+    dimensions: int | None = None
+    base64: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """Who serves a request, for its headers and its usage. `queued_s`: held by the gateway, from arrival to dispatch.
 
@@ -105,7 +117,8 @@ class Chat:
     persona names, "" where neither does. Higher `priority` goes first. `tools`: those the model may call, none or some.
     `service_class`: asked for, and once the gateway knows its plan, served; None where the caller named none.
     `effort`: of reasoning, where more than little is asked. `traced`: whether its spans are exported. `cache_salt`:
-    only chats with the same one share cached prefixes.
+    only chats with the same one share cached prefixes. `embeds`: where vectors are asked for in place of an answer;
+    there are no messages then.
     """
 
     request_id: str
@@ -130,6 +143,7 @@ class Chat:
     choice: int = 0
     echo: bool = False
     cache_salt: str = ""
+    embeds: Embeds | None = None
 
     @property
     def answers(self) -> int:
@@ -169,7 +183,8 @@ class Generation:
     An answer that is `held` has some only where the tier `takes_up`. `domain` and `priority` as in Chat: neither
     changes an answer. Engines that cannot order by priority, torch and simulated, serve in order of arrival. `tools`:
     those whose calls are to be found in the answer; the prompt has them already. `cache_salt`: engines with a prefix
-    cache reuse only what was asked with the same one.
+    cache reuse only what was asked with the same one. `embeds`: the prompt's vector is asked for, and no token; then
+    `sampling.max_tokens` is 1.
     """
 
     request_id: str
@@ -181,6 +196,7 @@ class Generation:
     tools: tuple[Tool, ...] = ()
     media: tuple[Media, ...] = ()
     cache_salt: str = ""
+    embeds: bool = False
 
     @property
     def held(self) -> bool:
@@ -223,7 +239,8 @@ class Piece:
     `text` may be empty: bytes of an unfinished character, or text held back because it may begin a stop string.
     `queued_s` comes with the first piece: from submission to the first step that had a place for the request.
     `tool_calls`: all calls of the answer, whole, in its last piece; its finish reason is then "tool_calls". The text of
-    a call is no `text`; while it is generated, pieces have tokens and ids alone.
+    a call is no `text`; while it is generated, pieces have tokens and ids alone. `vector`: of length 1, in the only
+    piece of a generation that `embeds`.
     """
 
     tokens: int = 0
@@ -231,6 +248,7 @@ class Piece:
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    vector: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     queued_s: float | None = None
