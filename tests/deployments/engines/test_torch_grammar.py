@@ -17,10 +17,11 @@ from torch_group import collected, running
 
 from cluster.errors import InvalidRequest
 from cluster.request import Generation, Message, Piece, Sampling, Tool
+from deployments.engines.calls import CallText
 from deployments.engines.torch_engine import engine as torch_engine
 from deployments.engines.torch_engine.chat import ChatTokenizer
 from deployments.engines.torch_engine.engine import TorchEngine
-from deployments.engines.torch_engine.grammar import Grammars
+from deployments.engines.torch_engine.grammar import MOST_CALLS, Grammars, Held
 from deployments.engines.torch_engine.spec import EngineSpec
 
 MINI = Path(__file__).parents[3] / "deployments" / "demo" / "checkpoints" / "mini"
@@ -123,18 +124,8 @@ def test_whichever_allowed_tokens_are_drawn_the_bytes_are_json_that_meets_the_sc
     schema: dict[str, Any], seed: int
 ) -> None:
     """Of tokens drawn uniformly: what no model would choose is tried, too."""
-    rng, answer = np.random.default_rng(seed), b""
-    one = GRAMMARS.begin(generation("a", held(schema)))
-    for _ in range(2000):
-        bits = np.unpackbits(GRAMMARS.masks([one]).view(np.uint8), bitorder="little")
-        token = int(rng.choice(bits.nonzero()[0]))
-        if token in ENDS:
-            assert jsonschema_rs.is_valid(schema, json.loads(answer)), answer
-            return
-        assert BYTES[token], "no control token, and none beyond the vocabulary"
-        answer += BYTES[token]
-        assert one.take(token) is None
-    raise AssertionError(answer)
+    answer = drawn(GRAMMARS.begin(generation("a", held(schema))), np.random.default_rng(seed))
+    assert jsonschema_rs.is_valid(schema, json.loads(answer)), answer
 
 
 BYTES = ChatTokenizer(MINI, 512).bytes_of
@@ -252,6 +243,56 @@ async def test_calls_may_follow_each_other_where_several_are_allowed(engine: Tor
     assert [name for name, _ in called(pieces)][:2] == ["look-up"] * 2
     one = calling(Sampling(most_calls=1, **CALLED), LOOK, key="b", given=given)
     assert isinstance((await collected(engine, one))[-1].error, InvalidRequest)
+
+
+def drawn(one: Held, rng: np.random.Generator) -> str:
+    """An answer of tokens drawn uniformly, to its end."""
+    answer = b""
+    for _ in range(2000):
+        bits = np.unpackbits(GRAMMARS.masks([one]).view(np.uint8), bitorder="little")
+        token = int(rng.choice(bits.nonzero()[0]))
+        if token in ENDS:
+            return answer.decode()
+        assert BYTES[token], "no control token, and none beyond the vocabulary"
+        answer += BYTES[token]
+        assert one.take(token) is None
+    raise AssertionError(answer)
+
+
+def test_an_answer_with_tools_and_a_schema_is_calls_or_meets_the_schema_whatever_is_drawn() -> None:
+    kinds = set[bool]()
+    for seed in range(16):
+        text = drawn(GRAMMARS.begin(calling(held(SUM), ADD, LOOK)), np.random.default_rng(seed))
+        told = CallText((ADD, LOOK), "a")
+        rest = told.push(text)
+        more, calls, _ = told.end("stop")
+        assert bool(calls) != bool(rest + more)
+        assert calls or jsonschema_rs.is_valid(SUM, json.loads(text))
+        kinds.add(bool(calls))
+    assert kinds == {True, False}
+
+
+def test_an_answer_has_as_many_calls_as_are_let_be_and_then_ends() -> None:
+    call = '<tool_call>\n{"name": "look-up", "arguments": {}}\n</tool_call>'
+    for least, schema in ((1, None), (0, json.dumps(SUM))):
+        sampling = Sampling(least_calls=least, json_schema=schema)
+        begun = calling(sampling, LOOK, given=tokens_of("\n".join([call] * (MOST_CALLS - 1))))
+        assert drawn(GRAMMARS.begin(begun), np.random.default_rng(1)) in ("", f"\n{call}")
+        full = GRAMMARS.begin(replace(begun, given=tokens_of("\n".join([call] * MOST_CALLS))))
+        assert drawn(full, np.random.default_rng(0)) == ""
+
+
+async def test_what_may_call_or_meet_a_schema_does_one_of_both(engine: TorchEngine) -> None:
+    samplings = [held(SUM, temperature=1.0, seed=seed) for seed in range(6)]
+    answers = await asyncio.gather(
+        *(collected(engine, calling(s, ADD, LOOK, key=f"{i}")) for i, s in enumerate(samplings))
+    )
+    for pieces in answers:
+        assert pieces[-1].error is None
+        if pieces[-1].finish_reason == "stop":
+            assert jsonschema_rs.is_valid(SUM, json.loads(text_of(pieces)))
+        else:
+            assert pieces[-1].finish_reason == "length" or (called(pieces) and not text_of(pieces))
 
 
 async def test_text_stays_free_until_it_opens_a_call_which_then_meets_its_schema(engine: TorchEngine) -> None:

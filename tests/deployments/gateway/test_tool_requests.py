@@ -26,6 +26,11 @@ def tool(name: str = "look_up", **function: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **function}}
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    functions = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": functions}}
+
+
 def parse(**fields: Any) -> Chat:
     body = json.dumps({"model": "m", "messages": [HELLO]} | fields).encode()
     return parse_chat(body, request_id="r", created_s=0, seed=0)
@@ -101,6 +106,11 @@ def test_a_chat_that_offers_or_has_called_tools_needs_a_tier_that_knows_them() -
         ({"tools": [tool(parameters={"$ref": "#"})]}, "tools[0].function.parameters", "back to itself"),
         ({"tool_choice": "auto"}, "tool_choice", "without tools"),
         ({"tools": [tool()], "tool_choice": tool("other")}, "tool_choice", "'other' is none of the tools"),
+        (
+            {"tools": [tool()], "tool_choice": allowed("auto", "look_up", "b")},
+            "tool_choice",
+            "'b' is none of the tools",
+        ),
         ({"messages": [HELLO, RESULT]}, "messages[1].tool_call_id", "no call of an earlier message"),
         ({"messages": [RESULT, ASSISTANT]}, "messages[0].tool_call_id", "no call of an earlier message"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "not given"),
@@ -124,13 +134,36 @@ def test_a_wrong_value_is_refused_with_its_place(fields: dict[str, Any], param: 
     [
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tools": [tool()], "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": allowed("none", "look_up")}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": allowed("auto")}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": allowed("auto", "look_up") | {"x": 1}}, "tool_choice"),
+        (
+            {"tools": [tool()], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": [], "tools": [[]]}}},
+            "tool_choice",
+        ),
         ({"tools": [tool()], "tool_choice": "any"}, "tool_choice"),
-        ({"tools": [tool()], "response_format": {"type": "json_object"}}, "response_format"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
     error = refused(**fields)
     assert (error.code, error.param) == ("unsupported_parameter", param)
+
+
+def test_a_choice_among_allowed_tools_offers_no_other_and_may_demand_one() -> None:
+    tools = [tool(name) for name in "abc"]
+    for mode, least in (("auto", 0), ("required", 1)):
+        asked = parse(tools=tools, tool_choice=allowed(mode, "c", "a"))
+        assert [one.name for one in asked.tools] == ["a", "c"]
+        assert (asked.sampling.least_calls, asked.sampling.most_calls) == (least, None)
+
+
+def test_a_schema_may_stand_beside_tools_but_where_a_call_is_demanded_there_is_no_text_to_hold() -> None:
+    asked = {"tools": [tool()], "response_format": {"type": "json_object"}}
+    free = parse(**asked)
+    assert (free.sampling.json_schema, free.forced) == (ANY_OBJECT, "response_format")
+    held = parse(**asked, tool_choice="required")
+    assert (held.sampling.json_schema, held.forced) == (None, "tool_choice")
+    assert parse(**asked, tool_choice="none").forced is None
 
 
 def called(arguments: str) -> dict[str, Any]:
