@@ -124,7 +124,7 @@ class TierReplica:
         key = f"{chat.request_id}/{next(self._numbers)}"  # callers may send one request id many times
         try:
             self._refuse(chat)
-            prompt = self._engine.encode(chat.messages, chat.tools)
+            prompt = self._prompt(chat)
             answer.prompt_tokens = len(prompt)
             generation = Generation(
                 request_id=key,
@@ -146,6 +146,11 @@ class TierReplica:
         finally:
             self._answers.discard(answer)
             self._engine.cancel(key)
+
+    def _prompt(self, chat: Chat) -> tuple[int, ...]:
+        for prompt in chat.prompts:
+            return self._engine.encode_text(prompt) if isinstance(prompt, str) else prompt
+        return self._engine.encode(chat.messages, chat.tools)
 
     def _refuse(self, chat: Chat) -> None:
         """The gateway goes by the family file; this by the engine that is here."""

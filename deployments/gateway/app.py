@@ -30,6 +30,7 @@ from deployments.gateway.batch_runs import BatchRuns
 from deployments.gateway.batches import Batches
 from deployments.gateway.booking import Bookings, journal_of
 from deployments.gateway.chat import ChatCompletions
+from deployments.gateway.completions import Completions
 from deployments.gateway.console.routes import Console
 from deployments.gateway.conversations import Conversations
 from deployments.gateway.description import Described, Description
@@ -172,6 +173,7 @@ class Gateway:
         app.add_exception_handler(HTTPException, _unknown_route)
         app.add_exception_handler(RequestValidationError, _wrong_part)
         app.router.routes.append(Route("/v1/chat/completions", self._chat, methods=["POST"]))
+        app.router.routes.append(Route("/v1/completions", Completions(self._chat), methods=["POST"]))
         app.add_api_route("/v1/models", self._models, methods=["GET"])
         app.add_api_route("/v1/models/{name}", self._model, methods=["GET"])
         app.add_api_route("/health", self._health, methods=["GET"])

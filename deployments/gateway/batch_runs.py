@@ -34,6 +34,7 @@ from deployments.gateway.batch_files import answer_id, files_made, line_id, read
 from deployments.gateway.batch_lines import Fault, Line, answered, body_of, refused
 from deployments.gateway.chat import Given
 from deployments.gateway.chat_request import parse_chat
+from deployments.gateway.completion_request import parse_completion
 from deployments.gateway.objects_wire import KeyOf
 from deployments.gateway.rescue import Courses
 from deployments.gateway.response_runs import scope_of
@@ -300,7 +301,8 @@ class BatchRuns:
         scope = scope_of(request_id, endpoint, {})
         if endpoint == "/v1/responses":
             return await self._responses.answered(record, body, scope, spare=spare)
-        chat = parse_chat(body, request_id, int(self._now_s()), randbits(63))
+        parse = parse_completion if endpoint == "/v1/completions" else parse_chat
+        chat = parse(body, request_id, int(self._now_s()), randbits(63))
         if chat.stream:
             raise InvalidRequest("stream: a line is answered whole; leave it out", param="stream")
         given = Given(record=record, chat=chat, last=True, spare=spare)

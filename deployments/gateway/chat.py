@@ -35,6 +35,7 @@ from deployments.stores.keys import KeyRecord
 from deployments.stream import Outcome
 
 log = logging.getLogger("ray.serve")
+Parse = Callable[[bytes, str, int, int], Chat]  # body, request id, now in Unix seconds, seed where none is given
 KEEPALIVE_S = 10.0
 KEEPALIVE = b": waiting\n\n"
 _SSE: list[Header] = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -87,14 +88,16 @@ class ChatCompletions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.answer(scope, receive, send)
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send, given: Given | None = None) -> None:
-        """`given`: in the place of the header's key and the body."""
+    async def answer(
+        self, scope: Scope, receive: Receive, send: Send, given: Given | None = None, parse: Parse = parse_chat
+    ) -> None:
+        """`given`: in the place of the header's key and the body, which `parse` reads."""
         account = Account(arrived_s=self._clock(), span=self._tracer.begin(scope))
         try:
             record = given.record if given else authorize(scope, self._keys)
             account.key = record.id
             plan = plan_of(record, self._family)
-            chat = given.chat if given else await self._read(scope, receive)
+            chat = given.chat if given else await self._read(scope, receive, parse)
             domain = domain_of(hint_of(scope), chat.messages, self._family.personas)
             last = given is not None and given.last
             chat = replace(chat, domain=domain, service_class=served_in(chat.service_class, plan, last=last))
@@ -109,7 +112,7 @@ class ChatCompletions:
                 account.booking = booking
                 await self._serve(held, asked, account, send, header(scope, b"moray-ledger") == b"yes")
         except MorayError as error:
-            _told_by_class(error, account)
+            _in_its_words(error, account)
             account.code = error.code
             if error.status < 500:
                 self._metrics.count("moray_rejections_total", tier=account.tier, code=error.code)
@@ -126,9 +129,9 @@ class ChatCompletions:
             self._tracer.end(account, scope[REQUEST_ID], ended_s)
             scope[LOG_FIELDS] = account.fields()
 
-    async def _read(self, scope: Scope, receive: Receive) -> Chat:
+    async def _read(self, scope: Scope, receive: Receive, parse: Parse) -> Chat:
         body = await read_body(scope, receive, self._family.gateway.max_body_bytes)
-        return parse_chat(body, scope[REQUEST_ID], int(time.time()), secrets.randbits(63))
+        return parse(body, scope[REQUEST_ID], int(time.time()), secrets.randbits(63))
 
     def _asked(
         self, scope: Scope, chat: Chat, tenant: str, plan: Plan | None, account: Account, given: Given | None
@@ -219,7 +222,7 @@ class ChatCompletions:
             outcome = course.outcome
             account.close(course, outcome, self._clock())
         except MorayError as error:
-            _told_by_class(error, account)
+            _in_its_words(error, account)
             if not begun:
                 raise
             event(
@@ -276,9 +279,12 @@ def _flexible(chat: Chat | None) -> bool:
     return chat is not None and chat.service_class == "flex"
 
 
-def _told_by_class(error: MorayError, account: Account) -> None:
+def _in_its_words(error: MorayError, account: Account) -> None:
+    """As the API says it of that class, and of prompts that are no messages."""
     if isinstance(error, Overloaded) and _flexible(account.chat):
-        error.code = "resource_unavailable"  # as in the API
+        error.code = "resource_unavailable"
+    if error.param == "messages" and account.chat is not None and account.chat.prompts:
+        error.param, error.message = "prompt", error.message.replace("messages", "prompt")
 
 
 def _served(served: Served) -> list[Header]:
