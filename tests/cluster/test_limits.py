@@ -13,6 +13,7 @@ from limit_histories import AMOUNTS, CLOCKS, Event, events
 
 from cluster.limits import (
     DAY_S,
+    JOB_LEASE_S,
     Account,
     Limit,
     Period,
@@ -194,6 +195,30 @@ def test_what_the_last_month_did_not_need_is_no_gain_of_this_one() -> None:
     assert tenant.left(december + 2) == [10]
     tenant.settle("b", december + 3, usd=40)
     assert tenant.left(december + 3) == [60]
+
+
+def test_what_a_minute_has_given_back_by_time_is_not_given_back_again() -> None:
+    tenant = Tenant(TOKENS, BUDGET)
+    assert tenant.reserve("a", tokens=600, usd=10).granted
+    assert tenant.renew("a", NOON + 30)
+    assert tenant.reserve("b", NOON + 60, tokens=600).granted
+    assert tenant.refund("a", NOON + 60)
+    assert tenant.left(NOON + 60) == [0, 100], "a second minute's worth is out"
+    assert tenant.renew("b", NOON + 90)
+    assert tenant.settle("b", NOON + 120, tokens=700), "what was used beyond is owed whenever it is known"
+    assert tenant.left(NOON + 120) == [500, 100]
+
+
+def test_what_a_job_reserved_comes_back_however_late_its_end_within_the_month() -> None:
+    tenant = Tenant(VIDEO, BUDGET)
+    asked = Reservation(id="video", amounts={"video_s": 60, "usd": 10}, lease_s=JOB_LEASE_S)
+    tenant.account, verdict = reserve(tenant.account, tenant.limits, asked, NOON)
+    assert verdict.granted
+    later = NOON + 9 * DAY_S
+    assert tenant.reserve("b", later, video_s=30).granted
+    assert tenant.refund("video", later)
+    assert tenant.left(later) == [30, 100], "another day's seconds are none of its"
+    assert not tenant.refund("video", later + DAY_S)
 
 
 def test_a_clock_that_jumps_back_stands_still_and_says_how_long() -> None:

@@ -10,7 +10,7 @@ from shell import chat, family
 
 from cluster.errors import ContextTooLong
 from cluster.family import Family, Plan
-from cluster.quota import GUESSED_TOKENS, chat_needs, taken, within
+from cluster.quota import GUESSED_TOKENS, chat_needs, taken, videos_need, within
 from cluster.usage import Usage, chat_gpu_s
 
 FAMILY: Family = family(Path("/nowhere"), context_tokens=8192)
@@ -68,6 +68,27 @@ def test_prompt_and_answer_stay_within_the_plans_context(prompt: int, asked: int
         assert held == (asked or 200 - prompt)
         assert held is not None
         assert prompt + held <= 200
+
+
+def test_a_video_asks_for_its_seconds_their_price_and_no_place() -> None:
+    video = family(Path("/nowhere"), video=True).video
+    assert video is not None
+    limits = plan(requests_per_minute=9, concurrent=1, video_seconds_per_day=9, budget_usd_per_month=9)
+    assert videos_need(video, limits, [(2, 0.5)]) == ({"requests": 1, "video_s": 2, "usd": 0.2},)
+
+
+@given(jobs=st.lists(st.tuples(st.integers(1, 10), st.floats(0, 1e4)), max_size=10), most=st.floats(0.01, 1e4))
+def test_jobs_of_one_request_ask_no_more_gpu_seconds_than_a_minute_grants(
+    jobs: list[tuple[int, float]], most: float
+) -> None:
+    video = family(Path("/nowhere"), video=True).video
+    assert video is not None
+    spent = 0.0
+    for (_, gpu_s), asked in zip(jobs, videos_need(video, plan(gpu_seconds_per_minute=most), jobs), strict=True):
+        assert asked["gpu_s"] <= gpu_s
+        spent += asked["gpu_s"]
+    assert spent <= most
+    assert spent == pytest.approx(min(most, sum(gpu_s for _, gpu_s in jobs)), abs=1e-4)
 
 
 def test_what_was_taken_is_what_the_ledger_says() -> None:
