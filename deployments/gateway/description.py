@@ -52,7 +52,7 @@ class Described:
     """Of a route what its path does not say.
 
     `body`: what reads it, of JSON or with `form` of a form, too. `query`: what reads the query, or its parameters by
-    name. `gives`: the `object` of what comes back; `listing`: a list of such. `media`: of the answer.
+    name. `gives`: the `object` of what comes back, or its schema; `listing`: a list of such. `media`: of the answer.
     `ranges`: it may be a part of it. `optional`: the body may be left out. `headers`: that are heeded.
     """
 
@@ -61,7 +61,7 @@ class Described:
     optional: bool = False
     query: type[BaseModel] | Mapping[str, Schema] | None = None
     headers: Mapping[str, Schema] | None = None
-    gives: str | None = None
+    gives: str | Schema | None = None
     listing: bool = False
     media: tuple[str, ...] = (JSON,)
     ranges: bool = False
@@ -223,7 +223,7 @@ def _answer(words: Described) -> dict[str, Any]:
     return {"description": "the answer", "content": content}
 
 
-def _given(words: Described) -> dict[str, Any]:
+def _given(words: Described) -> Schema:
     if words.listing:
         items = _object(words.gives)
         list_of = {"object": {"const": "list"}, "data": {"type": "array", "items": items}}
@@ -231,9 +231,11 @@ def _given(words: Described) -> dict[str, Any]:
     return _object(words.gives)
 
 
-def _object(name: str | None) -> dict[str, Any]:
+def _object(name: str | Schema | None) -> Schema:
     if name is None:
         return {"type": "object"}
+    if not isinstance(name, str):
+        return name
     return {"type": "object", "required": ["object"], "properties": {"object": {"const": name}}}
 
 

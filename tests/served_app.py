@@ -1,0 +1,94 @@
+"""The whole gateway behind a real HTTP server, on a thread of this process: replicas are of this process, too."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from integration.server import free_port
+from shell import Handle, Replica, application, family
+
+from cluster.access import SCOPES, Grant
+from cluster.family import Family
+from deployments import seen
+from deployments.gateway.app import Gateway
+
+WAIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """`key`: with all scopes. `call` runs something on the gateway's loop and gives what it gives."""
+
+    url: str
+    port: int
+    key: str
+    folder: Path
+    gateway: Gateway
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def auth(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def another(self, *scopes: str) -> str:
+        """A further key."""
+        return self.gateway._keys.create("another", 0.0, None, Grant(scopes=scopes or tuple(SCOPES)))[0]
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        async def ran() -> Any:
+            return work()
+
+        return asyncio.run_coroutine_threadsafe(ran(), self.loop).result(WAIT_S)
+
+
+@contextlib.contextmanager
+def served(folder: Path, parts: dict[str, Any] | None = None, **config: Any) -> Iterator[Served]:
+    """Tiers mini and turbo, whose answers are short and quick, and video, which nobody renders.
+
+    `parts`: of the family. `config`: of the HTTP server.
+    """
+    cost = {"a_ms": 0.1, "b_ms_per_seq": 0, "c_ms_per_ktok": 0, "prefill_us_per_token": {1: 0.001}, "source": "a test"}
+    spec = family(folder, video=True, context_tokens=256, cost=cost)
+    spec = Family.model_validate(spec.model_dump() | (parts or {}))
+    ready: list[Served] = []
+    begun, server = threading.Event(), _server(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seen, "_replicas", {})
+        patch.setattr(seen, "_listeners", [])
+        thread = threading.Thread(target=lambda: asyncio.run(_run(spec, folder, server, ready, begun)), daemon=True)
+        thread.start()
+        assert begun.wait(WAIT_S)
+        try:
+            yield ready[0]
+        finally:
+            server.should_exit = True
+            thread.join(WAIT_S)
+
+
+def _server(config: dict[str, Any]) -> uvicorn.Server:
+    words = {"host": "127.0.0.1", "port": free_port(), "lifespan": "off", "log_config": None, **config}
+    return uvicorn.Server(uvicorn.Config("", **words, timeout_graceful_shutdown=1))
+
+
+async def _run(spec: Family, folder: Path, server: uvicorn.Server, ready: list[Served], begun: threading.Event) -> None:
+    handle = Handle(await Replica.started(spec))
+    for tier in spec.tiers:
+        seen.publish(tier, (seen.SeenReplica(replica_id=f"{tier}-1", metrics_address=""),))
+    gateway, server.config.app, _ = await application(spec, dict.fromkeys(spec.tiers, handle), background=True)
+    key, _ = gateway._keys.create("all", 0.0, None, Grant(scopes=tuple(SCOPES)))
+    port, loop = server.config.port, asyncio.get_running_loop()
+    url = f"http://127.0.0.1:{port}"
+    ready.append(Served(url=url, port=port, key=key, folder=folder, gateway=gateway, loop=loop))
+
+    async def announced() -> None:
+        while not server.started:
+            await asyncio.sleep(0.005)
+        begun.set()
+
+    await asyncio.gather(server.serve(), announced())
