@@ -65,14 +65,14 @@ def measure(target: str) -> dict[str, Any]:
         text=True,
     )
     try:
-        key = _ready(server, target, port)
+        key = ready(server, target, port)
         load(port, key, 64, WARM_UP_S)
         rows = {}
         for streams in STREAMS:
-            tree = _tree(server.pid)
-            before_s = _cpu_s(tree)
+            processes = tree(server.pid)
+            before_s = cpu_s(processes)
             result = load(port, key, streams, SECONDS)
-            result["cpu_ms"] = (_cpu_s(tree) - before_s) * 1e3 / max(1, result["finished"])
+            result["cpu_ms"] = (cpu_s(processes) - before_s) * 1e3 / max(1, result["finished"])
             rows[streams] = result
         print(target, json.dumps(rows), file=sys.stderr, flush=True)
         return {"target": target, "rows": rows}
@@ -81,7 +81,7 @@ def measure(target: str) -> dict[str, Any]:
         server.wait()
 
 
-def _ready(server: "subprocess.Popen[str]", target: str, port: int) -> str:
+def ready(server: "subprocess.Popen[str]", target: str, port: int) -> str:
     """The key to use, once the server answers."""
     if target != "direct":
         assert server.stdout is not None
@@ -103,14 +103,14 @@ def load(port: int, key: str, streams: int, seconds: float) -> dict[str, Any]:
     return result
 
 
-def _tree(pid: int) -> list[psutil.Process]:
+def tree(pid: int) -> list[psutil.Process]:
     root = psutil.Process(pid)
     return [root, *root.children(recursive=True)]
 
 
-def _cpu_s(tree: list[psutil.Process]) -> float:
+def cpu_s(processes: list[psutil.Process]) -> float:
     total = 0.0
-    for process in tree:
+    for process in processes:
         times = process.cpu_times()
         total += times.user + times.system
     return total

@@ -1,11 +1,12 @@
 """One server for the gateway benchmark: `python gateway_targets.py TARGET PORT`, until stdin closes.
 
-All four have the same simulated engine behind them, so that what differs is the way of the tokens:
+All have the same simulated engine behind them, so that what differs is the way of the tokens:
     direct    the engine's own HTTP server (uvicorn); the floor, no gateway at all
     relay     a plain FastAPI deployment that checks nothing and relays the direct server's bytes
     two_hop   a plain FastAPI deployment -> handle stream -> an engine deployment, one item per token
     moray     the gateway as it is served: keys, validation, metrics, router, pushed tokens
     streamed  the same gateway on its fallback path
+    metered   moray, with a key whose plan has five limits
 """
 
 import asyncio
@@ -43,6 +44,14 @@ tiers:
     price: {{input_usd_per_mtok: 1, output_usd_per_mtok: 1}}
     replicas: {{min: 1, max: 1, initial: 1}}
     cost: {{a_ms: 10, b_ms_per_seq: 0, c_ms_per_ktok: 0, prefill_us_per_token: {{1: 0.001}}, source: set here}}
+plans:
+  measured:
+    tiers: [sim]
+    requests_per_minute: 1000000000
+    tokens_per_minute: 1000000000
+    gpu_seconds_per_minute: 1000000000
+    concurrent: 1000000
+    budget_usd_per_month: 1000000000
 """
 
 
@@ -207,7 +216,8 @@ def served(target: str, port: int, folder: str) -> None:
                 from deployments.app import applications
                 from deployments.stores.keys import KeyStore
 
-                key, _ = KeyStore(Path(folder) / "keys.sqlite").create("bench", time.time())
+                plan = "measured" if target == "metered" else None
+                key, _ = KeyStore(Path(folder) / "keys.sqlite").create("bench", time.time(), plan=plan)
                 targets = applications(spec)
         serve.run_many(targets)
         print(json.dumps({"ready": True, "key": key}), flush=True)
