@@ -116,3 +116,7 @@ def account_of(at_s: float, buckets: str) -> Account:
 
 def slow() -> Unavailable:
     return Unavailable(f"limits: the store did not answer in {ANSWER_S:g} s; one that does is allowed; try again soon")
+
+
+def unusable() -> Unavailable:
+    return Unavailable("limits: the store is not one that can be used; one that can is allowed; the log says why")

@@ -1,4 +1,7 @@
-"""Where the limits of tenants are counted: SQLite, Redis or PostgreSQL behind one seam, under one law."""
+"""Where the limits of tenants are counted: SQLite, Redis or PostgreSQL behind one seam, under one law.
+
+A server may come later than its gateways: until then nobody who has limits is served, and everybody else.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +42,7 @@ class Limits(Protocol):
 
 
 def limits_of(family: Family, state_folder: Path) -> Limits:
-    """The store that the family names. Raises ConfigurationError, Unavailable."""
+    """The store that the family names. Raises ConfigurationError."""
     store = family.limits
     if store.kind == "sqlite":
         return SqliteLimits(state_folder / LIMITS_FILE)

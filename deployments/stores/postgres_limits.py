@@ -12,9 +12,9 @@ from typing import Any
 
 import psycopg
 
-from cluster.errors import Unavailable
+from cluster.errors import ConfigurationError, Unavailable
 from cluster.limits import Account
-from deployments.stores.limit_rows import ANSWER_S, VERSION, Law, LimitRows, Run, T, account_of
+from deployments.stores.limit_rows import ANSWER_S, VERSION, Law, LimitRows, Run, T, account_of, unusable
 from deployments.stores.postgres_tables import FAULTS, Layout, PostgresTables
 
 log = logging.getLogger("ray.serve")
@@ -54,12 +54,10 @@ class PostgresLimits(LimitRows):
     """A connection that was cut is made anew, once per call; to ask a second time is safe, as the law says of ids."""
 
     def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
-        """The tables are made where there are none. Raises Unavailable, ConfigurationError."""
+        """The tables are made where there are none, once the server is there. Raises ConfigurationError."""
         super().__init__(CONNECTIONS)
         self._clock = clock
         self._tables = PostgresTables(url, LAYOUT)
-        self._tables.run("SELECT 1", ())  # a family whose limits cannot be counted is not to start
-        self._tables.close()
         self._idle: deque[psycopg.Connection] = deque()
 
     def _judged(self, tenant: str, ids: Sequence[str], law: Law[T]) -> T:
@@ -97,9 +95,18 @@ class PostgresLimits(LimitRows):
         try:
             return self._idle.pop()
         except IndexError:
+            self._lay_out()
             connection = self._tables.another()
             connection.execute(f"SET synchronous_commit = off; SET statement_timeout = {int(ANSWER_S * 1000)}")
             return connection
+
+    def _lay_out(self) -> None:
+        """Of a server that was not there at the start. Raises Unavailable."""
+        try:
+            self._tables.lay_out()
+        except ConfigurationError as error:
+            log.error("%s", error.message)
+            raise unusable() from error
 
     def _close(self) -> None:
         while self._idle:

@@ -69,11 +69,11 @@ class PostgresTables:
         self._conninfo = _checked(url, layout.path)
         self._pool: ConnectionPool[_Connection] | None = None
         with contextlib.suppress(Unavailable):
-            self._lay_out()
+            self.lay_out()
 
     def run(self, statement: str, values: Sequence[object]) -> list[Any]:
         """Its rows, none where it returns none. `?` stands for a value. Raises Unavailable, ConfigurationError."""
-        self._lay_out()
+        self.lay_out()
         asked = statement.replace("?", "%s")
         pool, until_s = self._opened(), time.monotonic() + ANSWER_S
         for left in reversed(range(TRIES)):
@@ -115,8 +115,8 @@ class PostgresTables:
                 )
             return self._pool
 
-    def _lay_out(self) -> None:
-        """Once. Raises Unavailable, ConfigurationError."""
+    def lay_out(self) -> None:
+        """Once. Other calls do so first, but for `another`. Raises Unavailable, ConfigurationError."""
         if self._laid_out:
             return
         try:

@@ -18,7 +18,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.retry import Retry
 
 from cluster.errors import ConfigurationError, Unavailable
@@ -42,7 +42,7 @@ class RedisLimits:
         lasting: bool = False,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """`lasting`: limits of a day or a month will be asked. Raises Unavailable, ConfigurationError."""
+        """`lasting`: limits of a day or a month will be asked. A server may come later. Raises ConfigurationError."""
         self._clock, self._lasting = clock, lasting
         words: dict[str, Any] = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
         if password_file is not None:
@@ -106,14 +106,17 @@ class RedisLimits:
                 raise redis.ConnectionError(fault)
 
     def _seen_once(self, url: str, words: Mapping[str, Any]) -> None:
-        """Before anything is asked, since a family that cannot be served is not to start."""
+        """Before anything is asked: what is wrong with the family file is told at the start."""
         try:
             with redis.Redis.from_url(url, **words, retry=Retry(NoBackoff(), 0)) as once:
                 facts = _facts(once.execute_command("INFO"))
-        except (RedisError, OSError) as error:
-            raise Unavailable(
-                f"{self._where}: {error}; a server that takes us is allowed; start it, or mend the URL"
+        except (AuthenticationError, AuthorizationError) as error:
+            raise ConfigurationError(
+                f"{self._where}: {error}; a user whom the server takes is allowed; mend the URL or the password"
             ) from error
+        except (RedisError, OSError) as error:
+            log.warning("%s: %s; a server that answers is allowed; start it, or mend the URL", self._where, error)
+            return
         except (ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"{self._where}: {error}; a URL such as redis://host:6379/0 is allowed; mend it"

@@ -120,7 +120,7 @@ async def ended(client: AsyncOpenAI, video: Any) -> str:
     return str(now.status)
 
 
-async def spent(here: Served, plan: str = "small") -> dict[str, float]:
+async def spent(here: Served, plan: str = "small") -> dict[str, Any]:
     """Once all that was begun is settled."""
     bookings = here.gateway._videos.bookings
     async with asyncio.timeout(60):
@@ -201,7 +201,7 @@ async def test_what_one_gateway_reserved_another_settles_and_told_twice_it_is_on
     videos = [await create(client, "fails"), await create(client)]
     await dead(here.gateway)
     handles = {name: Handle(Replies("Hello")) for name in here.gateway._family.tiers}
-    other, _, _ = await application(here.gateway._family, handles, key="second")
+    other: Any = (await application(here.gateway._family, handles, key="second"))[0]
     other._chat._bookings._quotas._limits._clock = lambda: 1e9
     render(other)
     assert [await ended(client, video) for video in videos] == ["failed", "completed"]

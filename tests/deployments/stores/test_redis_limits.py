@@ -106,13 +106,23 @@ async def test_a_server_without_memory_is_unavailable(server: Server) -> None:
     await limits.close()
 
 
-def test_a_server_that_is_not_there_is_unavailable_at_the_start(server: Server) -> None:
+async def test_a_server_that_is_not_there_at_the_start_may_come_later(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     server.stop()
     try:
-        with pytest.raises(Unavailable, match="start it, or mend the URL"):
-            RedisLimits(server.url)
+        limits = RedisLimits(server.url, lasting=True)
+        assert "start it, or mend the URL" in caplog.text
+        with pytest.raises(Unavailable):
+            await limits.reserve("key_a", [TOKENS], asked("a", tokens=10))
     finally:
         server.start()
+    with pytest.raises(Unavailable):  # it keeps nothing, and money is not entrusted to it now either
+        await limits.reserve("key_a", [TOKENS], asked("a", tokens=10))
+    server.run("CONFIG", "SET", "appendonly", "yes")
+    assert (await limits.reserve("key_a", [TOKENS], asked("a", tokens=10))).granted
+    server.run("CONFIG", "SET", "appendonly", "no")
+    await limits.close()
 
 
 async def test_the_password_is_read_from_its_file_at_each_connection(server: Server, tmp_path: Path) -> None:
@@ -123,7 +133,7 @@ async def test_the_password_is_read_from_its_file_at_each_connection(server: Ser
     with pytest.raises(ConfigurationError, match=r"limits\.password_file: .*No such file"):
         RedisLimits(url, password_file=str(file))
     file.write_text("wrong\n")
-    with pytest.raises(Unavailable, match="invalid username-password pair"):
+    with pytest.raises(ConfigurationError, match="invalid username-password pair"):
         RedisLimits(url, password_file=str(file))
     file.write_text("first\n")
     limits = RedisLimits(url, password_file=str(file))
