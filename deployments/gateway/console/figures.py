@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prometheus_client import Metric
 
 Reading = Mapping[tuple[str, str, str], float]  # by sample, tier, and its other label: outcome, action or bound
+REFUSALS = "moray_limit_refusals_total"
 COUNTED = {
     "moray_arrivals_total": "",
     "moray_admissions_total": "action",
@@ -14,6 +15,7 @@ COUNTED = {
     "moray_completion_tokens_total": "",
     "moray_ttft_seconds_bucket": "le",
     "moray_tpot_seconds_bucket": "le",
+    REFUSALS: "limit",
 }
 
 
@@ -44,6 +46,11 @@ def reading(metrics: Iterable[Metric]) -> Reading:
         for sample in metric.samples
         if sample.name in COUNTED
     }
+
+
+def refusals(now: Reading) -> dict[str, int]:
+    """Requests that a limit of their plan refused, by the limit, since the gateway began."""
+    return {limit: int(value) for (name, _, limit), value in sorted(now.items()) if name == REFUSALS}
 
 
 def figures(now: Reading, before: Reading, tier: str, window_s: float) -> Figures:

@@ -1,8 +1,8 @@
-"""GET /console and /console/studio: the pages, their parts, the console's data once and as a stream.
+"""GET /console, /console/studio and /console/accounts: the pages, their parts, the console's data once and as a stream.
 
 Open to all who reach the gateway, as /metrics and /health are: it shows no prompt, no answer and no key, and a chat on
-it, or a video in the studio, needs a key as any other does. A page takes nothing from elsewhere and runs no script but
-its own files; a video that it plays is one that its script has fetched with the key.
+it, a video in the studio, or what accounts tell, needs a key as any other does. A page takes nothing from elsewhere and
+runs no script but its own files; a video that it plays is one that its script has fetched with the key.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from cluster.errors import Overloaded
 from cluster.family import Family
 from deployments import seen
 from deployments.control.words import Standing
-from deployments.gateway.console.figures import Reading, figures, reading
+from deployments.gateway.console.figures import Reading, figures, reading, refusals
 from deployments.gateway.console.snapshot import Known, snapshot
 from deployments.gateway.desk import Desk
 from deployments.gateway.metrics import GatewayMetrics
@@ -68,6 +68,7 @@ class Console:
     ) -> None:
         self._family, self._desk, self._metrics, self._jobs, self._clock = family, desk, metrics, jobs, clock
         self._standing: tuple[float, Standing] | None = None
+        self._begun_s = clock()
         # The first reading is of the gateway's start: everything is 0.
         self._readings: deque[tuple[float, Reading]] = deque([(clock(), {})])
         self._made: tuple[float, bytes] | None = None
@@ -110,6 +111,8 @@ class Console:
             breakers=self._desk.open_breakers(),
             figures={key: figures(now, before, key, window_s) for key in family.tiers},
             jobs=self._jobs(),
+            refusals=refusals(now),
+            up_s=now_s - self._begun_s,
         )
 
     def _read(self, now_s: float) -> Reading:

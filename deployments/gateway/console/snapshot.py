@@ -23,7 +23,8 @@ class Known:
     """`at_s`: Unix time. `standing`: the control loop's last word, `standing_age_s` old; None before the first.
 
     The rest is this gateway's: `seen` replicas by tier, `held`, `ongoing` requests and open `breakers` by tier,
-    `figures` by tier, `jobs`: unfinished video jobs, None where it keeps none.
+    `figures` by tier, `jobs`: unfinished video jobs, None where it keeps none, `refusals` by limit since it began,
+    `up_s` ago.
     """
 
     family: Family
@@ -36,6 +37,8 @@ class Known:
     breakers: Mapping[str, int]
     figures: Mapping[str, Figures]
     jobs: int | None
+    refusals: Mapping[str, int]
+    up_s: float
 
 
 def snapshot(known: Known) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def snapshot(known: Known) -> dict[str, Any]:
         "awaiting": [{"tier": one.tier, "ranks": one.ranks} for one in (picture.awaiting if picture else ())],
         "tiers": [_tier(known, key, picture, story) for key in family.tiers],
         "video": None if family.video is None else _video(known, picture, story),
+        "refusals": {"since_s": known.up_s, "by_limit": dict(known.refusals)},
         "events": [asdict(event) for event in story.events],
     }
 

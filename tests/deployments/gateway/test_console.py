@@ -19,7 +19,7 @@ from deployments.gateway.console import routes
 
 STATIC = Path(routes.__file__).with_name("static")
 PARTS = sorted(part.name for part in STATIC.iterdir() if part.suffix != ".html")
-PAGES = {"/console": "app.js", "/console/studio": "studio.js"}
+PAGES = {"/console": "app.js", "/console/studio": "studio.js", "/console/accounts": "accounts.js"}
 Ask = Callable[..., Awaitable[Exchange]]
 
 
@@ -143,6 +143,20 @@ async def test_who_opens_the_page_late_sees_the_last_minute_alone(
         console.heard(said)
     window_s = (await ask("/console/state")).json()["tiers"][0]["figures"]["window_s"]
     assert routes.WINDOW_S <= window_s <= routes.WINDOW_S + routes.READ_S
+
+
+async def test_what_limits_refused_is_counted_since_the_gateway_began(
+    served: tuple[Gateway, ASGIApp], ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = served[0]._console
+    clock = itertools.count(console._clock() + 1000, 1000)
+    monkeypatch.setattr(console, "_clock", lambda: next(clock))
+    assert (await ask("/console/state")).json()["refusals"]["by_limit"] == {}
+    for limit in ("tokens_per_minute", "concurrent", "concurrent"):
+        served[0]._metrics.count("moray_limit_refusals_total", limit=limit)
+    told = (await ask("/console/state")).json()["refusals"]
+    assert told["by_limit"] == {"concurrent": 2, "tokens_per_minute": 1}
+    assert told["since_s"] >= 2000
 
 
 async def test_a_stream_tells_a_snapshot_each_period_and_ends_by_itself(

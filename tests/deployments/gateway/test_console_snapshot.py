@@ -77,12 +77,18 @@ def known(said: Standing | None, **changes: Any) -> Known:
         "breakers": {"mini": 1},
         "figures": {},
         "jobs": 2,
+        "refusals": {"tokens_per_minute": 3},
+        "up_s": 60.0,
     }
     return Known(**given | changes)
 
 
 def told(shown: Picture | None = None, **changes: Any) -> dict[str, Any]:
     return snapshot(known(standing(shown or picture()), **changes))
+
+
+def test_it_says_how_many_requests_each_limit_refused_and_since_when() -> None:
+    assert told()["refusals"] == {"since_s": 60.0, "by_limit": {"tokens_per_minute": 3}}
 
 
 def test_each_replica_is_on_its_node_with_its_gpus_and_its_state() -> None:

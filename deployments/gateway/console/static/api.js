@@ -14,7 +14,10 @@ export const key = () => document.getElementById("key").value.trim();
 async function asked(method, path, body) {
   const headers = { authorization: `Bearer ${key()}` };
   if (body !== undefined) headers["content-type"] = "application/json";
-  const response = await fetch(`../v1/${path}`, { method, headers, body: body === undefined ? body : JSON.stringify(body) });
+  const sent = { method, headers, body: body === undefined ? body : JSON.stringify(body) };
+  const response = await fetch(`../v1/${path}`, sent).catch(() => {
+    throw Object.assign(new Error("The gateway does not answer; try again."), { status: 0 });
+  });
   if (!response.ok) throw Object.assign(new Error(await refusal(response)), { status: response.status });
   return response;
 }
