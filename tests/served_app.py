@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from integration.server import free_port
 from shell import Handle, Replica, application, family
+from starlette.types import ASGIApp
 
 from cluster.access import SCOPES, Grant
 from cluster.family import Family
@@ -30,6 +31,7 @@ class Served:
     key: str
     folder: Path
     gateway: Gateway
+    app: ASGIApp
     loop: asyncio.AbstractEventLoop
 
     @property
@@ -72,19 +74,21 @@ def served(folder: Path, parts: dict[str, Any] | None = None, **config: Any) -> 
 
 
 def _server(config: dict[str, Any]) -> uvicorn.Server:
-    words = {"host": "127.0.0.1", "port": free_port(), "lifespan": "off", "log_config": None, **config}
-    return uvicorn.Server(uvicorn.Config("", **words, timeout_graceful_shutdown=1))
+    """Without a log of its own, as Serve runs it."""
+    words = {"host": "127.0.0.1", "port": free_port(), "lifespan": "off", **config}
+    return uvicorn.Server(uvicorn.Config("", log_config=None, access_log=False, timeout_graceful_shutdown=1, **words))
 
 
 async def _run(spec: Family, folder: Path, server: uvicorn.Server, ready: list[Served], begun: threading.Event) -> None:
     handle = Handle(await Replica.started(spec))
     for tier in spec.tiers:
         seen.publish(tier, (seen.SeenReplica(replica_id=f"{tier}-1", metrics_address=""),))
-    gateway, server.config.app, _ = await application(spec, dict.fromkeys(spec.tiers, handle), background=True)
+    gateway, app, _ = await application(spec, dict.fromkeys(spec.tiers, handle), background=True)
+    server.config.app = app
     key, _ = gateway._keys.create("all", 0.0, None, Grant(scopes=tuple(SCOPES)))
     port, loop = server.config.port, asyncio.get_running_loop()
     url = f"http://127.0.0.1:{port}"
-    ready.append(Served(url=url, port=port, key=key, folder=folder, gateway=gateway, loop=loop))
+    ready.append(Served(url=url, port=port, key=key, folder=folder, gateway=gateway, app=app, loop=loop))
 
     async def announced() -> None:
         while not server.started:

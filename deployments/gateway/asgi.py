@@ -1,27 +1,42 @@
 """What every route of the gateway shares: request ids, bounded bodies, keys, and OpenAI's error object."""
 
+import asyncio
+import contextlib
 import json
 import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.access import KeyRecord, refusal
-from cluster.errors import BodyTooLarge, ConfigurationError, InvalidRequest, MorayError, Unauthorized
+from cluster.errors import (
+    BodyTooLarge,
+    ConfigurationError,
+    HeadersTooLarge,
+    InvalidRequest,
+    MorayError,
+    TooSlow,
+    Unauthorized,
+)
 from deployments.gateway.wire import error_body, error_headers
 from deployments.log import event
-from deployments.stores.key_rows import KeyRows
+from deployments.stores.key_rows import PREFIX, KeyRows, masked
 
 log = logging.getLogger("ray.serve")
 REQUEST_ID = "moray.request_id"
 LOG_FIELDS = "moray.log_fields"  # what a route has to say in the request's line of the log
 HEADERS = "moray.headers"  # a list, to be filled before the answer begins: headers of whatever it is
-_SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_SAFE_ID = re.compile(rf"(?!.*{PREFIX})[A-Za-z0-9._:-]{{1,128}}".encode())  # a key in the wrong place is none
+MOST_HEADERS = 128
+LONGEST_HEAD_BYTES = 32_768
+MOST_DIGITS = 20  # of a length that is declared
+FIRST_S = 30.0  # that a body may take
+SLOWEST_BYTES_PER_S = 65_536  # and beyond, for each byte that it may have
 Header = tuple[bytes, bytes]
 
 
@@ -69,6 +84,7 @@ class Envelope:
             await send(message)
 
         try:
+            _bound_head(scope)
             await self._app(scope, receive, watched)
         except Exception as error:
             told = _told(error, scope[REQUEST_ID])
@@ -82,18 +98,30 @@ class Envelope:
                 "request",
                 request_id=scope[REQUEST_ID],
                 method=scope["method"],
-                path=scope["path"],
+                path=masked(scope["path"]),
                 status=status,
                 seconds=round(time.monotonic() - begun_s, 3),
                 **scope.get(LOG_FIELDS, {}),
             )
 
 
+def _bound_head(scope: Scope) -> None:
+    """Raises HeadersTooLarge. Servers bound less, or nothing."""
+    headers = scope["headers"]
+    size = sum(len(name) + len(value) for name, value in headers)
+    size += len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
+    if size > LONGEST_HEAD_BYTES or len(headers) > MOST_HEADERS:
+        raise HeadersTooLarge(
+            f"headers: {len(headers)} of them, {size} bytes with the address; at most {MOST_HEADERS} and "
+            f"{LONGEST_HEAD_BYTES} bytes are accepted; send less"
+        )
+
+
 def _told(error: Exception, request_id: str) -> MorayError:
     """What the client may know: an error of ours as it is, but for those that speak of the operator's files."""
     if isinstance(error, MorayError) and not isinstance(error, ConfigurationError):
         # What is wrong with a request quotes it, and prompts have no place in logs: its client alone is told.
-        why = {} if isinstance(error, InvalidRequest) else {"why": error.message}
+        why = {} if isinstance(error, InvalidRequest) else {"why": masked(error.message)}
         event(log, logging.INFO, "refused", request_id=request_id, code=error.code, **why)
         return error
     log.error("request_id=%s", request_id, exc_info=error)
@@ -111,7 +139,10 @@ def authorize(scope: Scope, keys: KeyRows) -> KeyRecord:
 
 def known(scope: Scope, keys: KeyRows) -> KeyRecord:
     """The key that a request carries, whatever it may do. Raises Unauthorized, Unavailable."""
-    scheme, _, secret = header(scope, b"authorization").partition(b" ")
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(given) > 1:  # which of them counts is what a proxy before us may see otherwise
+        raise Unauthorized("authorization: given twice; one API key is allowed; send one")
+    scheme, _, secret = (given[0] if given else b"").partition(b" ")
     if scheme.lower() != b"bearer" or not secret:
         raise Unauthorized(
             "authorization: no API key; send the header `Authorization: Bearer sk-moray-...`; "
@@ -124,10 +155,28 @@ def known(scope: Scope, keys: KeyRows) -> KeyRecord:
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
-    """The whole body. Raises BodyTooLarge before reading where the length is declared, else while reading."""
+    """The whole body. Raises BodyTooLarge before reading where the length is declared, else while reading; TooSlow."""
     declared = header(scope, b"content-length")
-    if declared.isdigit() and int(declared) > limit_bytes:
-        raise _too_large(int(declared), limit_bytes)
+    if declared.isdigit() and (len(declared) > MOST_DIGITS or int(declared) > limit_bytes):
+        raise _too_large(declared.decode()[:MOST_DIGITS], limit_bytes)
+    async with in_time(limit_bytes):
+        return await _read(receive, limit_bytes)
+
+
+@contextlib.asynccontextmanager
+async def in_time(limit_bytes: int) -> AsyncIterator[None]:
+    """For what reads a body of so many bytes at most. Raises TooSlow."""
+    seconds = FIRST_S + limit_bytes / SLOWEST_BYTES_PER_S
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TooSlow(f"body: not there after {seconds:.0f} s; so long is allowed; send it faster") from None
+
+
+async def _read(receive: Receive, limit_bytes: int) -> bytes:
     message = await receive()
     body: bytes = message.get("body", b"")
     if not message.get("more_body"):
@@ -147,5 +196,5 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _too_large(size_bytes: int, limit_bytes: int) -> BodyTooLarge:
+def _too_large(size_bytes: object, limit_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"body: {size_bytes} bytes; at most {limit_bytes} are accepted; shorten the request")

@@ -18,7 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from cluster.errors import BodyTooLarge, InvalidRequest, Unavailable
-from deployments.gateway.asgi import read_body
+from deployments.gateway.asgi import in_time, read_body
 from deployments.gateway.body import bound_structure, distinct
 
 MOST_FILES = 16
@@ -34,7 +34,7 @@ async def fields(
 ) -> AsyncIterator[dict[str, Any]]:
     """Files are UploadFile, for the length of the block. With `data_urls` what is no file may be as large.
 
-    Raises InvalidRequest, BodyTooLarge, Unavailable.
+    Raises InvalidRequest, BodyTooLarge, TooSlow, Unavailable.
     """
     most = max_input_bytes + max_body_bytes
     if not request.headers.get("content-type", "").lower().startswith(_FORM):
@@ -44,7 +44,8 @@ async def fields(
     parser = _Form(request.headers, _bounded(request.stream(), most), max_files=MOST_FILES, max_fields=MOST_FIELDS)
     parser.most_fields_bytes = parser.max_part_size = most if data_urls else max_body_bytes
     try:
-        form = await parser.parse()
+        async with in_time(most):
+            form = await parser.parse()
     except MultiPartException as error:
         raise _no_form(error.message) from None
     except (ValueError, KeyError) as error:

@@ -14,6 +14,7 @@ from cluster.errors import MethodNotAllowed, MorayError, NotFound, Overloaded, Q
 from cluster.family import Auto, Family, Tier, Video
 from cluster.request import Chat, Piece, Served, TokenLogprob, ToolCall, Usage
 from deployments.gateway.chat_request import parse_chat
+from deployments.stores.key_rows import masked
 
 __all__ = [
     "ChatRendering",
@@ -116,7 +117,12 @@ def usage_event(head: str, chat: Chat, usage: Usage) -> bytes:
 def error_body(error: Exception) -> bytes:
     """OpenAI's error object. Of an error that is not ours nothing leaks: it is for the log."""
     known = error if isinstance(error, MorayError) else MorayError("server: unexpected failure; try again later")
-    fields = {"message": known.message, "type": known.type, "param": known.param, "code": known.code}
+    fields = {
+        "message": masked(known.message),
+        "type": known.type,
+        "param": known.param and masked(known.param),
+        "code": known.code,
+    }
     return dumps({"error": fields}).encode("ascii")
 
 

@@ -7,6 +7,7 @@ choose the hash that is compared. Times are Unix seconds, given by the caller.
 
 import abc
 import hashlib
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
@@ -17,6 +18,7 @@ from cluster.errors import Conflict, InvalidRequest, NotFound
 from deployments.stores.key_lists import KeysAsked, Project, part, where_of
 
 PREFIX = "sk-moray-"
+_SECRET = re.compile(rf"{PREFIX}[\w-]*")
 MOST_S = 100 * 366 * 86_400.0  # from now on, of what ends
 COLUMNS = ("id", "name", "plan", "created_s", "revoked_s", "org", "project", "scopes", "expires_s")
 ALL = ", ".join(COLUMNS)
@@ -223,6 +225,11 @@ class KeyRows(abc.ABC):
 def unsecret(said: str) -> str:
     """What may be shown and kept of what somebody called a key: a secret may be, or be in, what they say."""
     return said if PREFIX not in said else f"{PREFIX}..."
+
+
+def masked(said: str) -> str:
+    """With no secret in it, for what is shown or kept of anything that a caller says."""
+    return said if PREFIX not in said else _SECRET.sub(f"{PREFIX}...", said)
 
 
 def sha256(secret: str) -> bytes:
