@@ -15,7 +15,7 @@ from cluster.errors import MorayError
 from cluster.family import Family
 from cluster.request import Chat, FinishReason, Piece, ToolCall, Usage
 from deployments import seen
-from deployments.gateway.wire import ChatRendering
+from deployments.gateway.text_wire import rendering
 from deployments.stores.keys import KEYS_FILE, KeyStore
 from deployments.stream import Outcome
 
@@ -116,12 +116,12 @@ class Replies:
         await self.may_end.wait()
         if self.error is not None:
             return Outcome(error=self.error)
-        body = ChatRendering(chat).whole("".join(self.texts), (), self.last, USAGE)
+        body = rendering(chat, "", None).whole("".join(self.texts), (), self.last, USAGE)
         return Outcome(body=body, usage=USAGE, total_s=1.0)
 
     async def stream(self, chat: Chat) -> AsyncIterator[tuple[bytes, tuple[int, ...]] | Outcome]:
         self.asked.append(chat)
-        render = ChatRendering(chat)
+        render = rendering(chat, "", None)
         yield render.role(), ()
         for index, text in enumerate(self.texts):
             await asyncio.sleep(self.step_s)

@@ -15,7 +15,7 @@ from deployments.gateway.sampled import MOST_CHOICES, Sampled, refuse_repeated_k
 
 MAX_TOKENS = 16  # where none are given, as in the API
 _MOST_ID = 2**31 - 1
-_ALLOWED = f"text, a list of token ids, or a list of up to {MOST_CHOICES} of them is allowed, none empty; mend the prompt"
+_ALLOWED = f"text, a list of token ids, or a list of up to {MOST_CHOICES} of them, none empty, is allowed; mend it"
 _IDS: Any = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _MOST_ID}}
 _ONE: Any = {"anyOf": [{"type": "string"}, _IDS]}
 _PROMPTS = WithJsonSchema({"anyOf": [*_ONE["anyOf"], {"type": "array", "items": _ONE, "maxItems": MOST_CHOICES}]})
@@ -78,8 +78,8 @@ def _prompt(given: object) -> Prompt | None:
 def _refuse_contradictions(asked: CompletionBody, chat: Chat) -> None:
     if asked.best_of is not None and asked.best_of != chat.choices:
         raise InvalidRequest(
-            f"best_of: given {asked.best_of} beside n {chat.choices}; as many as n are allowed, no answer is made to be "
-            "left out; leave it out",
+            f"best_of: given {asked.best_of} beside n {chat.choices}; as many as n are allowed, no answer is made to "
+            "be left out; leave it out",
             param="best_of",
             code=UNSUPPORTED,
         )

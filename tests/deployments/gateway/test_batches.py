@@ -19,7 +19,7 @@ from deployments.gateway.batch_lines import lines_of
 from deployments.gateway.objects_wire import DAY_S
 from deployments.stores.keys import KEYS_FILE, KeyStore
 
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+CHAT, RESPONSES, TEXT = "/v1/chat/completions", "/v1/responses", "/v1/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 
@@ -40,7 +40,8 @@ async def here(tmp_path: Path, replies: Replies) -> AsyncIterator[Served]:
 
 
 def line(custom_id: str, url: str = CHAT, **body: Any) -> dict[str, Any]:
-    said = {"input": custom_id} if url == RESPONSES else {"messages": [{"role": "user", "content": custom_id}]}
+    chat = [{"role": "user", "content": custom_id}]
+    said = {RESPONSES: {"input": custom_id}, TEXT: {"prompt": custom_id}, CHAT: {"messages": chat}}[url]
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": {"model": "mini", **said, **body}}
 
 
@@ -92,6 +93,20 @@ async def test_responses_are_answered_and_kept_too(here: Served) -> None:
     assert done.usage.total_tokens == 14
 
 
+async def test_lines_may_go_on_with_text_and_have_several_answers(here: Served, replies: Replies) -> None:
+    made = await begin(here.client, line("a", TEXT), line("b", TEXT, n=3), line("c", TEXT, prompt=[]), url=TEXT)
+    done = await over(here.client, made)
+    answers, errors = await told(here.client, done.output_file_id), await told(here.client, done.error_file_id)
+    assert [choice["text"] for choice in answers["a"]["response"]["body"]["choices"]] == ["Hello"]
+    assert [choice["index"] for choice in answers["b"]["response"]["body"]["choices"]] == [0, 1, 2]
+    assert errors["c"]["response"]["body"]["error"]["param"] == "prompt"
+    assert done.usage is not None
+    assert (done.usage.input_tokens, done.usage.output_tokens) == (8, 40)
+    chats = await over(here.client, await begin(here.client, line("a", n=2)))
+    assert chats.usage is not None
+    assert (chats.usage.input_tokens, chats.usage.output_tokens) == (4, 20)
+
+
 async def test_what_a_line_got_wrong_is_told_in_the_file_of_errors(here: Served) -> None:
     made = await begin(here.client, line("good"), line("hot", temperature=9), line("who", model="nobody"))
     done = await over(here.client, made)
@@ -128,7 +143,7 @@ async def test_what_cannot_be_a_batch_is_refused(here: Served) -> None:
     other = await here.client.files.create(file=("a", b"x"), purpose="user_data")
     endpoint: Any
     for endpoint, file_id, param in (
-        ("/v1/embeddings", other.id, "endpoint"),
+        ("/v1/moderations", other.id, "endpoint"),
         (CHAT, other.id, "input_file_id"),
         (CHAT, "file-none", None),
     ):

@@ -31,7 +31,7 @@ SERVED: dict[str, Any] = {
     "top_logprobs": 3,
     "stream": True,
     "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-    "n": 1,
+    "n": 2,
     "user": "u",
     "metadata": {"a": "b"},
     "safety_identifier": "s",
@@ -59,7 +59,6 @@ REFUSED: dict[str, Any] = {
     "web_search_options": {},
     "moderation": {"model": "m"},
     "store": True,
-    "n": 2,
     "prompt_cache_options": {"mode": "explicit"},
     "prompt_cache_retention": "24h",
 }
@@ -122,6 +121,7 @@ def test_a_full_request_becomes_a_chat() -> None:
         created_s=1_790_000_000,
         service_class="flex",
         effort="high",
+        choices=2,
         tools=(Tool(name="look_up", description="Looks up.", parameters=json.dumps(ARGUMENTS, separators=(",", ":"))),),
     )
 
@@ -242,7 +242,7 @@ def test_a_wrong_value_is_refused_with_its_place(fields: dict[str, Any], param: 
     ("message", "param"),
     [
         (
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            {"role": "user", "content": [{"type": "refusal", "refusal": "no"}]},
             "messages[0].content[0].type",
         ),
         (
