@@ -10,7 +10,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
-from cluster.request import Chat, Usage
+from cluster.request import Chat, Prompt, Usage
 from deployments.gateway.asked import Asked, Place
 from deployments.gateway.rescue import Course, Courses
 from deployments.gateway.wire import DONE, counts, dumps
@@ -19,7 +19,7 @@ from deployments.stream import Outcome
 
 def each(chat: Chat) -> tuple[Chat, ...]:
     """A chat per answer, in the order of their indices: all to the first prompt, then all to the next."""
-    prompts = [(prompt,) for prompt in chat.prompts] or [()]
+    prompts: list[tuple[Prompt, ...]] = [(prompt,) for prompt in chat.prompts] or [()]
     return tuple(
         replace(
             chat,

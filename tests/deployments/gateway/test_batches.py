@@ -41,8 +41,8 @@ async def here(tmp_path: Path, replies: Replies) -> AsyncIterator[Served]:
 
 def line(custom_id: str, url: str = CHAT, **body: Any) -> dict[str, Any]:
     chat = [{"role": "user", "content": custom_id}]
-    said = {RESPONSES: {"input": custom_id}, TEXT: {"prompt": custom_id}, CHAT: {"messages": chat}}[url]
-    return {"custom_id": custom_id, "method": "POST", "url": url, "body": {"model": "mini", **said, **body}}
+    bodies: dict[str, Any] = {RESPONSES: {"input": custom_id}, TEXT: {"prompt": custom_id}, CHAT: {"messages": chat}}
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": {"model": "mini", **bodies[url], **body}}
 
 
 async def begin(client: AsyncOpenAI, *lines: Any, url: Any = CHAT, **more: Any) -> Batch:
