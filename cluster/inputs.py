@@ -15,13 +15,14 @@ Input = Literal["image", "audio", "video"]
 Detail = Literal["auto", "low", "high"]
 HZ = 16_000  # of sound; samples have 16 bits, one channel
 FRAMES_PER_S = 2  # of a clip
+MOST_SENT = 32  # parts beside text, of a request
 LEAST_IMAGE_TOKENS = 4  # smaller images are scaled up by those who count patches
 _AROUND = 2  # tokens that begin and end an input
 _FRAMES_PER_PATCH = 2  # of a clip: two frames are one patch in time
 
 
 class InputTokens(Closed):
-    """How the tier's model counts: an image as squares of `patch_px` pixels, or as `per_image` tokens whatever its size.
+    """How the tier's model counts: an image by squares of `patch_px` pixels, or as `per_image` tokens of any size.
 
     The defaults are those of Qwen2-VL and Qwen2.5-VL (a token per 28 x 28 pixels; of a clip, per two frames) and of
     Qwen2-Audio (a token per 40 ms), as their reports say. Qwen3-VL has patch_px 32, LLaVA 1.5 per_image 576.

@@ -30,7 +30,8 @@ class Wish:
     """What a request asks. `floor`: the lowest tier that may serve it. The ceiling is on the output price of a tier.
 
     `tools`, `structured`, `forced`: only a tier whose engine can may serve it, asked by name or chosen. `forced` is the
-    parameter that holds calls to a form. So with `inputs`: kinds, and the parameter of the first of each. `effort` is for plain names: no tier reasons more or less than it does.
+    parameter that holds calls to a form. `effort` is for plain names: no tier reasons more or less than it does.
+    `inputs`: what the tier must take beside text, each with the parameter of the first.
     """
 
     model: str

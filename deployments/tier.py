@@ -124,6 +124,7 @@ class TierReplica:
         key = f"{chat.request_id}/{next(self._numbers)}"  # callers may send one request id many times
         try:
             self._refuse(chat)
+            self._refuse_inputs(chat)
             prompt = self._prompt(chat)
             answer.prompt_tokens = len(prompt)
             generation = Generation(
@@ -134,6 +135,7 @@ class TierReplica:
                 domain=chat.domain,
                 priority=chat.priority,
                 tools=chat.tools,
+                media=tuple(media for message in chat.messages for media in message.media),
                 cache_salt=chat.cache_salt,
             )
             self._engine.submit(generation, self._metrics.watch(answer.emit))
@@ -163,6 +165,15 @@ class TierReplica:
             if wanted and not getattr(self._engine, name):
                 raise InvalidRequest(
                     f"{param}: given; the engine of tier {self._tier} serves none; leave it out, or name another tier",
+                    param=param,
+                )
+
+    def _refuse_inputs(self, chat: Chat) -> None:
+        for kind, param in chat.inputs.items():
+            if kind not in self._engine.inputs:
+                takes = " and ".join(("text", *self._engine.inputs))
+                raise InvalidRequest(
+                    f"{param}: given; the engine of tier {self._tier} takes {takes}; leave it out, or name another",
                     param=param,
                 )
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.inputs import Input
 from cluster.request import Generation, Message, Piece, Tool
 
 Emit = Callable[[Piece], None]
@@ -54,8 +55,8 @@ class Engine(Protocol):
     `label` is empty for a real engine; the simulated one says so there, and every response carries it. `structured`:
     answers can be held to a JSON schema. `embeds`: how long the vectors of prompts are, 0 where it makes none. `tools`:
     calls of tools are written into prompts and found in answers; `forced_tools`: they can be demanded, counted, and
-    held to the tools' parameters. The replica refuses what its engine cannot do, with InvalidRequest, before it reaches
-    the engine.
+    held to the tools' parameters. `inputs`: what it takes beside text. The replica refuses what its engine cannot do,
+    with InvalidRequest, before it reaches the engine.
     """
 
     label: str
@@ -65,13 +66,18 @@ class Engine(Protocol):
     forced_tools: bool
 
     @property
+    def inputs(self) -> tuple[Input, ...]: ...
+
+    @property
     def embeds(self) -> int: ...
 
     async def start(self) -> None:
         """Load and warm up. Raises CheckpointError."""
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        """The chat template applied and tokenized. What is far too long is refused early: ContextTooLong."""
+        """The chat template applied and tokenized, media as placeholders. What is far too long is refused early:
+        ContextTooLong.
+        """
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """As the tokenizer reads it by itself, special tokens included. Raises ContextTooLong, InvalidRequest."""

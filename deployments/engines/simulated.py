@@ -25,6 +25,7 @@ from cluster.batching import chunk_tokens
 from cluster.cost import prefill_us_per_token, service, step_ms
 from cluster.errors import ContextTooLong, EngineFailed, InvalidRequest, Overloaded
 from cluster.family import Tier
+from cluster.inputs import tokens_of
 from cluster.request import FinishReason, Generation, Message, Piece, TokenLogprob, Tool, Usage
 from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.text import TextStream
@@ -35,10 +36,13 @@ FADE = 0.98  # per step
 _PIECE = re.compile(r"\S{1,4}")
 
 
-def _pieces(messages: Sequence[Message]) -> Iterator[str]:
+def _pieces(messages: Sequence[Message], tier: Tier) -> Iterator[str]:
     for message in messages:
         yield message.role
         yield from (found[0] for found in _PIECE.finditer(message.content))
+        for media in message.media:
+            data = crc32(b"".join((*media.pictures, media.sound)))
+            yield from (f"{data:08x}-{n}" for n in range(tokens_of(media, tier.input_tokens, tier.inputs)))
 
 
 def word(seed: int, position: int) -> str:
@@ -113,6 +117,7 @@ class SimulatedEngine:
 
     def __init__(self, tier: Tier) -> None:
         self.context_tokens = tier.context_tokens
+        self.inputs = tier.inputs
         self._tier = tier
         self._service = service(tier, "", chunking="slack")  # the promise is that of its start
         self._waiting: dict[str, _Sequence] = {}
@@ -129,8 +134,12 @@ class SimulatedEngine:
         self._loop = asyncio.get_running_loop()
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        """One token for each message's role and one for every four characters of a word, as its checksum."""
-        return self._tokens(_pieces(messages), sum(len(message.content) for message in messages), "messages")
+        """One token for each message's role and one for every four characters of a word, as its checksum.
+
+        Of an input as many as the gateway guesses: it is read by nobody.
+        """
+        pieces = _pieces(messages, self._tier)
+        return self._tokens(pieces, sum(len(message.content) for message in messages), "messages")
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         return self._tokens((found[0] for found in _PIECE.finditer(text)), len(text), "prompt")

@@ -101,8 +101,8 @@ class Gateway:
         kept = journal_of(family, self._id, self._metrics), Quotas(limits, self._metrics)
         bookings, booked = Bookings(*kept), VideoBookings(*kept, self._keys, lambda: self._family)
         self._admin = Admin(lambda: self._family, self._keys, usage_of(family), limits)
-        shared = self._courses, self._keys, self._metrics, bookings
-        self._chat = ChatCompletions(*shared, clock, Tracer(family))
+        self._chat = ChatCompletions(self._courses, self._keys, self._metrics, bookings, clock, Tracer(family))
+        self._chat.inputs.file_of = self._api_files.read
         self._runs = Runs(self._chat, objects, keyed(self._keys))
         self._responses = Responses(family.gateway, self._chat, objects, self._runs)
         self._conversations = Conversations(family.gateway, objects)

@@ -24,11 +24,12 @@ from deployments.gateway.booking import Bookings
 from deployments.gateway.chat_request import ChatBody
 from deployments.gateway.choices import Choices, opened
 from deployments.gateway.description import JSON, SSE, Described
+from deployments.gateway.inputs import Inputs
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Course, Courses
 from deployments.gateway.tracing import Tracer
 from deployments.gateway.wire import error_event, parse_chat
-from deployments.gateway.wishes import WISHES, Estimates, hint_of, plan_of, range_of, wish_of
+from deployments.gateway.wishes import WISHES, Estimates, beside_text, hint_of, plan_of, range_of, wish_of
 from deployments.log import event
 from deployments.stores.key_rows import KeyRows
 from deployments.stores.keys import KeyRecord
@@ -80,6 +81,7 @@ class ChatCompletions:
         self._metrics = metrics
         self._clock = clock  # that of the desk
         self._estimates = Estimates()
+        self.inputs = Inputs()
 
     @property
     def _family(self) -> Family:
@@ -98,6 +100,7 @@ class ChatCompletions:
             account.key = record.id
             plan = plan_of(record, self._family)
             chat = given.chat if given else await self._read(scope, receive, parse)
+            chat = await self.inputs.read(chat, wish_of(scope, chat, 1), plan, self._family, record.id)
             domain = domain_of(hint_of(scope), chat.messages, self._family.personas)
             last = given is not None and given.last
             chat = replace(chat, domain=domain, service_class=served_in(chat.service_class, plan, last=last))
@@ -139,7 +142,8 @@ class ChatCompletions:
         """What the desk decides on. Everything that the caller got wrong is told here."""
         family = self._family
         named = family.tier_of(chat.model) or (family.auto.default if family.auto else None)
-        prompts = self._estimates.prompts(named, chat)
+        beside = beside_text(chat, family.tiers[named]) if named else 0
+        prompts = tuple(tokens + beside for tokens in self._estimates.prompts(named, chat))
         tiers = range_of(wish_of(scope, chat, max(prompts)), plan, family)
         spare = given is not None and given.spare
         if spare or _flexible(chat):

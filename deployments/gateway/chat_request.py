@@ -9,11 +9,13 @@ and numbers; a second, plain pass over valid bodies refuses a key given twice, o
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag, ValidationError
+from pydantic import Field, ValidationError
 
 from cluster.errors import InvalidRequest
+from cluster.inputs import Sent
 from cluster.request import Chat, Effort, Message, Sampling
 from deployments.gateway.body import Strict, bound_structure, only, refusal
+from deployments.gateway.chat_parts import Content, bounded, text_of
 from deployments.gateway.sampled import Sampled, Tokens, refuse_repeated_keys, sampling_of, told_of
 from deployments.gateway.schemas import Format, json_schema
 from deployments.gateway.tools import Calls, Id, Tools, calls_of, check_calls, counted, offered
@@ -24,36 +26,14 @@ EFFORTS: Mapping[str | None, Effort | None] = {
     **dict.fromkeys(("none", "minimal", "low")),  # no tier reasons apart from its answer: that is little enough
     **{effort: effort for effort in get_args(Effort)},
 }
-_STRING, _PARTS = "<string>", "<parts>"
-
-
-def _kind(content: object) -> str | None:
-    return _STRING if isinstance(content, str) else _PARTS if isinstance(content, list) else None
 
 
 Nothing = Annotated[Any, only()]
 
 
-class _Part(Strict):
-    type: Annotated[str, only("text")]
-    text: str
-    prompt_cache_breakpoint: Nothing = None
-
-
-_Content = Annotated[
-    Annotated[str, Tag(_STRING)]
-    | Annotated[list[_Part], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True), Tag(_PARTS)],
-    Discriminator(
-        _kind,
-        custom_error_type="content_type",
-        custom_error_message='a string or a list of {"type": "text"} parts is allowed',
-    ),
-]
-
-
 class _Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: _Content | None = None
+    content: Content | None = None
     name: str | None = None
     tool_calls: Calls | None = None
     tool_call_id: Id | None = None
@@ -106,7 +86,8 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
         raise refusal(error, ChatBody.model_fields) from None
     refuse_repeated_keys(body)
     _refuse_contradictions(asked)
-    messages = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(asked.messages))
+    read = [_message(message, index) for index, message in enumerate(asked.messages)]
+    messages = tuple(message for message, _ in read)
     check_calls(messages)
     tools, schema = offered(asked.tools or (), asked.tool_choice), json_schema(asked.response_format)
     if asked.ignore_eos and schema is not None:
@@ -119,6 +100,7 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
         **told_of(asked),
         request_id=request_id,
         messages=messages,
+        sent=bounded([one for _, sent in read for one in sent]),
         sampling=_sampling(asked, seed, schema, bool(tools)),
         effort=EFFORTS.get(asked.reasoning_effort),
         tools=tools,
@@ -126,19 +108,20 @@ def parse_chat(body: bytes, request_id: str, created_s: int, seed: int) -> Chat:
     )
 
 
-def _message(asked: _Message, where: str) -> Message:
+def _message(asked: _Message, index: int) -> tuple[Message, list[Sent]]:
     if asked.content is None and not asked.tool_calls:
-        param = f"{where}.content"
+        param = f"messages[{index}].content"
         raise InvalidRequest(
             f"{param}: not given; text is needed, but where an assistant called tools; add it", param=param
         )
-    content = asked.content or ""
-    return Message(
+    content, sent = text_of(asked.content, asked.role, index)
+    message = Message(
         role=asked.role,
-        content=content if isinstance(content, str) else "\n".join(part.text for part in content),
+        content=content,
         tool_calls=calls_of(asked.tool_calls or ()),
         tool_call_id=asked.tool_call_id,
     )
+    return message, sent
 
 
 def _sampling(asked: ChatBody, seed: int, schema: str | None, tools: bool) -> Sampling:

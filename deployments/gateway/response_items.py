@@ -1,14 +1,16 @@
 """Items of responses and conversations: as clients send them, as they are kept, and as messages of a chat.
 
-Kept items have every field of the API. Text, functions' calls and their outputs are served; whatever else the API has
-is refused by name.
+Kept items have every field of the API. Text, images, sound, files, functions' calls and their outputs are served;
+whatever else the API has is refused by name.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
+from cluster.inputs import Detail
 from deployments.gateway.body import UNSUPPORTED, Name, Strict, only
 from deployments.gateway.chat_request import MOST_MESSAGES
 from deployments.gateway.tools import Id
@@ -26,17 +28,39 @@ class _Text(Strict):
     prompt_cache_breakpoint: Nothing = None
 
 
+class _Part(Strict):
+    type: Annotated[str, only("input_text", "output_text", "input_image", "input_file", "input_audio")]
+    text: str | None = None
+    image_url: Annotated[str, Field(min_length=1)] | None = None
+    detail: Detail | None = None
+    file_data: Annotated[str, Field(min_length=1)] | None = None
+    file_id: str | None = None
+    filename: str | None = None
+    input_audio: dict[str, str] | None = None
+    file_url: Nothing = None
+    annotations: Annotated[Any, only([])] = None
+    logprobs: Any = None
+    prompt_cache_breakpoint: Nothing = None
+
+    @model_validator(mode="after")
+    def whole(self) -> "_Part":
+        needed = {"input_image": "image_url", "input_audio": "input_audio"}.get(self.type, "text")
+        if self.type != "input_file" and getattr(self, needed) is None:
+            raise PydanticCustomError("incomplete", "{needed} is needed in a part of this type", {"needed": needed})
+        return self
+
+
 def _form(content: object) -> str | None:
     return "<string>" if isinstance(content, str) else "<parts>" if isinstance(content, list) else None
 
 
-_Parts = Annotated[list[_Text], Field(max_length=MOST_ITEMS, fail_fast=True)]
-_Content = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[_Parts, Tag("<parts>")],
-    Discriminator(
-        _form, custom_error_type="content_type", custom_error_message="a string or a list of parts is allowed"
-    ),
-]
+_form_of = Discriminator(
+    _form, custom_error_type="content_type", custom_error_message="a string or a list of parts is allowed"
+)
+_Texts = Annotated[list[_Text], Field(max_length=MOST_ITEMS, fail_fast=True)]
+_Parts = Annotated[list[_Part], Field(max_length=MOST_ITEMS, fail_fast=True)]
+_Told = Annotated[Annotated[str, Tag("<string>")] | Annotated[_Texts, Tag("<parts>")], _form_of]
+_Content = Annotated[Annotated[str, Tag("<string>")] | Annotated[_Parts, Tag("<parts>")], _form_of]
 
 
 class _Message(Strict):
@@ -63,7 +87,7 @@ class _Call(Strict):
 class _Output(Strict):
     type: Literal["function_call_output"]
     call_id: Id
-    output: _Content
+    output: _Told
     id: Id | None = None
     status: Any = None
     caller: Nothing = None
@@ -110,7 +134,7 @@ def _kept(item: Any, suffix: str) -> Item:
     match item:
         case _Message():
             kind = "output_text" if item.role == "assistant" else "input_text"
-            content = [_text(kind, text) for text in _texts(item.content)]
+            content = [_part(kind, part) for part in _parts(item.content)]
             head = {"id": f"msg_{suffix}", "type": "message", "role": item.role}
             return {**head, "status": "completed", "content": content}
         case _Call():
@@ -130,6 +154,14 @@ def call_item(item_id: str, call_id: str, name: str, arguments: str, status: str
 
 def _texts(content: str | Sequence[_Text]) -> list[str]:
     return [content] if isinstance(content, str) else [part.text for part in content]
+
+
+def _parts(content: str | Sequence[_Part]) -> Sequence[_Part]:
+    return [_Part(type="input_text", text=content)] if isinstance(content, str) else content
+
+
+def _part(kind: str, part: _Part) -> Item:
+    return part.model_dump(exclude_none=True) if part.text is None else _text(kind, part.text)
 
 
 def _text(kind: str, text: str) -> Item:
@@ -158,7 +190,22 @@ def messages_of(items: Iterable[tuple[Item, str]]) -> tuple[list[Item], list[str
 def _message(item: Item) -> Item:
     if item["type"] == "function_call_output":
         return {"role": "tool", "tool_call_id": item["call_id"], "content": _joined(item["output"])}
-    return {"role": item["role"], "content": _joined(item["content"])}
+    content = item["content"]
+    if isinstance(content, str) or all("text" in part for part in content):
+        return {"role": item["role"], "content": _joined(content)}
+    return {"role": item["role"], "content": [_chats(part) for part in content]}
+
+
+def _chats(part: Item) -> Item:
+    """A part as chats have it."""
+    match part["type"]:
+        case "input_image":
+            return {"type": "image_url", "image_url": {"url": part["image_url"], "detail": part.get("detail")}}
+        case "input_file":
+            return {"type": "file", "file": {key: part.get(key) for key in ("file_data", "file_id", "filename")}}
+        case "input_audio":
+            return {"type": "input_audio", "input_audio": part["input_audio"]}
+    return {"type": "text", "text": part["text"]}
 
 
 def _joined(content: str | Sequence[Item]) -> str:

@@ -8,6 +8,7 @@ served, accepted because it changes no answer, or refused by name.
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -179,13 +180,14 @@ def chat_of(body: dict[str, Any], origins: Sequence[str], request_id: str, now_s
     """Raises InvalidRequest, in the words of this API."""
     streamed = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     try:
-        return parse_chat(json.dumps(body | streamed).encode(), request_id, now_s, 0)
+        chat = parse_chat(json.dumps(body | streamed).encode(), request_id, now_s, 0)
     except InvalidRequest as error:
         if error.param is not None:
             told = _renamed(error.param, origins)
             error.message = told + error.message.removeprefix(error.param)
             error.param = told
         raise
+    return replace(chat, sent=tuple(replace(one, where=_renamed(one.where, origins)) for one in chat.sent))
 
 
 def _tool(tool: _Tool) -> dict[str, Any]:
@@ -207,11 +209,20 @@ def _format(asked: _Format) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": named}
 
 
+# What a chat calls its parts: image_url.url, file.file_data. Its other names are no name here.
+_PART = re.compile(r"^(\.content\[\d+\])(?:\.(image_url|input_audio)\.\w+|\.file(\.\w+)?|(\.type))?.*|^.*$", re.DOTALL)
+
+
+def _place(found: re.Match[str]) -> str:
+    part, named, file, kind = found.groups()
+    return "" if part is None else part + (f".{named}" if named else file or kind or "")
+
+
 def _renamed(param: str, origins: Sequence[str]) -> str:
     """A parameter of a chat, as this API has it."""
     found = re.match(r"messages\[(\d+)\]", param)
     if found is not None and int(found[1]) < len(origins):
-        return origins[int(found[1])]
+        return origins[int(found[1])] + _PART.sub(_place, param[found.end() :])
     renamed = re.sub(r"^response_format(\.json_schema)?", "text.format", param)
     renamed = re.sub(r"^(tools\[\d+\])\.function", r"\1", renamed)
     return {"max_completion_tokens": "max_output_tokens", "messages": "input"}.get(renamed, renamed)

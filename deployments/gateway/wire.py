@@ -185,6 +185,7 @@ def _tier_facts(key: str, tier: Tier) -> dict[str, Any]:
         "engine": tier.engine,
         "context_tokens": tier.context_tokens,
         "specialists": list(tier.specialists),
+        "inputs": ["text", *tier.inputs],
         "deferrable": tier.deferrable,
         "structured": tier.structured,
         "tools": tier.tools,

@@ -9,7 +9,8 @@ from typing import get_args
 from starlette.types import Scope
 
 from cluster.errors import ContextTooLong, InvalidRequest, NotInPlan
-from cluster.family import Family, Plan, Specialist
+from cluster.family import Family, Plan, Specialist, Tier
+from cluster.inputs import tokens_of
 from cluster.request import Chat
 from cluster.tiering import Range, Wish, tiers_for
 from deployments.gateway.asgi import header
@@ -52,6 +53,7 @@ def wish_of(scope: Scope, chat: Chat, prompt_tokens: int) -> Wish:
         effort=chat.effort,
         ceiling_usd_per_mtok=_ceiling(header(scope, CEILING).decode("latin-1")),
         floor=header(scope, FLOOR).decode("latin-1")[:64] or None,
+        inputs=chat.inputs,
     )
 
 
@@ -103,6 +105,12 @@ def _roomiest(wish: Wish, plan: Plan | None, family: Family) -> Range:
     return tiers_for(replace(wish, prompt_tokens=least - 1), plan, family)
 
 
+def beside_text(chat: Chat, tier: Tier) -> int:
+    """Tokens of what its messages have beside text, as the tier's model is said to count them."""
+    counts, takes = tier.input_tokens, tier.inputs
+    return sum(tokens_of(media, counts, takes) for message in chat.messages for media in message.media)
+
+
 class Estimates:
     """Tokens per character of prompts, by tier, learnt from what engines counted; long prompts weigh more."""
 
@@ -121,7 +129,7 @@ class Estimates:
         return tuple(max(1, math.ceil(found)) for found in texts) or (self.prompt_tokens(tier, chat),)
 
     def learn(self, tier: str, chat: Chat, prompt_tokens: int) -> None:
-        if not all(isinstance(one, str) for one in chat.prompts):
+        if not all(isinstance(one, str) for one in chat.prompts) or any(message.media for message in chat.messages):
             return
         tokens, chars = self._learnt.get(tier, _FIRST)
         self._learnt[tier] = FADING * tokens + prompt_tokens, FADING * chars + _chars(chat)

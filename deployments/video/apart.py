@@ -20,26 +20,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from cluster.errors import InvalidRequest
+from deployments.inputs.look import Look
 from deployments.video.fit import Clip, refused
 
 MOST_BYTES = 3 << 30  # of memory, writable and private
 MOST_CPU_S = 300
 MOST_WALL_S = 600
 BEGUN = b"\n"  # the first word of a process: who ends without another met a bound
-Kind = Literal["video", "sound", "image", "mask"]
+Kind = Literal["video", "sound", "image", "mask", "seen", "heard", "clip", "document"]
+LOOK_CPU_S = 30  # of what a chat waits for
 
 
-def run(kind: Kind, data: bytes, clip: Clip, out: Path, param: str) -> int:
-    """What demux or raster says of it. Blocking. Raises InvalidRequest; OSError where the disk says no."""
+def run(kind: Kind, data: bytes, fit: Clip | Look, out: Path, param: str) -> int:
+    """What its reader says of it. Blocking. Raises InvalidRequest; OSError where the disk says no."""
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".reading-") as folder:
         made = Path(folder) / out.name
-        asked = {"kind": kind, "clip": asdict(clip), "out": str(made), "param": param}
+        cpu_s = LOOK_CPU_S if isinstance(fit, Look) else MOST_CPU_S
+        asked = {"kind": kind, "fit": asdict(fit), "out": str(made), "param": param, "cpu_s": cpu_s}
         heard = _asked(json.dumps(asked).encode() + b"\n", data)
         if heard == BEGUN:
-            raise _too_much(param)
+            raise _too_much(param, cpu_s)
         if not heard:
             raise OSError(f"{kind}: its reader did not begin")
         return _told(json.loads(heard), made, out, param)
@@ -76,9 +79,13 @@ def _told(answer: dict[str, int | str], made: Path, out: Path, param: str) -> in
     raise AssertionError(answer)
 
 
-def _too_much(param: str) -> InvalidRequest:
-    allowed = f"{MOST_CPU_S} s and {MOST_BYTES >> 30} GiB are allowed"
+def _too_much(param: str, cpu_s: int) -> InvalidRequest:
+    allowed = f"{cpu_s} s and {MOST_BYTES >> 30} GiB are allowed"
     return refused(param, "takes too much time or memory to read", allowed, "send a smaller one")
+
+
+Reader = Callable[[bytes, dict[str, Any], Path, str], int]
+_F = TypeVar("_F", Clip, Look)
 
 
 class Server:
@@ -118,9 +125,7 @@ atexit.register(SERVER.end)
 
 def serve(control: socket.socket) -> None:
     """Until who began it has ended."""
-    from deployments.video import demux, raster
-
-    readers = {"video": demux.video, "sound": demux.sound, "image": raster.image, "mask": raster.mask}
+    readers = _readers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who began it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     while True:
@@ -131,17 +136,43 @@ def serve(control: socket.socket) -> None:
             if os.fork() == 0:
                 try:
                     control.close()
-                    _bound()
                     _answer(client, readers)
                 finally:
                     os._exit(0)
 
 
-def _bound() -> None:
-    signal.alarm(MOST_WALL_S)
+def _readers() -> Mapping[str, Reader]:
+    import pypdfium2  # noqa: F401 - once, not in each process
+
+    from deployments.inputs import documents, pictures, sounds
+    from deployments.video import demux, raster
+
+    fitted: dict[str, Callable[[bytes, Clip, Path, str], int]] = {
+        "video": demux.video,
+        "sound": demux.sound,
+        "image": raster.image,
+        "mask": raster.mask,
+    }
+    looked: dict[str, Callable[[bytes, Look, Path, str], int]] = {
+        "seen": pictures.image,
+        "heard": sounds.sound,
+        "clip": sounds.clip,
+        "document": documents.document,
+    }
+    return {name: _with(Clip, read) for name, read in fitted.items()} | {
+        name: _with(Look, read) for name, read in looked.items()
+    }
+
+
+def _with(kind: type[_F], read: Callable[[bytes, _F, Path, str], int]) -> Reader:
+    return lambda data, fit, out, param: read(data, kind(**fit), out, param)
+
+
+def _bound(cpu_s: int) -> None:
+    signal.alarm(2 * cpu_s)
     for bound, most in (
         (resource.RLIMIT_DATA, MOST_BYTES),
-        (resource.RLIMIT_CPU, MOST_CPU_S),
+        (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_CORE, 0),
     ):
         _, hard = resource.getrlimit(bound)
@@ -149,17 +180,18 @@ def _bound() -> None:
         resource.setrlimit(bound, (most, most))
 
 
-def _answer(client: socket.socket, readers: Mapping[str, Callable[[bytes, Clip, Path, str], int]]) -> None:
+def _answer(client: socket.socket, readers: Mapping[str, Reader]) -> None:
     client.sendall(BEGUN)
     with client.makefile("rb") as given:
         asked = json.loads(given.readline())
-        param = asked["param"]
+        param, cpu_s = asked["param"], asked["cpu_s"]
+        _bound(cpu_s)
         answer: dict[str, int | str]
         try:
-            made = readers[asked["kind"]](given.read(), Clip(**asked["clip"]), Path(asked["out"]), param)
+            made = readers[asked["kind"]](given.read(), asked["fit"], Path(asked["out"]), param)
             answer = {"made": made}
         except MemoryError:
-            answer = {"refused": _too_much(param).message}
+            answer = {"refused": _too_much(param, cpu_s).message}
         except InvalidRequest as error:
             answer = {"refused": error.message}
         except OSError as error:

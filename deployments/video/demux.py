@@ -35,22 +35,22 @@ SOUND_TEXT = "WAV, MP3, FLAC, Ogg and the sound of MP4, MOV and WebM are allowed
 
 def video(data: bytes, clip: Clip, out: Path, param: str) -> int:
     """See inputs.video."""
-    with _opened(data, VIDEO_FORMATS, VIDEO_TEXT, param) as container:
-        stream = _stream(container.streams.video, VIDEO_CODECS, VIDEO_TEXT, param)
+    with opened(data, VIDEO_FORMATS, VIDEO_TEXT, param) as container:
+        stream = stream_of(container.streams.video, VIDEO_CODECS, VIDEO_TEXT, param)
         stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
         _check(stream.codec_context.width * stream.codec_context.height, MOST_FRAME_PIXELS, "pixels a frame", param)
-        shown = _shown(_whole(container, stream, param), clip, param)
+        shown = shown_of(whole(container, stream, param), clip, param)
         return write_master((_fitted(picture, clip) for picture in shown), clip.fps, out)
 
 
 def sound(data: bytes, clip: Clip, out: Path, param: str) -> int:
     """See inputs.audio."""
     left = samples = clip.frames * HZ // clip.fps
-    with _opened(data, SOUND_FORMATS, SOUND_TEXT, param) as container, beside(out) as partial:
-        stream = _stream(container.streams.audio, SOUND_CODECS + SOUND_CODECS_PCM, SOUND_TEXT, param)
+    with opened(data, SOUND_FORMATS, SOUND_TEXT, param) as container, beside(out) as partial:
+        stream = stream_of(container.streams.audio, SOUND_CODECS + SOUND_CODECS_PCM, SOUND_TEXT, param)
         with wave.open(str(partial), "wb") as file:
             file.setparams((2, 2, HZ, 0, "NONE", "not compressed"))
-            for piece in resampled(_whole(container, stream, param), "s16"):
+            for piece in resampled(whole(container, stream, param), "s16"):
                 pcm = piece.to_ndarray()[:, : 2 * left]  # interleaved
                 file.writeframes(pcm.tobytes())
                 left -= pcm.shape[1] // 2
@@ -62,7 +62,7 @@ def sound(data: bytes, clip: Clip, out: Path, param: str) -> int:
 
 
 @contextmanager
-def _opened(data: bytes, formats: str, allowed: str, param: str) -> Iterator[Any]:
+def opened(data: bytes, formats: str, allowed: str, param: str, most_s: int = MOST_SECONDS) -> Iterator[Any]:
     import av
 
     bounds = {"format_whitelist": formats, "max_pixels": str(MOST_FRAME_PIXELS)}
@@ -74,11 +74,11 @@ def _opened(data: bytes, formats: str, allowed: str, param: str) -> Iterator[Any
         raise refused(param, "cannot be opened", allowed, "convert it, or send it again whole") from None
     with container:
         seconds = (container.duration or 0) / av.time_base
-        _check(seconds, MOST_SECONDS, "seconds", param)
+        _check(seconds, most_s, "seconds", param)
         yield container
 
 
-def _stream(streams: Any, codecs: tuple[str, ...], allowed: str, param: str) -> Any:
+def stream_of(streams: Any, codecs: tuple[str, ...], allowed: str, param: str) -> Any:
     if not streams:
         raise refused(param, "has none of the kind that is asked for", allowed, "check what was uploaded")
     name = streams[0].codec_context.codec.name if streams[0].codec_context else "an unknown codec"
@@ -87,7 +87,7 @@ def _stream(streams: Any, codecs: tuple[str, ...], allowed: str, param: str) -> 
     return streams[0]
 
 
-def _whole(container: Any, stream: Any, param: str) -> Iterator[Any]:
+def whole(container: Any, stream: Any, param: str) -> Iterator[Any]:
     """Decoded frames. Raises InvalidRequest where one cannot be, or where the file ends before it says it does."""
     until_s = 0.0
     try:
@@ -106,7 +106,7 @@ def _whole(container: Any, stream: Any, param: str) -> Iterator[Any]:
         raise refused(param, f"ends at {until_s:.1f} of {said_s:.1f} s", "a whole file is allowed", "send it again")
 
 
-def _shown(frames: Iterator[Any], clip: Clip, param: str) -> Iterator[Any]:
+def shown_of(frames: Iterator[Any], clip: Clip, param: str) -> Iterator[Any]:
     """Of frames of any rate, what is on the screen at each of the clip's times, from the first on."""
     times = [index / clip.fps for index in range(clip.frames)][::-1]
     held: Any = None

@@ -22,12 +22,12 @@ KINDS_TEXT = "PNG, JPEG and WebP are allowed"
 
 def image(data: bytes, clip: Clip, out: Path, param: str) -> int:
     """See inputs.image."""
-    return _put(fitted(_read(data, param), clip), out)
+    return _put(fitted(read(data, param), clip), out)
 
 
 def mask(data: bytes, clip: Clip, out: Path, param: str) -> int:
     """See inputs.mask."""
-    picture = _read(data, param)
+    picture = read(data, param)
     if picture.size != (clip.width, clip.height):
         size = f"is {picture.width}x{picture.height}"
         raise refused(param, size, f"the clip's {clip.width}x{clip.height} is allowed", "send one of that size")
@@ -39,7 +39,7 @@ def mask(data: bytes, clip: Clip, out: Path, param: str) -> int:
     return _put(Image.fromarray(marked.astype(np.uint8) * 255), out)
 
 
-def _read(data: bytes, param: str) -> Image.Image:
+def read(data: bytes, param: str) -> Image.Image:
     """One picture, upright. What a decoder raises on bad bytes is not documented, so whatever it is means bad bytes."""
     try:
         with Image.open(BytesIO(data), formats=KINDS) as found:

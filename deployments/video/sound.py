@@ -63,11 +63,11 @@ def of(file: Path) -> Iterator[Sound]:
         yield Sound(resampled(source.decode(audio=0), "fltp"))
 
 
-def resampled(frames: Iterator[Any], form: str) -> Iterator[Any]:
-    """48 kHz stereo of that sample format."""
+def resampled(frames: Iterator[Any], form: str, layout: str = "stereo", rate_hz: int = HZ) -> Iterator[Any]:
+    """In that sample format."""
     import av
 
-    to_pcm = av.AudioResampler(format=form, layout="stereo", rate=HZ)
+    to_pcm = av.AudioResampler(format=form, layout=layout, rate=rate_hz)
     for frame in frames:
         yield from to_pcm.resample(frame)
     yield from to_pcm.resample(None)

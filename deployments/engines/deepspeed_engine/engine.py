@@ -20,6 +20,7 @@ import torch
 
 from cluster.errors import EngineFailed, InvalidRequest, Overloaded
 from cluster.family import Tier
+from cluster.inputs import Input
 from cluster.request import Generation, Message, Piece, Tool
 from deployments.engines.delivery import Delivery
 from deployments.engines.engine import Emit, EngineReport
@@ -42,6 +43,7 @@ class DeepSpeedEngine:
     structured = False
     tools = False
     forced_tools = False
+    inputs: tuple[Input, ...] = ()
 
     # Set while starting, by the thread, before `start` returns.
     _model: "OffloadedModel"

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from cluster.errors import EngineFailed, InvalidRequest, MorayError, Overloaded
+from cluster.inputs import Input
 from cluster.request import Generation, Message, Piece, Sampling, Tool
 from deployments.engines.delivery import Delivery
 from deployments.engines.engine import Emit, EngineReport
@@ -39,6 +40,7 @@ class TorchEngine:
     label = ""
     structured = True
     forced_tools = True
+    inputs: tuple[Input, ...] = ()
     tools = True  # of checkpoints that write calls as deployments.engines.calls says
 
     # Set while starting, by the thread, before `start` returns.

@@ -19,6 +19,7 @@ from typing import Any
 
 from cluster.errors import CheckpointError, ConfigurationError, EngineFailed, InvalidRequest, Overloaded
 from cluster.family import Tier
+from cluster.inputs import Input
 from cluster.request import Generation, Message, Piece, Sampling, Tool
 from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.limits import most_tokens
@@ -36,6 +37,7 @@ class VllmEngine:
     embeds = 0
     structured = True
     forced_tools = False
+    inputs: tuple[Input, ...] = ()
 
     def __init__(self, tier: Tier, accelerator: Accelerator) -> None:
         self.context_tokens = tier.context_tokens
