@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from cluster.errors import InvalidRequest
+from cluster.errors import InvalidRequest, MorayError
 from cluster.request import Chat
 from deployments.gateway.body import Name, Strict, bound_structure, distinct, only, refusal
 from deployments.gateway.chat_request import parse_chat
@@ -60,7 +60,7 @@ class _Tool(Strict):
 
 
 class _Reasoning(Strict):
-    effort: Annotated[Any, only("none")] = None
+    effort: Any = None
     summary: Nothing = None
     generate_summary: Nothing = None
     context: Annotated[Any, only("auto")] = None
@@ -97,6 +97,8 @@ class ResponseBody(Strict):
     background: bool | None = None
     previous_response_id: str | None = None
     conversation: str | _Conversation | None = None
+    reasoning: _Reasoning | None = None
+    service_tier: Any = None
 
     # Accepted: they change no answer.
     user: str | None = None
@@ -105,8 +107,6 @@ class ResponseBody(Strict):
 
     # Not served yet: only what asks for nothing passes.
     truncation: Annotated[Any, only("disabled")] = None
-    reasoning: _Reasoning | None = None
-    service_tier: Annotated[Any, only("auto", "default")] = None
     max_tool_calls: Nothing = None
     prompt: Nothing = None
     access_programs: Nothing = None
@@ -171,6 +171,8 @@ def chat_body(asked: ResponseBody, context: Sequence[tuple[Item, str]], seed: in
         "tool_choice": _choice(asked.tool_choice),
         "parallel_tool_calls": asked.parallel_tool_calls,
         "response_format": _format(asked.text.format) if asked.text and asked.text.format else None,
+        "reasoning_effort": asked.reasoning.effort if asked.reasoning else None,
+        "service_tier": asked.service_tier,
         "seed": seed,
     }
     return {key: value for key, value in body.items() if value is not None}, origins
@@ -182,12 +184,17 @@ def chat_of(body: dict[str, Any], origins: Sequence[str], request_id: str, now_s
     try:
         chat = parse_chat(json.dumps(body | streamed).encode(), request_id, now_s, 0)
     except InvalidRequest as error:
-        if error.param is not None:
-            told = _renamed(error.param, origins)
-            error.message = told + error.message.removeprefix(error.param)
-            error.param = told
+        retell(error, origins)
         raise
     return replace(chat, sent=tuple(replace(one, where=_renamed(one.where, origins)) for one in chat.sent))
+
+
+def retell(error: MorayError, origins: Sequence[str]) -> None:
+    """In the words of this API what is said of a chat."""
+    if error.param is not None:
+        told = _renamed(error.param, origins)
+        error.message = told + error.message.removeprefix(error.param)
+        error.param = told
 
 
 def _tool(tool: _Tool) -> dict[str, Any]:
@@ -199,6 +206,8 @@ def _choice(choice: object) -> object:
     match choice:
         case {"type": "function", "name": name, **rest} if not rest:
             return {"type": "function", "function": {"name": name}}
+        case {"type": "allowed_tools", "mode": mode, "tools": list(tools), **rest} if not rest:
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [_choice(one) for one in tools]}}
     return choice
 
 
@@ -218,6 +227,13 @@ def _place(found: re.Match[str]) -> str:
     return "" if part is None else part + (f".{named}" if named else file or kind or "")
 
 
+_NAMES = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+}
+
+
 def _renamed(param: str, origins: Sequence[str]) -> str:
     """A parameter of a chat, as this API has it."""
     found = re.match(r"messages\[(\d+)\]", param)
@@ -225,4 +241,4 @@ def _renamed(param: str, origins: Sequence[str]) -> str:
         return origins[int(found[1])] + _PART.sub(_place, param[found.end() :])
     renamed = re.sub(r"^response_format(\.json_schema)?", "text.format", param)
     renamed = re.sub(r"^(tools\[\d+\])\.function", r"\1", renamed)
-    return {"max_completion_tokens": "max_output_tokens", "messages": "input"}.get(renamed, renamed)
+    return _NAMES.get(renamed, renamed)

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from cluster.errors import MorayError, Overloaded, RequestError
 from deployments.gateway.response_items import Item, call_item
 from deployments.gateway.response_request import ResponseBody
+from deployments.gateway.sampled import SERVICE_CLASSES
 
 Event = dict[str, Any]
 ENDED = ("completed", "incomplete", "failed", "cancelled")
@@ -75,9 +76,9 @@ def begun(asked: ResponseBody, response_id: str, created_s: int) -> dict[str, An
         "previous_response_id": asked.previous_response_id,
         "conversation": {"id": asked.conversation_id} if asked.conversation_id is not None else None,
         "prompt_cache_key": asked.prompt_cache_key,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": asked.reasoning.effort if asked.reasoning else None, "summary": None},
         "safety_identifier": asked.safety_identifier,
-        "service_tier": "default",
+        "service_tier": SERVICE_CLASSES.get(asked.service_tier) or "default",
         "store": asked.kept,
         "temperature": 1.0 if asked.temperature is None else asked.temperature,
         "text": {"format": {"type": "text"}, "verbosity": "medium"} | text,
@@ -102,11 +103,12 @@ class Answer:
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     model: str | None = None
+    service_tier: str | None = None
     cuts: list[tuple[int, int]] = field(default_factory=list)
 
     def hear(self, chunk: Mapping[str, Any]) -> None:
         """A chunk of a stream, or a whole completion."""
-        self.model = chunk["model"]
+        self.model, self.service_tier = chunk["model"], chunk.get("service_tier")
         self.usage = chunk.get("usage") or self.usage
         for choice in chunk["choices"]:
             said = choice["delta"] if "delta" in choice else choice["message"]
@@ -139,6 +141,7 @@ def ended(response: dict[str, Any], answer: Answer, now_s: int) -> dict[str, Any
         "completed_at": None if cut else now_s,
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "model": answer.model or response["model"],
+        "service_tier": answer.service_tier or response["service_tier"],
         "output": output,
         "usage": _usage(answer.usage) if answer.usage else None,
     }

@@ -28,7 +28,7 @@ from deployments.gateway.chat import ChatCompletions, Given
 from deployments.gateway.description import JSON, SSE, Described
 from deployments.gateway.objects_wire import Listing, Who, found, listed
 from deployments.gateway.response_items import MOST_ITEMS, Item, kept
-from deployments.gateway.response_request import ResponseBody, chat_body, chat_of, parse_response
+from deployments.gateway.response_request import ResponseBody, chat_body, chat_of, parse_response, retell
 from deployments.gateway.response_rows import gained, kept_of, row_of
 from deployments.gateway.response_runs import Runs
 from deployments.gateway.response_told import Told, heard
@@ -88,7 +88,11 @@ class Responses:
             await response(scope, receive, send)
             return
         told = Told(state, send, functools.partial(self._keep, record.id), self._now_s)
-        await self.chat.answer(scope, receive, told, _given(record, state, scope[REQUEST_ID]))
+        try:
+            await self.chat.answer(scope, receive, told, _given(record, state, scope[REQUEST_ID]))
+        except MorayError as error:
+            retell(error, state.origins)
+            raise
 
     async def answered(self, record: KeyRecord, body: bytes, scope: Scope, *, spare: bool) -> dict[str, Any]:
         """The whole response, for a batch: after every plan's requests. Raises MorayError."""
