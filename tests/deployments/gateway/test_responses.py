@@ -227,6 +227,13 @@ async def test_a_response_expires_after_30_days(here: Served) -> None:
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"truncation": "auto"}, "truncation"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"reasoning": {"effort": "much"}}, "reasoning.effort"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+        ({"service_tier": "scale"}, "service_tier"),
+        ({"extra_body": {"service_tier": []}}, "service_tier"),
+        ({"max_tool_calls": 3}, "max_tool_calls"),
+        ({"extra_body": {"n": 2}}, "n"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "any", "tools": [TOOL]}}, "tool_choice"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [TOOL, TOOL]}, "tools[1].name"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
@@ -250,6 +257,32 @@ async def test_what_is_not_served_is_refused_by_its_name_here(here: Served, aske
     assert refused.value.status_code in (400, 404)
     assert str(body["param"]).startswith(param), body
     assert "messages[" not in body["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_response_is_served_in_the_class_that_it_asks_and_says_so(
+    here: Served, replies: Replies, stream: bool
+) -> None:
+    for asked, told in (("flex", "flex"), ("priority", "priority"), ("auto", "default"), (None, "default")):
+        made = await ask(here.client, "hello", service_tier=asked, stream=stream)
+        if stream:
+            made = (await events(made))[-1].response
+        assert made.service_tier == told
+        assert (replies.asked[-1].service_class or "default") == told
+
+
+async def test_little_effort_is_taken_and_told_and_allowed_tools_are_those_of_a_chat(tmp_path: Path) -> None:
+    replies = Replies("Hello")
+    able: Any = {"engine": "vllm", "vllm": {"tool_parser": "hermes"}}
+    async with served(tmp_path, replies, **able) as here:
+        made = await ask(here.client, "hello", reasoning={"effort": "low"})
+        assert made.reasoning is not None
+        assert made.reasoning.effort == "low"
+        tools = [TOOL, {**TOOL, "name": "other"}]
+        choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "other"}]}
+        made = await ask(here.client, "hello", tools=tools, tool_choice=choice)
+        assert [tool.name for tool in replies.asked[-1].tools] == ["other"]
+        assert made.tool_choice.model_dump() == choice
 
 
 async def test_a_conversation_gives_its_items_and_gains_those_of_the_answer(here: Served, replies: Replies) -> None:
