@@ -5,10 +5,12 @@ phase of the step), one cluster at a time, in HAProxy and throughput mode. CPU i
 tree, engine included, over the time of the load. Passes are interleaved; medians.
 """
 
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +71,9 @@ def measure(target: str) -> dict[str, Any]:
         load(port, key, 64, WARM_UP_S)
         rows = {}
         for streams in STREAMS:
-            processes = tree(server.pid)
-            before_s = cpu_s(processes)
+            before = cpu_s(tree(server.pid))
             result = load(port, key, streams, SECONDS)
-            result["cpu_ms"] = (cpu_s(processes) - before_s) * 1e3 / max(1, result["finished"])
+            result["cpu_ms"] = since_s(before) * 1e3 / max(1, result["finished"])
             rows[streams] = result
         print(target, json.dumps(rows), file=sys.stderr, flush=True)
         return {"target": target, "rows": rows}
@@ -108,12 +109,19 @@ def tree(pid: int) -> list[psutil.Process]:
     return [root, *root.children(recursive=True)]
 
 
-def cpu_s(processes: list[psutil.Process]) -> float:
-    total = 0.0
+def cpu_s(processes: Iterable[psutil.Process]) -> dict[psutil.Process, float]:
+    """Of each that there is."""
+    found = {}
     for process in processes:
-        times = process.cpu_times()
-        total += times.user + times.system
-    return total
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            found[process] = times.user + times.system
+    return found
+
+
+def since_s(before: dict[psutil.Process, float]) -> float:
+    """CPU time of those that are still there."""
+    return sum(now_s - before[process] for process, now_s in cpu_s(before).items())
 
 
 def _median(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -42,6 +42,7 @@ def main() -> int:
     own = parser.add_argument_group("where the benchmark has them")
     own.add_argument("--traces", metavar="DIR", help="folder of the public traces")
     own.add_argument("--part", help="only these of its parts, with commas between")
+    own.add_argument("--litellm", metavar="PYTHON", help="a Python that has litellm[proxy]")
     own.add_argument("--only", metavar="TEXT", help="only work whose name contains this")
     own.add_argument("--seeds", type=int, metavar="N", help="runs, each of another seed")
     own.add_argument("--quick", action="store_true", default=None, help="a first impression")
