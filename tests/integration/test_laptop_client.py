@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 from integration.server import Server
-from openai import pydantic_function_tool
+from openai import BadRequestError, pydantic_function_tool
 from pydantic import BaseModel, Field
 
 pytestmark = pytest.mark.slow
@@ -125,6 +125,57 @@ def test_a_demanded_call_is_parsed_by_the_client_whole_and_streamed(laptop: Serv
     with completions.stream(**demanded) as stream:
         (streamed,) = list(stream.get_final_completion().choices[0].message.tool_calls or [])
     assert streamed.function.parsed_arguments == call.function.parsed_arguments
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_answer_that_may_call_or_meet_a_schema_is_parsed_either_way(laptop: Server, seed: int) -> None:
+    completions, asked = laptop.client().chat.completions, HELD | {"seed": seed, "tools": TOOLS}
+    whole = completions.parse(**asked, response_format=Number).choices[0]
+    with completions.stream(**asked, response_format=Number) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    calls = [call.function.parsed_arguments for call in whole.message.tool_calls or ()]
+    assert calls == [call.function.parsed_arguments for call in streamed.message.tool_calls or ()]
+    assert whole.message.parsed == streamed.message.parsed
+    found: Any = calls or [whole.message.parsed]
+    assert all(isinstance(one, Number | Look) for one in found)
+
+
+def test_several_answers_come_side_by_side_and_the_first_is_that_of_one(laptop: Server) -> None:
+    completions = laptop.client().chat.completions
+    asked: Any = {"model": "gpt-5.2-mini", "messages": ASK, "seed": 3, "max_tokens": 24}
+    alone, whole = completions.create(**asked), completions.create(**asked, n=3)
+    said = [choice.message.content for choice in whole.choices]
+    assert said[0] == alone.choices[0].message.content
+    assert len(set(said)) == 3
+    assert whole.usage is not None
+    assert alone.usage is not None
+    assert whole.usage.prompt_tokens == alone.usage.prompt_tokens
+    assert whole.system_fingerprint == alone.system_fingerprint
+    told = dict.fromkeys(range(3), "")
+    for chunk in completions.create(**asked, n=3, stream=True):
+        told[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        assert chunk.system_fingerprint == alone.system_fingerprint
+    assert list(told.values()) == said
+
+
+def test_a_text_is_gone_on_with_whole_and_streamed_alike(laptop: Server) -> None:
+    completions = laptop.client().completions
+    asked: Any = {"model": "gpt-5.2-mini", "prompt": "A prime number is", "seed": 3, "max_tokens": 12}
+    whole = completions.create(**asked, n=2, logprobs=2)
+    for choice in whole.choices:
+        assert choice.logprobs is not None
+        offsets, tokens = choice.logprobs.text_offset or [], choice.logprobs.tokens or []
+        assert [choice.text.startswith(token, at) for at, token in zip(offsets, tokens, strict=True)].count(True) > 5
+        assert all(len(best) <= 2 for best in choice.logprobs.top_logprobs or ())
+    told = {0: "", 1: ""}
+    for chunk in completions.create(**asked, n=2, stream=True):
+        told[chunk.choices[0].index] += chunk.choices[0].text
+    assert list(told.values()) == [choice.text for choice in whole.choices]
+    echo = completions.create(**asked, echo=True).choices[0].text
+    assert echo == asked["prompt"] + whole.choices[0].text
+    with pytest.raises(BadRequestError, match=r"prompt: token 999999; 0\.\.") as caught:
+        completions.create(**asked | {"prompt": [1, 999_999]})
+    assert caught.value.param == "prompt"
 
 
 def test_a_named_tool_is_called_whatever_the_model_would_say(laptop: Server) -> None:
