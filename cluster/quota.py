@@ -34,10 +34,11 @@ def within(plan: Plan | None, chat: Chat, prompt_tokens: int) -> Chat:
         return chat
     asked = chat.sampling.max_tokens
     if prompt_tokens + (asked or 1) > most:
+        where = "input" if chat.embeds else "prompt" if chat.prompts else "messages"
         raise ContextTooLong(
-            f"messages: about {prompt_tokens} tokens, and {asked or 1} of the answer; this key's plan allows {most} "
+            f"{where}: about {prompt_tokens} tokens, and {asked or 1} of the answer; this key's plan allows {most} "
             "together; shorten them, lower max_tokens, or change the plan",
-            param="messages",
+            param=where,
         )
     return chat if asked else replace(chat, sampling=replace(chat.sampling, max_tokens=most - prompt_tokens))
 

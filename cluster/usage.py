@@ -22,7 +22,7 @@ from cluster.family import Family, Price, Video
 
 NUSD = 1_000_000_000  # of one dollar
 HOUR_S = 3600
-Kind = Literal["chat", "video"]
+Kind = Literal["chat", "embedding", "video"]
 By = Literal["org", "project", "key_id", "model", "tier_asked", "tier_served", "kind", "code"]
 BYS: tuple[By, ...] = get_args(By)
 

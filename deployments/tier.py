@@ -14,13 +14,14 @@ from cluster.errors import EngineFailed, InvalidRequest, MorayError, ReplicaLost
 from cluster.family import Tier
 from cluster.fleet import DEAD, report_to_stats
 from cluster.placement import bundles
-from cluster.request import Chat, Generation
+from cluster.request import Chat, Embeds, Generation
 from deployments.engines.build import build
 from deployments.engines.fingerprint import fingerprint
 from deployments.link import Links, ReplyTo
 from deployments.measure import ReplicaMetrics
 from deployments.ranks import ExpertGroup, node_address
 from deployments.stream import Answer, Outcome, Sweeper, Write
+from deployments.vectors import Vectors
 
 Item = tuple[bytes, Sequence[int]]  # of a stream: bytes, and the ids of the tokens behind them
 
@@ -49,7 +50,7 @@ class TierReplica:
         self._sweeper = Sweeper(coalesce_ms / 1000, coalesce_above_streams)
         self._links = Links()
         self._numbers = itertools.count()
-        self._answers: set[Answer] = set()
+        self._answers: set[Answer | Vectors] = set()
         self._tier = key
         self._still_looks = 0
         self._hang_s = tier.offload.limit_s if tier.offload else HANG_S  # offloaded, a step may take minutes
@@ -83,7 +84,9 @@ class TierReplica:
             await self._end_if_dead()
 
     async def complete(self, chat: Chat) -> Outcome:
-        """The whole answer at once."""
+        """The whole answer at once, or the vectors."""
+        if chat.embeds is not None:
+            return await self._embedded(chat, chat.embeds)
         return await self._run(chat, self._answer(chat, None))
 
     def _answer(self, chat: Chat, write: Write | None) -> Answer:
@@ -149,6 +152,17 @@ class TierReplica:
             self._answers.discard(answer)
             self._engine.cancel(key)
 
+    async def _embedded(self, chat: Chat, embeds: Embeds) -> Outcome:
+        vectors = Vectors(self._engine, self._metrics.watch, f"{chat.request_id}/{next(self._numbers)}")
+        self._answers.add(vectors)
+        try:
+            self._refuse(chat)
+            return await vectors.all(chat, embeds)
+        except MorayError as error:
+            return Outcome(error=error)
+        finally:
+            self._answers.discard(vectors)
+
     def _prompt(self, chat: Chat) -> tuple[int, ...]:
         for prompt in chat.prompts:
             return self._engine.encode_text(prompt) if isinstance(prompt, str) else prompt
@@ -160,6 +174,7 @@ class TierReplica:
             (chat.structured, "structured", "response_format"),
             (chat.calls, "tools", "tools"),
             (chat.forced, "forced_tools", chat.forced),
+            (chat.embeds, "embeds", "input"),
         )
         for wanted, name, param in wants:
             if wanted and not getattr(self._engine, name):

@@ -22,7 +22,7 @@ from deployments.gateway.admin_wire import ActsQuery, KeysQuery, LimitsQuery, Pr
 from deployments.gateway.asgi import authorize, json_response, known, read_body
 from deployments.gateway.body import Strict, refusal
 from deployments.gateway.description import Described
-from deployments.gateway.usage_wire import QUERY, Page, completions, costs, parse_page
+from deployments.gateway.usage_wire import QUERY, Page, completions, costs, embeddings, parse_page
 from deployments.stores.key_rows import Act, KeyRows, unsecret
 from deployments.stores.limits import Limits
 from deployments.stores.threads import in_thread
@@ -78,6 +78,7 @@ class Admin:
         app.add_api_route("/v1/admin/limits", self._limits, methods=["GET"])
         app.add_api_route("/v1/admin/usage", self._all_usage, methods=["GET"])
         app.add_api_route("/v1/organization/usage/completions", self._completions, methods=["GET"])
+        app.add_api_route("/v1/organization/usage/embeddings", self._embeddings, methods=["GET"])
         app.add_api_route("/v1/organization/costs", self._costs, methods=["GET"])
         app.add_api_route("/v1/usage", self._own, methods=["GET"])
 
@@ -158,6 +159,14 @@ class Admin:
             return completions(page, await self._sums(page, "chat"))
 
         return await self._act("usage.completions", request, done)
+
+    @Described(query=QUERY, gives="page")
+    async def _embeddings(self, request: Request) -> Response:
+        async def done(acting: _Acting) -> Any:
+            page = self._page(request)
+            return embeddings(page, await self._sums(page, "embedding"))
+
+        return await self._act("usage.embeddings", request, done)
 
     @Described(query=QUERY, gives="page")
     async def _costs(self, request: Request) -> Response:

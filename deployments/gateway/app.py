@@ -35,6 +35,7 @@ from deployments.gateway.console.routes import Console
 from deployments.gateway.conversations import Conversations
 from deployments.gateway.description import Described, Description
 from deployments.gateway.desk import Desk
+from deployments.gateway.embeddings import Embeddings
 from deployments.gateway.file_sweep import Rows, Swept, sweeping
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.objects_wire import keyed
@@ -174,6 +175,7 @@ class Gateway:
         app.add_exception_handler(RequestValidationError, _wrong_part)
         app.router.routes.append(Route("/v1/chat/completions", self._chat, methods=["POST"]))
         app.router.routes.append(Route("/v1/completions", Completions(self._chat), methods=["POST"]))
+        app.router.routes.append(Route("/v1/embeddings", Embeddings(self._chat), methods=["POST"]))
         app.add_api_route("/v1/models", self._models, methods=["GET"])
         app.add_api_route("/v1/models/{name}", self._model, methods=["GET"])
         app.add_api_route("/health", self._health, methods=["GET"])

@@ -13,7 +13,7 @@ from deployments.gateway.wire import error_body
 
 MOST_LINES = 50_000  # as in the API
 MOST_FAULTS = 100  # that are told
-ENDPOINTS = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+ENDPOINTS = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 
 
 class _Line(Strict):

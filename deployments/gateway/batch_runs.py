@@ -35,6 +35,7 @@ from deployments.gateway.batch_lines import Fault, Line, answered, body_of, refu
 from deployments.gateway.chat import Given
 from deployments.gateway.chat_request import parse_chat
 from deployments.gateway.completion_request import parse_completion
+from deployments.gateway.embeddings_wire import parse_embeddings
 from deployments.gateway.objects_wire import KeyOf
 from deployments.gateway.rescue import Courses
 from deployments.gateway.response_runs import scope_of
@@ -45,6 +46,7 @@ from deployments.stores.objects import Object, Objects
 from deployments.stores.threads import in_thread
 
 log = logging.getLogger("ray.serve")
+PARSED = {"/v1/completions": parse_completion, "/v1/embeddings": parse_embeddings}  # other lines are chats
 TURN_S = 1.0  # between looks at what is left over
 LEASE_S = 10.0
 MOST_BATCHES = 16  # that a gateway holds at once
@@ -301,7 +303,7 @@ class BatchRuns:
         scope = scope_of(request_id, endpoint, {})
         if endpoint == "/v1/responses":
             return await self._responses.answered(record, body, scope, spare=spare)
-        parse = parse_completion if endpoint == "/v1/completions" else parse_chat
+        parse = PARSED.get(endpoint, parse_chat)
         chat = parse(body, request_id, int(self._now_s()), randbits(63))
         if chat.stream:
             raise InvalidRequest("stream: a line is answered whole; leave it out", param="stream")

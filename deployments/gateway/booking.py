@@ -52,7 +52,7 @@ class Bookings:
         opened = Usage(
             id=f"{chat.request_id}/{token_hex(6)}",  # clients name requests as they like, twice the same too
             at_s=int(self._now_s()),
-            kind="chat",
+            kind="embedding" if chat.embeds else "chat",
             org=record.org,
             project=record.project,
             key_id=record.id,
@@ -150,8 +150,12 @@ class Booking:
         )
 
     def _gpu_s(self, used: Used) -> float:
-        """Of so many answers of the same length: a sequence's cost grows with its length."""
-        mean = used.read_tokens // used.answers, -(-used.counted.completion_tokens // used.answers)
+        """Of so many answers of the same length: a sequence's cost grows with its length.
+
+        Vectors cost what the prompt of an answer of one token does.
+        """
+        answered = used.counted.completion_tokens or int(self._opened.kind == "embedding")
+        mean = used.read_tokens // used.answers, -(-answered // used.answers)
         return used.answers * chat_gpu_s(self._family, used.tier, *mean)
 
 

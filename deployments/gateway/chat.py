@@ -29,7 +29,7 @@ from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.rescue import Course, Courses
 from deployments.gateway.tracing import Tracer
 from deployments.gateway.wire import error_event, parse_chat
-from deployments.gateway.wishes import WISHES, Estimates, beside_text, hint_of, plan_of, range_of, wish_of
+from deployments.gateway.wishes import WISHES, Estimates, beside_text, embedding, hint_of, plan_of, range_of, wish_of
 from deployments.log import event
 from deployments.stores.key_rows import KeyRows
 from deployments.stores.keys import KeyRecord
@@ -145,6 +145,8 @@ class ChatCompletions:
         beside = beside_text(chat, family.tiers[named]) if named else 0
         prompts = tuple(tokens + beside for tokens in self._estimates.prompts(named, chat))
         tiers = range_of(wish_of(scope, chat, max(prompts)), plan, family)
+        if chat.embeds:
+            tiers = embedding(tiers, chat.model, family)
         spare = given is not None and given.spare
         if spare or _flexible(chat):
             tiers = Range(tiers.tiers[:1], tiers.reason, tiers.auto)  # it waits, and takes no place of others

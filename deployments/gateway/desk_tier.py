@@ -237,8 +237,8 @@ class DeskTier(Generic[T]):
         """None where the replica is gone."""
         self.ongoing -= 1
         output_tokens = usage.completion_tokens if usage is not None else 0
-        if usage is not None:
-            self.lengths.learn(max(1, output_tokens))
+        if output_tokens:  # vectors have none
+            self.lengths.learn(output_tokens)
         replica = self.replicas.get(key)
         if replica is not None:
             replica.end(prompt_tokens, output_tokens, sent_s)

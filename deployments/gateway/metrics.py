@@ -115,7 +115,8 @@ class GatewayMetrics(Collector):
         self.observe("moray_ttft_seconds", ttft_s, tier=tier)
         if tpot_s is not None:
             self.observe("moray_tpot_seconds", tpot_s, tier=tier)
-        for prompt, completion in ((one.prompt_tokens, one.completion_tokens) for one in usages):
+        # Vectors have no token; they end with the step of a first one.
+        for prompt, completion in ((one.prompt_tokens, max(1, one.completion_tokens)) for one in usages):
             self.count("moray_finished_output_tokens_total", completion, tier=tier)
             self.count("moray_context_token_steps_total", completion * (prompt + completion // 2), tier=tier)
         self.count("moray_finished_total", len(usages), tier=tier)

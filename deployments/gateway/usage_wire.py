@@ -96,6 +96,10 @@ def completions(page: Page, sums: Iterable[Sum]) -> dict[str, Any]:
     return _page(page, sums, _completion)
 
 
+def embeddings(page: Page, sums: Iterable[Sum]) -> dict[str, Any]:
+    return _page(page, sums, _embedding)
+
+
 def costs(page: Page, sums: Iterable[Sum]) -> dict[str, Any]:
     """What was charged, in dollars; beside it `moray`: what serving it cost, and the margin."""
     return _page(page, sums, _cost)
@@ -115,6 +119,18 @@ def _completion(page: Page, one: Sum) -> dict[str, Any]:
         "api_key_id": None,
         "model": None,
         "batch": None,
+    } | dict(zip(page.groups, one.by, strict=True))
+
+
+def _embedding(page: Page, one: Sum) -> dict[str, Any]:
+    return {
+        "object": "organization.usage.embeddings.result",
+        "input_tokens": one.input_tokens,
+        "num_model_requests": one.events,
+        "project_id": None,
+        "user_id": None,
+        "api_key_id": None,
+        "model": None,
     } | dict(zip(page.groups, one.by, strict=True))
 
 

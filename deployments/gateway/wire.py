@@ -190,6 +190,7 @@ def _tier_facts(key: str, tier: Tier) -> dict[str, Any]:
         "structured": tier.structured,
         "tools": tier.tools,
         "forced_tools": tier.forced_tools,
+        "embeddings": tier.embeds,
         "slo": tier.slo.model_dump(),
         "price": tier.price.model_dump(),
     }

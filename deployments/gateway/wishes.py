@@ -11,7 +11,7 @@ from starlette.types import Scope
 from cluster.errors import ContextTooLong, InvalidRequest, NotInPlan
 from cluster.family import Family, Plan, Specialist, Tier
 from cluster.inputs import tokens_of
-from cluster.request import Chat
+from cluster.request import Chat, Prompt
 from cluster.tiering import Range, Wish, tiers_for
 from deployments.gateway.asgi import header
 from deployments.stores.keys import KeyRecord
@@ -96,6 +96,19 @@ def range_of(wish: Wish, plan: Plan | None, family: Family) -> Range:
     return allowed if plan is not None else Range(allowed.tiers[:1], allowed.reason, allowed.auto)
 
 
+def embedding(range_: Range, model: str, family: Family) -> Range:
+    """The tier that makes the vectors: the one named, and no other, for those of two models cannot be compared.
+
+    Raises InvalidRequest.
+    """
+    if not range_.auto and family.tiers[range_.tiers[0]].embeds:
+        return Range(range_.tiers[:1], range_.reason, False)
+    able = ", ".join(tier.names[0] for tier in family.tiers.values() if tier.embeds)
+    why = "leaves the tier to us, and vectors of two tiers cannot be compared" if range_.auto else "makes no vectors"
+    mend = f"{able} make some; name one of them" if able else "no model here does; ask the operator"
+    raise InvalidRequest(f"model: {model!r} {why}; {mend}", param="model", code="unsupported_parameter")
+
+
 def _roomiest(wish: Wish, plan: Plan | None, family: Family) -> Range:
     """As if the prompt were as long as any tier that may serve it holds."""
     *longer, least = sorted({tier.context_tokens for tier in family.tiers.values()}, reverse=True)
@@ -120,7 +133,7 @@ class Estimates:
     def prompt_tokens(self, tier: str | None, chat: Chat) -> int:
         """`tier`: whose tokenizer; None where it is not chosen yet."""
         tokens, chars = self._learnt.get(tier or "", _FIRST)
-        return max(1, math.ceil(_chars(chat) * tokens / chars))
+        return max(1, math.ceil(_chars(chat) * tokens / chars) + _ids(chat))
 
     def prompts(self, tier: str | None, chat: Chat) -> tuple[int, ...]:
         """Of each prompt. Ids are tokens already."""
@@ -129,7 +142,7 @@ class Estimates:
         return tuple(max(1, math.ceil(found)) for found in texts) or (self.prompt_tokens(tier, chat),)
 
     def learn(self, tier: str, chat: Chat, prompt_tokens: int) -> None:
-        if not all(isinstance(one, str) for one in chat.prompts) or any(message.media for message in chat.messages):
+        if _ids(chat) or any(message.media for message in chat.messages):
             return
         tokens, chars = self._learnt.get(tier, _FIRST)
         self._learnt[tier] = FADING * tokens + prompt_tokens, FADING * chars + _chars(chat)
@@ -142,4 +155,13 @@ def _chars(chat: Chat) -> int:
     said = sum(len(message.content) for message in chat.messages)
     called = sum(len(call.name) + len(call.arguments) for message in chat.messages for call in message.tool_calls)
     offered = sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in chat.tools)
-    return said + called + offered + sum(len(prompt) for prompt in chat.prompts)
+    return said + called + offered + sum(len(prompt) for prompt in _plain(chat) if isinstance(prompt, str))
+
+
+def _ids(chat: Chat) -> int:
+    """Tokens that are given as such."""
+    return sum(len(prompt) for prompt in _plain(chat) if not isinstance(prompt, str))
+
+
+def _plain(chat: Chat) -> tuple[Prompt, ...]:
+    return chat.prompts + (chat.embeds.inputs if chat.embeds else ())

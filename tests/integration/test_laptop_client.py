@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from integration.server import Server
 from openai import BadRequestError, pydantic_function_tool
@@ -54,6 +55,23 @@ def test_every_model_of_the_family_is_listed(laptop: Server) -> None:
     listed = [model.id for model in laptop.client().models.list()]
     assert sorted(listed) == sorted([*TIERS, "gpt-5.2", "sora-2"])
     assert laptop.client().models.retrieve("sora-2").owned_by == "moray"
+
+
+@pytest.mark.parametrize("model", ["gpt-5.2-mini", "gpt-5.2-pro"])
+def test_a_text_has_one_vector_alone_and_among_others_on_every_number_of_ranks(laptop: Server, model: str) -> None:
+    """pro has two ranks. The client asks for base64, and reads it with numpy."""
+    embeddings = laptop.client().embeddings
+    texts = ["What is a prime number?", "Write a story.", "def add(a, b):", "Hello"]
+    together = embeddings.create(model=model, input=texts)
+    vectors = np.array([one.embedding for one in together.data])
+    alone = np.array([embeddings.create(model=model, input=text).data[0].embedding for text in texts])
+    np.testing.assert_allclose(vectors, alone, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=0, atol=1e-6)
+    assert len({tuple(vector) for vector in vectors}) == len(texts)
+    assert together.model_extra is not None
+    assert "not trained for retrieval" in together.model_extra["moray"]["vectors"]
+    cut = embeddings.create(model=model, input=texts[0], dimensions=7, encoding_format="float").data[0].embedding
+    np.testing.assert_allclose(cut, vectors[0, :7] / np.linalg.norm(vectors[0, :7]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", TIERS)

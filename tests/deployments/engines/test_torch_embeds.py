@@ -17,7 +17,7 @@ from deployments.engines.torch_engine.engine import TorchEngine
 from deployments.engines.torch_engine.spec import EngineSpec
 
 LENGTHS = (1, 5, 24, 33, 100)  # within, across and at the end of KV blocks and chunks
-NEAR = {"rtol": 0.0, "atol": 1e-5}
+NEAR = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ async def test_a_vector_is_the_mean_of_transformers_last_hidden_states_at_length
     async with running(spec) as (engine, _):
         ours = await vectors(engine)
         assert engine.embeds == ours.shape[1] == 32
-    np.testing.assert_allclose(ours, theirs, **NEAR)
+    np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=NEAR)
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1.0)
 
 
@@ -65,7 +65,7 @@ async def test_a_vector_is_the_same_alone_among_others_and_among_streams_which_i
         streams = ids(await nine(engine))
         beside, among = await asyncio.gather(nine(engine), vectors(engine))
         assert ids(beside) == streams
-        np.testing.assert_allclose(among, alone, **NEAR)
+        np.testing.assert_allclose(among, alone, rtol=0.0, atol=NEAR)
         assert [(await embed(engine, "a", prompt(n))).vector for n in LENGTHS] == [tuple(each) for each in alone]
 
 
@@ -77,7 +77,7 @@ async def test_more_ranks_make_the_same_vectors_beside_the_same_streams(spec: En
     async with running(replace(spec, ranks=ranks)) as (engine, _):
         beside, among = await asyncio.gather(nine(engine), vectors(engine))
     assert ids(beside) == streams
-    np.testing.assert_allclose(among, alone, **NEAR)
+    np.testing.assert_allclose(among, alone, rtol=0.0, atol=NEAR)
 
 
 async def test_a_vector_costs_its_prompt_no_token_and_leaves_no_room_taken(spec: EngineSpec) -> None:

@@ -164,7 +164,7 @@ def _follow_until(condition: Callable[[Order], bool], spec: EngineSpec, rank: in
     """Dies when the first layer's rows have come for its experts."""
     step = Rank.step
 
-    def dying(own: Rank, order: Order, masks: Callable[[], Tensor]) -> Tensor:
+    def dying(own: Rank, order: Order, masks: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         if condition(order):
             Experts.__call__ = lambda *_: os._exit(1)  # type: ignore[method-assign]
         return step(own, order, masks)
