@@ -14,6 +14,7 @@ from cluster.access import Sharing
 from cluster.checkpoint import GIB, Shape, faults, shape
 from cluster.engines import Closed
 from cluster.errors import CheckpointError, ConfigurationError
+from cluster.moderation import Moderation
 from cluster.plans import LimitStore, Plan, ServiceClasses, unmet
 from cluster.request import Effort
 from cluster.strict_yaml import mapping
@@ -87,6 +88,7 @@ class Gateway(Closed):
     tokens: Literal["pushed", "streamed"] = "pushed"
     coalesce_ms: NonNegativeFloat = 20.0
     coalesce_above_streams: int = Field(default=8, ge=0)
+    moderation: Moderation | None = None
 
 
 class Tracing(Closed):

@@ -28,6 +28,7 @@ LABELS = {
     "expert": "the routed experts of a layer",
     "rank": "the ranks of an expert group",
     "domain": "the specialists of the family, general, and unknown",
+    "verdict": "of moderation: allow, flag, refuse, unchecked; away where nobody could say and nothing may pass",
     "limit": "the limits of plans: requests_per_minute, tokens_per_minute, gpu_s_per_minute, concurrent, "
     "video_s_per_day, usd_per_month",
 }
@@ -85,6 +86,7 @@ GATEWAY = (
     _counter("moray_limit_refusals_total", "Requests refused by a limit of their plan, by the limit.", "limit"),
     _counter("moray_limit_failures_total", "Times that the store of limits did not answer."),
     _counter("moray_limit_lost_total", "Reservations whose lease was over before they were settled."),
+    _counter("moray_moderations_total", "Requests whose text was judged, by what came of it.", "verdict"),
     _gauge("moray_streams", "Responses being streamed now.", "tier"),
     _counter("moray_routing_decisions_total", "Choices of a replica, by method.", "tier", "method"),
     _counter("moray_routing_errors_total", "Calls whose replicas were left in Serve's own order.", "tier"),

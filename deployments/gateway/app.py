@@ -38,6 +38,7 @@ from deployments.gateway.desk import Desk
 from deployments.gateway.embeddings import Embeddings
 from deployments.gateway.file_sweep import Rows, Swept, sweeping
 from deployments.gateway.metrics import GatewayMetrics
+from deployments.gateway.moderation import Moderator
 from deployments.gateway.objects_wire import keyed
 from deployments.gateway.quota import Quotas
 from deployments.gateway.rescue import Courses
@@ -59,7 +60,7 @@ from deployments.stores.jobs import jobs_of
 from deployments.stores.key_rows import unsecret
 from deployments.stores.keys import keys_of
 from deployments.stores.limits import limits_of
-from deployments.stores.objects import objects_of
+from deployments.stores.objects import Objects, objects_of
 from deployments.stores.storyboards import boards_of
 from deployments.stores.usage import usage_of
 from monitoring.scrape import TARGETS_PATH, discovered
@@ -121,13 +122,21 @@ class Gateway:
             rows: Rows = {"video": jobs.present, "character": jobs.present, "storyboard": boards.present}
             stores.append(Swept(name="videos", files=files, database=family.video.database, rows=rows))
         self._console = Console(lambda: self._family, self._desk, self._metrics, self._unfinished, clock)
+        self._judge()
         self._follow(family)
+        self._go_on(objects, stores, folder)
+
+    def _judge(self) -> None:
+        """What is said on any route that takes text."""
+        self._moderator = Moderator(self._keys, self._metrics)
+        self._chat.moderate = self._moderator.check
+        if self._videos is not None:
+            self._videos.moderate = self._moderator.check
+
+    def _go_on(self, objects: Objects, stores: list[Swept], folder: Path) -> None:
+        """With what needs no request."""
         self._sweeping = asyncio.create_task(swept(objects, self._api_files))
         self._tidying = asyncio.create_task(sweeping(stores, folder))
-        self._go_on()
-
-    def _go_on(self) -> None:
-        """With what needs no request."""
         if self._videos is not None:
             self._rendering = asyncio.create_task(self._videos.run())
             self._joining = asyncio.create_task(self._storyboards.run())
@@ -144,6 +153,7 @@ class Gateway:
             self._handles[tier]._init()
         self._metrics.follow(family.tiers)
         self._desk.follow(family)
+        self._moderator.follow(family.gateway.moderation)
         if self._videos is not None:
             self._videos.follow(family)
             self._storyboards.follow(family)

@@ -26,6 +26,7 @@ from deployments.gateway.choices import Choices, opened
 from deployments.gateway.description import JSON, SSE, Described
 from deployments.gateway.inputs import Inputs
 from deployments.gateway.metrics import GatewayMetrics
+from deployments.gateway.moderation import Check, said, unjudged
 from deployments.gateway.rescue import Course, Courses
 from deployments.gateway.tracing import Tracer
 from deployments.gateway.wire import error_event, parse_chat
@@ -81,6 +82,7 @@ class ChatCompletions:
         self._metrics = metrics
         self._clock = clock  # that of the desk
         self._estimates = Estimates()
+        self.moderate: Check = unjudged
         self.inputs = Inputs()
 
     @property
@@ -101,6 +103,7 @@ class ChatCompletions:
             plan = plan_of(record, self._family)
             chat = given.chat if given else await self._read(scope, receive, parse)
             chat = await self.inputs.read(chat, wish_of(scope, chat, 1), plan, self._family, record.id)
+            await self.moderate(scope, record.id, said(chat))
             domain = domain_of(hint_of(scope), chat.messages, self._family.personas)
             last = given is not None and given.last
             chat = replace(chat, domain=domain, service_class=served_in(chat.service_class, plan, last=last))

@@ -32,6 +32,7 @@ from deployments.gateway.storyboards_wire import (
     check_names,
     digest,
     noted,
+    said,
     shot_of,
     status_of,
     storyboard_object,
@@ -92,6 +93,7 @@ class Storyboards:
         record, key = authorize(request.scope, self._keys), idempotency_key(request)
         async with self._videos.inputs.fields(request) as fields:
             body = parsed(StoryboardBody, fields)
+        await self._videos.moderate(request.scope, record.id, said(body))
         asked = digest(body.model_dump(mode="json"))
         made = await in_thread(self._boards.asked, record.id, key)
         if made is None:
@@ -187,6 +189,7 @@ class Storyboards:
         record, key = authorize(request.scope, self._keys), idempotency_key(request)
         async with self._videos.inputs.fields(request) as fields:
             body = parsed(RetakeBody, fields)
+        await self._videos.moderate(request.scope, record.id, (body.prompt, body.camera, body.dialogue))
         asked = digest({"index": index, **body.model_dump(mode="json")})
         for _ in range(MOST_TRIES):
             board = await self._board(board_id, record)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
@@ -70,6 +70,15 @@ class RetakeBody(Strict):
     characters: Annotated[list[Name], Field(max_length=MOST_REFERENCES)] | None = None
     audio_reference: SoundBody | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+
+def said(body: StoryboardBody) -> Iterator[str | None]:
+    """What is to be judged. A script is a chat, and judged as one."""
+    yield from (body.title, body.negative_prompt)
+    for one in body.characters:
+        yield from (one.name, one.phrase)
+    for shot in body.shots or ():
+        yield from (shot.prompt, shot.camera, shot.dialogue)
 
 
 def digest(fields: Mapping[str, Any]) -> str:

@@ -86,6 +86,7 @@ class VideoEdits:
     async def _accepted(
         self, asked: Asked, request: Request, record: KeyRecord, key: str | None, *, more_seconds: int = 0
     ) -> Response:
+        await self._videos.moderate(request.scope, record.id, asked.texts)
         headers = request.scope.setdefault(HEADERS, [])
         async with self._inputs.ready(asked, record.id, more_seconds=more_seconds) as (whole, files):
             return self._videos.told(await self._videos.accept(whole, record.id, key, files, headers=headers))
@@ -132,6 +133,7 @@ class VideoEdits:
                 raise InvalidRequest(
                     "video: not given; it is required; add it", param="video", code="missing_parameter"
                 )
+            await self._videos.moderate(request.scope, owner, (body.name,))
             character_id = f"char_{secrets.token_hex(12)}"
             key = f"characters/{character_id}"
             await self._inputs.character(body.video, key)

@@ -71,6 +71,11 @@ class Asked:
     request: VideoRequest
     references: References
 
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What is said, to be judged."""
+        return self.request.prompt, self.request.negative_prompt
+
 
 def created(fields: Mapping[str, Any], video: Video, caller: Caller) -> Asked:
     """A clip of its own. With `video_reference` it is a remix of that video, with a mask an edit of it.

@@ -22,6 +22,7 @@ from cluster.family import Family
 from deployments.control.words import Worker
 from deployments.gateway.asgi import HEADERS, Header, authorize, json_response
 from deployments.gateway.description import Described
+from deployments.gateway.moderation import Check, unjudged
 from deployments.gateway.video_booking import VideoBookings
 from deployments.gateway.video_content import MEDIA, QUERY, content
 from deployments.gateway.video_inputs import VideoInputs
@@ -66,6 +67,7 @@ class Videos:
         self.bookings = bookings
         self._jobs = VideoJobs(family.video, store, files, metrics, bookings.ended, now_s)
         self.inputs = VideoInputs(family, files, store)
+        self.moderate: Check = unjudged
         metrics.begin()
         self.follow(family)
 
@@ -102,7 +104,9 @@ class Videos:
         self.admit(record.id, key)
         async with self.inputs.fields(request, data_urls=True) as fields:
             caller = self.inputs.caller(record, seed_of(record.id, key))
-            async with self.inputs.ready(created(fields, self._video, caller), record.id) as (asked, files):
+            wanted = created(fields, self._video, caller)
+            await self.moderate(request.scope, record.id, wanted.texts)
+            async with self.inputs.ready(wanted, record.id) as (asked, files):
                 headers = request.scope.setdefault(HEADERS, [])
                 return self.told(await self.accept(asked, record.id, key, files, headers=headers))
 
