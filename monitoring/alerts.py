@@ -311,6 +311,32 @@ ALERTS = (
         mend="Start the database, or make room. Gateways write and ship what waits by themselves, each event once.",
     ),
     Alert(
+        name="LimitsUnreachable",
+        severity="page",
+        expr="sum(rate(moray_limit_failures_total[1m])) > 0",
+        lasting="1m",
+        summary="The store of limits does not answer",
+        means="Keys whose plans have limits are refused with 503, chats and videos alike; all others are served. What "
+        "ended meanwhile is settled once the store answers, as long as its gateway lives; failed videos end then.",
+        look="The log of the gateway, which says why, with the word limits; the Redis or PostgreSQL of limits.store, "
+        "or the disk of the state folder.",
+        mend="Start the store. Gateways find it again by themselves. A Redis that came back without appendonly is "
+        "refused where plans have limits per day or month: switch it on.",
+    ),
+    Alert(
+        name="LimitsUnsettled",
+        severity="ticket",
+        expr="sum(increase(moray_limit_lost_total[30m])) > 0",
+        lasting="0s",
+        summary="{{ $value | humanize }} reservations of limits ended before they were settled",
+        means="A gateway did not renew them for a minute, or the store forgot them. They count as they were reserved, "
+        "those that the store forgot not at all; bills are not touched.",
+        look="moray_limit_failures_total; whether a gateway stood still (moray_control_tick_seconds, the load of its "
+        "node); restarts of the store, and what it kept.",
+        mend="Give gateways the processor time that they need. A store that forgets: Redis with appendonly yes and "
+        "maxmemory-policy noeviction, or PostgreSQL.",
+    ),
+    Alert(
         name="UsageDisagrees",
         severity="ticket",
         expr=f"1 - ({BILLED}) / {ENOUGH} > {LACKING} or ({BILLED}) / {ENOUGH} - 1 > {EXCEEDING}"

@@ -54,6 +54,32 @@ TENANTS = Board(
             ),
         ),
         Row(
+            title="Limits",
+            panels=(
+                Panel(
+                    title="Refusals by limit",
+                    says="Requests that a limit of their plan refused, by the limit: chats and videos.",
+                    unit="reqps",
+                    kind="stacked",
+                    queries=(by("limit", per_s("moray_limit_refusals_total", "limit")),),
+                ),
+                Panel(
+                    title="Store of limits",
+                    says="Times that it did not answer. Keys whose plans have limits are refused meanwhile.",
+                    unit="ops",
+                    queries=(Query(expr=f"sum(rate(moray_limit_failures_total[{RATE}]))", legend="failed"),),
+                ),
+                Panel(
+                    title="Lost settlements",
+                    says="Reservations whose lease was over before they were settled, over the time shown. They count "
+                    "as they were reserved.",
+                    unit="short",
+                    kind="number",
+                    queries=(Query(expr=f"sum(increase(moray_limit_lost_total[{RANGE}]))", legend="lost"),),
+                ),
+            ),
+        ),
+        Row(
             title="Charged",
             panels=(
                 Panel(

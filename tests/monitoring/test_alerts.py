@@ -68,6 +68,8 @@ MEANT_SO = 'moray_video_unsigned_total{intended="yes"}'
 STORE_ERRORS = "moray_video_store_errors_total"
 PENDING = "moray_usage_pending"
 UNWRITTEN = "moray_usage_failures_total"
+AWAY = "moray_limit_failures_total"
+UNSETTLED = "moray_limit_lost_total"
 BILLED = 'moray_billed_completion_tokens_total{tier="mini"}'
 BILLED_IN = 'moray_billed_prompt_tokens_total{tier="mini"}'
 ANSWERED = 'moray_completion_tokens_total{tier="mini"}'
@@ -199,6 +201,11 @@ CASES = (
     case("UsageFails", "the database is away", {UNWRITTEN: "0+5x60"}, "9m", [{}]),
     case("UsageFails", "was away for two minutes", {UNWRITTEN: "0+5x12 60x60"}, "9m"),
     case("UsageFails", "never failed", {UNWRITTEN: "0x60"}, "9m"),
+    case("LimitsUnreachable", "for three minutes", {AWAY: "0+10x30"}, "4m", [{}]),
+    case("LimitsUnreachable", "once", {AWAY: "0x6 1x60"}, "4m"),
+    case("LimitsUnsettled", "a gateway stood still", {UNSETTLED: "0x30 7x60"}, "6m", [{}]),
+    case("LimitsUnsettled", "never", {UNSETTLED: "0x90"}, "10m"),
+    case("LimitsUnsettled", "long ago", {UNSETTLED: "0x30 7x300"}, "45m"),
     slow("UsageDisagrees", "a twentieth is not billed", counted(ANSWERED, 1000, BILLED, 950), "90m", MINI),
     slow("UsageDisagrees", "prompts are not billed", counted(ANSWERED_IN, 1000, BILLED_IN, 0), "90m", MINI),
     slow("UsageDisagrees", "all is billed", counted(ANSWERED, 1000, BILLED, 1000), "90m"),
