@@ -15,16 +15,23 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from cluster.access import Grant, KeyRecord
+from cluster.access import DEFAULT, USUAL, Grant, KeyRecord
 from cluster.errors import ConfigurationError, MorayError
 from cluster.family import Family, Plan
+from deployments.stores.key_lists import KeysAsked
 from deployments.stores.key_rows import Act, KeyRows
 from deployments.stores.keys import keys_of
 
+MOST = 1_000_000  # keys told at once
+EDGES = 3  # of a table, and what stands between its first two columns
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+# Columns and the least that each is folded to; what is not named is never folded.
 COLUMNS = ("id", "name", "project", "plan", "scopes", "created", "until")
-WHOLE = ("id", "name", "plan")
 ACT = ("at", "actor", "from", "act", "subject", "outcome")
+LEAST = {"name": 12, "project": 9, "scopes": 6, "at": 10, "actor": 16, "from": 9, "act": 11, "outcome": 9}
+LESSER = {"project": DEFAULT, "plan": None, "scopes": ()}  # left out where all keys have this
+WIDE = 100  # characters, below which a table leaves out when a key was made
+SHOWN = 100  # keys of a table where nobody says how many
 
 
 def keys(family: Family, arguments: argparse.Namespace, console: Console) -> int:
@@ -34,20 +41,29 @@ def keys(family: Family, arguments: argparse.Namespace, console: Console) -> int
             acts = store.acts(arguments.last)
             _show([dataclasses.asdict(act) for act in acts], ACT, arguments.json, console)
             return 0
-        secret, records = _asked(family, store, arguments)
+        secret, (records, more) = _asked(family, store, arguments)
     finally:
         store.close()
     shown: dict[str, Any] = {} if secret is None else {"key": secret}
     rows = [dataclasses.asdict(record) | shown for record in records]
-    _show(rows if arguments.json else list(map(_brief, records)), COLUMNS, arguments.json, console)
+    brief = list(map(_brief, records))
+    told = [name for name in COLUMNS if name not in LESSER or any(row[name] != LESSER[name] for row in brief)]
+    if console.width < WIDE:
+        told.remove("created")
+    _show(rows if arguments.json else brief, told, arguments.json, console)
+    if more and not arguments.json:
+        console.print(f"there are more: moray keys list --after {records[-1].id}", soft_wrap=True)
     if secret is not None and not arguments.json:
         console.print(f"the key, shown this once: {secret}", soft_wrap=True)
     return 0
 
 
-def _asked(family: Family, store: KeyRows, arguments: argparse.Namespace) -> tuple[str | None, Sequence[KeyRecord]]:
+def _asked(
+    family: Family, store: KeyRows, arguments: argparse.Namespace
+) -> tuple[str | None, tuple[Sequence[KeyRecord], bool]]:
+    """A secret where one was made; the keys, and whether there are more."""
     if arguments.verb == "list":
-        return None, [record for record in store.list() if arguments.org in (None, record.org)]
+        return None, store.page(_listed(arguments))
     now_s = time.time()
     secret, subject, outcome = None, "", "ok"
     try:
@@ -73,7 +89,21 @@ def _asked(family: Family, store: KeyRows, arguments: argparse.Namespace) -> tup
             outcome=outcome,
         )
         store.log(act)
-    return secret, (record,)
+    return secret, ((record,), False)
+
+
+def _listed(arguments: argparse.Namespace) -> KeysAsked:
+    """Raises ConfigurationError."""
+    limit = arguments.limit
+    if limit is not None and not 1 <= limit <= MOST:
+        raise ConfigurationError(f"--limit: {limit}; 1 to {MOST} is allowed; mend it")
+    return KeysAsked(
+        after=arguments.after,
+        limit=limit or (MOST if arguments.json else SHOWN),
+        order="asc",
+        search=arguments.search,
+        org=arguments.org,
+    )
 
 
 def _brief(record: KeyRecord) -> dict[str, Any]:
@@ -83,9 +113,9 @@ def _brief(record: KeyRecord) -> dict[str, Any]:
     return {
         "id": record.id,
         "name": record.name,
-        "project": f"{record.org}/{record.project}",
+        "project": DEFAULT if (record.org, record.project) == (DEFAULT, DEFAULT) else f"{record.org}/{record.project}",
         "plan": record.plan,
-        "scopes": record.scopes,
+        "scopes": () if record.scopes == USUAL else record.scopes,
         "created": _day(record.created_s),
         "until": "" if ends[1] is None else f"{ends[0]} {_day(ends[1])}",
     }
@@ -126,18 +156,37 @@ def plans(family: Family, arguments: argparse.Namespace, console: Console) -> in
     if arguments.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return 0
-    table = Table(
-        Column("", no_wrap=True),
-        *(Column(name, min_width=len(name), overflow="fold") for name in family.plans),
-        box=SIMPLE,
-        padding=0,
-    )
-    for field in Plan.model_fields:  # more of them than a terminal has room for beside each other
-        cells = [_cell(row, field) for row in rows]
-        if any(cells):
-            table.add_row(field, *map(Text, cells))
-    console.print(table, crop=False)  # a figure that is cut is another one
+    for group in _beside(rows, console.width):
+        table = Table(
+            Column("", no_wrap=True),
+            *(Column(row["plan"], min_width=_width(row), overflow="fold") for row in group),
+            box=SIMPLE,
+            padding=0,
+        )
+        for field in Plan.model_fields:
+            cells = [_cell(row, field) for row in group]
+            if any(cells):
+                table.add_row(field, *map(Text, cells))
+        console.print(table, crop=False)  # a figure that is cut is another one
     return 0
+
+
+def _beside(rows: Sequence[dict[str, Any]], width: int) -> list[list[dict[str, Any]]]:
+    """As many plans in a table as there is room for, one at least."""
+    groups: list[list[dict[str, Any]]] = []
+    room = 0
+    for row in rows:
+        if room < _width(row):
+            groups.append([])
+            room = width - max(map(len, Plan.model_fields)) - EDGES
+        groups[-1].append(row)
+        room -= _width(row) + 1
+    return groups
+
+
+def _width(row: Mapping[str, Any]) -> int:
+    """Of its longest word."""
+    return max(len(word) for field in ("plan", *Plan.model_fields) for word in (*_cell(row, field).split(), ""))
 
 
 def _show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool, console: Console) -> None:
@@ -145,7 +194,10 @@ def _show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bo
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
     table = Table(
-        *(Column(name, no_wrap=name in WHOLE, overflow="fold") for name in columns), box=SIMPLE, pad_edge=False
+        *(Column(name, min_width=LEAST.get(name), no_wrap=name not in LEAST, overflow="fold") for name in columns),
+        box=SIMPLE,
+        show_edge=False,
+        padding=0,
     )
     for row in rows:
         table.add_row(*(Text(_cell(row, column)) for column in columns))

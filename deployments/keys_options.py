@@ -25,7 +25,16 @@ examples:
   moray keys create ops --scope admin --expires 90d
   moray keys create studio --org acme --project trailers --scope videos,files
 """
-LIST = "All keys, the oldest first, the revoked too, with plan and times; never the secrets."
+LIST = """\
+Keys, the oldest first, the revoked too, with what they may do and until when; never
+the secrets. A table leaves out what all of them have in common, and in less than 100
+columns when they were made; --json tells everything.
+"""
+LIST_EXAMPLE = """\
+examples:
+  moray keys list --search acme/
+  moray keys list --json
+"""
 REVOKE = "Refuses a key from now on. Requests that it has begun end as they would have."
 ROTATE = """\
 Gives a key a new secret, shown this once. The secret of before is refused from now
@@ -41,8 +50,15 @@ def add_arguments(keys: argparse.ArgumentParser) -> None:
     verbs = keys.add_subparsers(dest="verb", metavar="VERB", required=True)
     _create(verbs.add_parser("create", help="make a key; it is shown this once"))
     shown = verbs.add_parser("list", help="all keys, without their secrets")
-    shown.description, shown.epilog = LIST, "example:\n  moray keys list --json\n"
+    shown.description, shown.epilog = LIST, LIST_EXAMPLE
     shown.add_argument("--org", help="of this organisation alone; default: of all")
+    shown.add_argument(
+        "--search", metavar="TEXT", default="", help="part of an id, a name, organisation/project or plan; default: any"
+    )
+    shown.add_argument(
+        "--limit", type=int, metavar="N", help="so many at most, 1 to 1000000; default: 100 in a table, all with --json"
+    )
+    shown.add_argument("--after", metavar="ID", help="those behind this one; default: from the oldest on")
     rotate = verbs.add_parser("rotate", help="give a key a new secret")
     rotate.description, rotate.epilog = ROTATE, "example:\n  moray keys rotate key_3f9a --grace 1h\n"
     rotate.add_argument("key", help=WHICH)

@@ -10,7 +10,9 @@ WHAT = """\
 What was used and charged, from the ledger of the gateway that uses the same state
 folder, or of the database that `accounts.database` names: tokens, seconds of video,
 list price, and what serving it cost: GPU-seconds, those of idle and starting replicas
-shared by use per tier and hour. Times are UTC.
+shared by use per tier and hour. What replicas held in hours in which nobody used their
+tier is nobody's: it is told below the table, and in rows marked unallocated, of no key
+or organisation, with --json and --csv. Times are UTC.
 """
 EXAMPLES = """\
 examples:

@@ -14,6 +14,7 @@ from usage_events import event
 
 from cluster.errors import ConfigurationError, InvalidRequest
 from cluster.family import Family
+from cluster.usage import Held
 from deployments import keys_options, usage_options
 from deployments.keys_command import keys
 from deployments.stores.usage import usage_of
@@ -25,11 +26,11 @@ def spec(tmp_path: Path) -> Family:
     return family(tmp_path)
 
 
-def asked(spec: Family, *words: str) -> str:
+def asked(spec: Family, *words: str, width: int = 120) -> str:
     said = io.StringIO()
     parser = argparse.ArgumentParser()
     usage_options.add_arguments(parser)
-    assert usage(spec, parser.parse_args(words), Console(file=said, width=120)) == 0
+    assert usage(spec, parser.parse_args(words), Console(file=said, width=width)) == 0
     return said.getvalue()
 
 
@@ -58,3 +59,35 @@ def test_what_is_told_is_what_the_ledger_has_in_every_shape(spec: Family, capsys
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert (row["org"], row["price_usd"]) == ("b", "0.00125")
     assert "[red]" in asked(spec), "names are no markup"
+
+
+def test_what_was_held_while_nobody_used_a_tier_is_told_apart(spec: Family, capsys: pytest.CaptureFixture[str]) -> None:
+    now_s = int(time.time())
+    store = usage_of(spec)
+    store.add([event(1, at_s=now_s, tier_served="pro")])
+    store.hold(
+        [Held(id=tier, at_s=now_s, tier=tier, gpu_s=7200, usd_per_gpu_hour=2.0) for tier in ("pro", "mini", "b")]
+    )
+    store.close()
+    assert "no row: b 2.00 GPU-hours, 4.00 USD; mini 2.00 GPU-hours, 4.00 USD" in asked(spec)
+    asked(spec, "--json")
+    told = [(row["org"], row["cost_usd"], row["unallocated"]) for row in json.loads(capsys.readouterr().out)]
+    assert told == [("acme", 4.0, False), (None, 8.0, True)]
+    asked(spec, "--csv", "--by", "tier,org")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["tier"], row["org"], row["unallocated"]) for row in rows] == [
+        ("pro", "acme", ""),
+        ("b", "", "yes"),
+        ("mini", "", "yes"),
+    ]
+    assert "no row" not in asked(spec, "--org", "acme"), "of one organisation alone it says nothing"
+
+
+def test_a_narrow_table_folds_names_and_cuts_no_figure(spec: Family) -> None:
+    store = usage_of(spec)
+    store.add([event(1, at_s=int(time.time()), org="an-organisation-of-many-letters", project="films")])
+    store.close()
+    told = asked(spec, "--by", "org,project,key,model,tier", width=80)
+    (row,) = [line for line in told.splitlines() if "0.001250" in line]
+    assert row.split()[-3:] == ["10", "5", "0.001250"]
+    assert "video_s" not in told
