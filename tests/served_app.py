@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,49 +51,46 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(folder: Path, parts: dict[str, Any] | None = None, **config: Any) -> Iterator[Served]:
+def served(
+    folder: Path, parts: dict[str, Any] | None = None, around: Callable[[Replica], object] = lambda replica: replica
+) -> Iterator[Served]:
     """Tiers mini and turbo, whose answers are short and quick, and video, which nobody renders.
 
-    `parts`: of the family. `config`: of the HTTP server.
+    `parts`: of the family. `around`: what is called in the place of their replica.
     """
     cost = {"a_ms": 0.1, "b_ms_per_seq": 0, "c_ms_per_ktok": 0, "prefill_us_per_token": {1: 0.001}, "source": "a test"}
     spec = family(folder, video=True, context_tokens=256, cost=cost)
     spec = Family.model_validate(spec.model_dump() | (parts or {}))
-    ready: list[Served] = []
-    begun, server = threading.Event(), _server(config)
+    ready: queue.Queue[Served] = queue.Queue()
+    # Without a log of its own, as Serve runs it.
+    config = uvicorn.Config("", port=free_port(), lifespan="off", log_config=None, access_log=False)
+    config.timeout_graceful_shutdown = 1
+    server = uvicorn.Server(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seen, "_replicas", {})
         patch.setattr(seen, "_listeners", [])
-        thread = threading.Thread(target=lambda: asyncio.run(_run(spec, folder, server, ready, begun)), daemon=True)
+        thread = threading.Thread(target=lambda: asyncio.run(_run(spec, server, around, ready.put)), daemon=True)
         thread.start()
-        assert begun.wait(WAIT_S)
         try:
-            yield ready[0]
+            yield ready.get(timeout=WAIT_S)
         finally:
             server.should_exit = True
             thread.join(WAIT_S)
 
 
-def _server(config: dict[str, Any]) -> uvicorn.Server:
-    """Without a log of its own, as Serve runs it."""
-    words = {"host": "127.0.0.1", "port": free_port(), "lifespan": "off", **config}
-    return uvicorn.Server(uvicorn.Config("", log_config=None, access_log=False, timeout_graceful_shutdown=1, **words))
-
-
-async def _run(spec: Family, folder: Path, server: uvicorn.Server, ready: list[Served], begun: threading.Event) -> None:
-    handle = Handle(await Replica.started(spec))
+async def _run(
+    spec: Family, server: uvicorn.Server, around: Callable[[Replica], object], ready: Callable[[Served], None]
+) -> None:
+    handle = Handle(around(await Replica.started(spec)))
     for tier in spec.tiers:
         seen.publish(tier, (seen.SeenReplica(replica_id=f"{tier}-1", metrics_address=""),))
     gateway, app, _ = await application(spec, dict.fromkeys(spec.tiers, handle), background=True)
     server.config.app = app
     key, _ = gateway._keys.create("all", 0.0, None, Grant(scopes=tuple(SCOPES)))
-    port, loop = server.config.port, asyncio.get_running_loop()
+    port, loop, folder = server.config.port, asyncio.get_running_loop(), Path(spec.state_folder)
     url = f"http://127.0.0.1:{port}"
-    ready.append(Served(url=url, port=port, key=key, folder=folder, gateway=gateway, app=app, loop=loop))
-
-    async def announced() -> None:
-        while not server.started:
-            await asyncio.sleep(0.005)
-        begun.set()
-
-    await asyncio.gather(server.serve(), announced())
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+    ready(Served(url=url, port=port, key=key, folder=folder, gateway=gateway, app=app, loop=loop))
+    await serving

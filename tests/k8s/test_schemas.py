@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import celpy
@@ -107,15 +108,29 @@ def test_no_overlay_gives_a_field_that_such_a_rule_is_about(name: str) -> None:
     assert "backend" not in spec["rayClusterConfig"]["gcsFaultToleranceOptions"]
 
 
-def test_a_component_asks_kueue_for_the_gpus(tmp_path: Any) -> None:
+def with_component(name: str, folder: Path) -> list[Object]:
+    """Of the overlay h200."""
     text = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": ["k8s/overlays/h200"],
-        "components": ["k8s/components/kueue"],
+        "components": [f"k8s/components/{name}"],
     }
-    shutil.copytree(K8S, tmp_path / "k8s")
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
-    service = service_of(list(yaml.safe_load_all(kustomized(tmp_path))))
+    shutil.copytree(K8S, folder / "k8s")
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
+    return list(yaml.safe_load_all(kustomized(folder)))
+
+
+def test_a_component_ends_tls_for_what_asks_for_a_key_alone(tmp_path: Path) -> None:
+    objects = with_component("tls", tmp_path)
+    assert [fault for each in objects for fault in structural(each)] == []
+    (ingress,) = [each for each in objects if each["kind"] == "Ingress"]
+    (rule,) = ingress["spec"]["rules"]
+    assert ingress["spec"]["tls"] == [{"hosts": [rule["host"]], "secretName": "moray-tls"}]
+    assert {each["path"] for each in rule["http"]["paths"]} == {"/v1", "/openapi.json"}
+
+
+def test_a_component_asks_kueue_for_the_gpus(tmp_path: Path) -> None:
+    service = service_of(with_component("kueue", tmp_path))
     assert service["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "moray"
     assert structural(service) == []
