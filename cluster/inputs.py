@@ -16,16 +16,18 @@ Detail = Literal["auto", "low", "high"]
 HZ = 16_000  # of sound; samples have 16 bits, one channel
 FRAMES_PER_S = 2  # of a clip
 MOST_SENT = 32  # parts beside text, of a request
+MOST_CLIPS = 4  # of these
+MOST_CLIP_S = 30
 LEAST_IMAGE_TOKENS = 4  # smaller images are scaled up by those who count patches
 _AROUND = 2  # tokens that begin and end an input
-_FRAMES_PER_PATCH = 2  # of a clip: two frames are one patch in time
+_TIME = 6  # tokens that tell the time of a frame
 
 
 class InputTokens(Closed):
     """How the tier's model counts: an image by squares of `patch_px` pixels, or as `per_image` tokens of any size.
 
-    The defaults are those of Qwen2-VL and Qwen2.5-VL (a token per 28 x 28 pixels; of a clip, per two frames) and of
-    Qwen2-Audio (a token per 40 ms), as their reports say. Qwen3-VL has patch_px 32, LLaVA 1.5 per_image 576.
+    The defaults are those of Qwen2-VL and Qwen2.5-VL (a token per 28 x 28 pixels) and of Qwen2-Audio (a token per
+    40 ms), as their reports say. Qwen3-VL has patch_px 32, LLaVA 1.5 per_image 576. A clip counts as its frames.
     """
 
     patch_px: PositiveInt = 28
@@ -92,9 +94,8 @@ def tokens_of(media: Media, counts: InputTokens, takes: Iterable[Input]) -> int:
         case "image":
             return _AROUND + _seen(media, counts)
         case "video":
-            pairs = -(-len(media.pictures) // _FRAMES_PER_PATCH)
             sound = _AROUND + _heard(media, counts) if media.sound and "audio" in takes else 0
-            return _AROUND + pairs * _seen(media, counts) + sound
+            return len(media.pictures) * (_TIME + _AROUND + _seen(media, counts)) + sound
 
 
 def _heard(media: Media, counts: InputTokens) -> int:

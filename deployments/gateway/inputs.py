@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cluster.errors import InvalidRequest, NotFound, Overloaded
 from cluster.family import Family, Plan
-from cluster.inputs import MOST_SENT, Input, Media, Sent
+from cluster.inputs import MOST_CLIPS, MOST_SENT, Input, Media, Sent
 from cluster.request import Chat, Message
 from cluster.tiering import Wish
 from deployments.gateway.wishes import range_of
@@ -163,8 +163,10 @@ def _plain(data: bytes, sent: Sent) -> str:
 def _bound(media: Iterable[Media], where: str) -> None:
     """Of all inputs of a request together."""
     media = tuple(media)
-    if len(media) > MOST_SENT:
-        raise refused(where, f"{len(media)} pictures with those before", f"{MOST_SENT} are allowed", "send fewer pages")
+    clips = sum(one.kind == "video" for one in media)
+    for many, most, what in ((len(media), MOST_SENT, "inputs"), (clips, MOST_CLIPS, "clips")):
+        if many > most:
+            raise refused(where, f"{many} {what} with those before", f"{most} are allowed", "send fewer of them")
     size = sum(one.size_bytes for one in media)
     if size > MOST_READ_BYTES:
         given = f"{size} bytes once decoded, with those before"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cluster.inputs import FRAMES_PER_S, HZ, Media
+from cluster.inputs import FRAMES_PER_S, HZ, MOST_CLIP_S, Media
 from deployments.inputs.look import Found, Look, write
 from deployments.inputs.pictures import jpeg
 from deployments.video.demux import (
@@ -25,7 +25,6 @@ from deployments.video.fit import Clip, refused
 from deployments.video.sound import resampled
 
 MOST_SOUND_S = 300
-MOST_CLIP_S = 30
 _FRAMES = MOST_CLIP_S * FRAMES_PER_S
 _SOUND_TEXT = "WAV and MP3 are allowed"
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,12 +41,27 @@ class ChatTokenizer:
         self._template, self._knows_tools = _compiled(folder, config)
         self.bytes_of = vocabulary_bytes(self._tokenizer, str(file))
         self._context_tokens, self._longest_bytes = context_tokens, max(map(len, self.bytes_of))
-        special = [t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special]
-        # Looking ahead finds special tokens that overlap, too.
-        self._special = re.compile(f"(?=({'|'.join(map(re.escape, special))}))(.)", re.DOTALL) if special else None
+        self._kept: tuple[str, ...] = ()
+        self._guard([t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special])
 
-    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        """Raises ContextTooLong, InvalidRequest. The caller's thread waits, others may run meanwhile."""
+    def reserve(self, texts: Sequence[str]) -> None:
+        """Also these stay text inside a message: added tokens that are not special, but stand for other input."""
+        added = (token.content for token in self._tokenizer.get_added_tokens_decoder().values())
+        self._guard([token for token in added if any(token in text for text in texts)])
+
+    def _guard(self, tokens: Sequence[str]) -> None:
+        self._kept = (*self._kept, *tokens)
+        # Looking ahead finds special tokens that overlap, too.
+        kept = "|".join(map(re.escape, self._kept))
+        self._special = re.compile(f"(?=({kept}))(.)", re.DOTALL) if kept else None
+
+    def encode(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), beside: Sequence[str] = ()
+    ) -> tuple[int, ...]:
+        """`beside`: what stands in the place of each of the messages' media; its special tokens count.
+
+        Raises ContextTooLong, InvalidRequest. The caller's thread waits, others may run meanwhile.
+        """
         if tools and not self._knows_tools:
             raise InvalidRequest(
                 "tools: given; the checkpoint's chat template writes none into prompts; leave them out, or name a tier "
@@ -54,15 +70,18 @@ class ChatTokenizer:
             )
         offered = [_offer(tool) for tool in tools]
         more = [_called(message) for message in messages]
-        beside = json.dumps([offered, more], ensure_ascii=False) if tools or any(more) else ""
+        called = json.dumps([offered, more], ensure_ascii=False) if tools or any(more) else ""
         said_bytes = sum(_bytes(m.content, f"messages.{index}.content") for index, m in enumerate(messages))
-        self._bound(said_bytes + _bytes(beside, "tools"))
-        cut = _unused("".join((*(message.content for message in messages), beside)))
+        self._bound(said_bytes + _bytes(called, "tools"))
+        text = "".join((*(message.content for message in messages), called))
+        cut = _unused(text)
+        mark = _unused(text + cut)
         said = [
-            {"role": _ROLES.get(m.role, m.role), "content": m.content} | calls
+            {"role": _ROLES.get(m.role, m.role), "content": _marked(m, mark)} | calls
             for m, calls in zip(messages, more, strict=True)
         ]
         prompt = self._render(self._defused(said, cut), self._defused(offered, cut))
+        prompt = _placed(prompt, mark, beside, cut)
         pieces = self._tokenizer.encode_batch_fast(prompt.split(cut), add_special_tokens=False)
         return tuple(token for piece in pieces for token in piece.ids)
 
@@ -103,6 +122,24 @@ class ChatTokenizer:
                 "change the messages",
                 param="messages",
             ) from error
+
+
+def _marked(message: Message, mark: str) -> str:
+    content, ends = message.content, [0, *(media.at for media in message.media), len(message.content)]
+    return mark.join(content[begin:end] for begin, end in pairwise(ends))
+
+
+def _placed(prompt: str, mark: str, beside: Sequence[str], cut: str) -> str:
+    if not beside:
+        return prompt
+    pieces = prompt.split(mark)
+    if len(pieces) != len(beside) + 1:
+        raise InvalidRequest(
+            f"messages: the chat template writes {len(pieces) - 1} of {len(beside)} inputs; all are needed; send "
+            "them in other messages",
+            param="messages",
+        )
+    return pieces[0] + "".join(f"{cut}{text}{cut}{piece}" for text, piece in zip(beside, pieces[1:], strict=True))
 
 
 def _offer(tool: Tool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from cluster.engines import Vllm
 from cluster.family import Tier
+from cluster.inputs import FRAMES_PER_S, MOST_CLIP_S, MOST_CLIPS, MOST_SENT
 from deployments.engines.limits import MOST_LOGPROBS
 
 Accelerator = Literal["cpu", "cuda"]
@@ -23,6 +24,7 @@ def arguments(tier: Tier, accelerator: Accelerator) -> tuple[str, ...]:
         *_model(tier, settings),
         *_batching(tier),
         *_ranks(tier, settings, accelerator),
+        *_inputs(tier),
         *(_on_cpu(tier) if accelerator == "cpu" else _on_gpu(settings)),
     )
 
@@ -63,6 +65,16 @@ def _model(tier: Tier, settings: Vllm) -> tuple[str, ...]:
         # Small models may write white space without end.
         *("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})),
     )
+
+
+def _inputs(tier: Tier) -> tuple[str, ...]:
+    """How many a prompt may have; a clip is its frames."""
+    if not tier.inputs:
+        return ()
+    pictures = MOST_SENT if "image" in tier.inputs else 0
+    pictures += MOST_CLIPS * MOST_CLIP_S * FRAMES_PER_S if "video" in tier.inputs else 0
+    most = {"image": pictures, "audio": MOST_SENT if "audio" in tier.inputs else 0}
+    return "--limit-mm-per-prompt", json.dumps({kind: count for kind, count in most.items() if count})
 
 
 def _batching(tier: Tier) -> tuple[str, ...]:

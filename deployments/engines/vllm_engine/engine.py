@@ -14,18 +14,26 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import CheckpointError, ConfigurationError, EngineFailed, InvalidRequest, Overloaded
+from cluster.errors import (
+    CheckpointError,
+    ConfigurationError,
+    EngineFailed,
+    InvalidRequest,
+    Overloaded,
+    RequestError,
+)
 from cluster.family import Tier
-from cluster.inputs import Input
 from cluster.request import Generation, Message, Piece, Sampling, Tool
 from deployments.engines.engine import Emit, EngineReport
 from deployments.engines.limits import most_tokens
 from deployments.engines.torch_engine.chat import ChatTokenizer
 from deployments.engines.vllm_engine.arguments import Accelerator, arguments, environment
 from deployments.engines.vllm_engine.calls import Calls
+from deployments.engines.vllm_engine.inputs import Beside
 from deployments.engines.vllm_engine.steps import Steps
 from deployments.engines.vllm_engine.streams import Step, Stream
 
@@ -37,10 +45,10 @@ class VllmEngine:
     embeds = 0
     structured = True
     forced_tools = False
-    inputs: tuple[Input, ...] = ()
 
     def __init__(self, tier: Tier, accelerator: Accelerator) -> None:
         self.context_tokens = tier.context_tokens
+        self.inputs = tier.inputs
         self.tools = tier.tools
         self._tier, self._accelerator = tier, accelerator
         self._arguments = arguments(tier, accelerator)
@@ -66,7 +74,7 @@ class VllmEngine:
             raise error
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        return self._tokenizer.encode(messages, tools)
+        return self._tokenizer.encode(messages, tools, self._beside.texts(messages))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         return self._tokenizer.encode_text(text)
@@ -75,12 +83,7 @@ class VllmEngine:
         self.check()
         stream = Stream(
             generation=generation,
-            max_tokens=most_tokens(
-                generation,
-                vocab=self._vocab,
-                context_tokens=self.context_tokens,
-                kv_tokens=self._kv_tokens // len(self._steps),
-            ),
+            max_tokens=self._most_tokens(generation),
             emit=emit,
             bytes_of=self._bytes_with_special if generation.tools else self._tokenizer.bytes_of,
             calls=Calls(self._parser, generation.tools) if generation.tools else None,
@@ -112,7 +115,7 @@ class VllmEngine:
         return EngineReport(
             running=running,
             waiting=len(streams) - running,
-            waiting_prefill_tokens=sum(len(s.generation.prompt) for s in streams if not s.began),
+            waiting_prefill_tokens=sum(s.prompt_tokens for s in streams if not s.began),
             kv_used_tokens=round(used * self._kv_tokens),
             kv_capacity_tokens=self._kv_tokens,
             steps=sum(each.steps for each in self._steps),
@@ -162,6 +165,8 @@ class VllmEngine:
         self._vocab: int = config.model_config.get_vocab_size()
         self._kv_tokens: int = (config.cache_config.num_gpu_blocks - len(self._steps)) * config.cache_config.block_size
         self._end_tokens = _end_tokens(config.model_config)
+        self._beside = Beside(self._tier, self._engine)
+        self._tokenizer.reserve(self._beside.reserved(self._tier))
         if self._tier.vllm is not None and self._tier.vllm.tool_parser is not None:
             self._read_calls(self._tier.vllm.tool_parser)
 
@@ -221,23 +226,44 @@ class VllmEngine:
             structured_outputs=StructuredOutputsParams(json=s.json_schema) if s.json_schema is not None else None,
         )
 
-    async def _run(self, stream: Stream, params: Any) -> None:
-        from vllm.exceptions import VLLMClientError
+    def _most_tokens(self, generation: Generation) -> int:
+        kv_tokens = self._kv_tokens // len(self._steps)
+        return most_tokens(generation, vocab=self._vocab, context_tokens=self.context_tokens, kv_tokens=kv_tokens)
+
+    async def _prompt(self, stream: Stream) -> Any:
+        """What stands beside its text is measured here, on other threads. Raises ContextTooLong; as vLLM does."""
         from vllm.inputs import tokens_input
 
+        generation = stream.generation
+        if not generation.media:
+            return tokens_input([*generation.prompt, *generation.given], cache_salt=generation.cache_salt or None)
+        given = await asyncio.to_thread(self._beside.prompt, generation)
+        (rendered,) = await self._engine.renderer.render_cmpl_async([given])
+        ids = rendered["prompt_token_ids"]
+        prompt = tuple(ids[: len(ids) - len(generation.given)])
+        stream.prompt_tokens, stream.max_tokens = len(prompt), self._most_tokens(replace(generation, prompt=prompt))
+        return rendered
+
+    async def _run(self, stream: Stream, params: Any) -> None:
+        from vllm.exceptions import VLLMClientError
+
         generation, began_s = stream.generation, time.perf_counter()
-        outputs = self._engine.generate(
-            tokens_input([*generation.prompt, *generation.given], cache_salt=generation.cache_salt or None),
-            params,
-            f"{generation.request_id}#{next(self._numbers)}",  # of one cancelled just now, the old may still end
-            priority=-generation.priority,  # vLLM's lower goes first
-        )
         try:
+            prompt = await self._prompt(stream)
+            params.max_tokens = stream.max_tokens - len(generation.given)
+            outputs = self._engine.generate(
+                prompt,
+                params,
+                f"{generation.request_id}#{next(self._numbers)}",  # of one cancelled just now, the old may still end
+                priority=-generation.priority,  # vLLM's lower goes first
+            )
             async with contextlib.aclosing(outputs):  # what stops early is aborted
                 async for output in outputs:
                     self._take(stream, output)
                     if not stream.open:
                         return
+        except RequestError as error:
+            self._emit(stream, Piece(error=error))
         except (VLLMClientError, ValueError) as error:
             self._emit(stream, Piece(error=InvalidRequest(f"request: vLLM refuses it: {error}; mend the request")))
         except Exception:
@@ -298,5 +324,8 @@ def _biases(s: Sampling, given: Sequence[int]) -> dict[int, float] | None:
 
 def _end_tokens(model_config: Any) -> frozenset[int]:
     """Those that vLLM stops at: of the configuration, and of generation_config.json."""
-    named = [model_config.hf_config.eos_token_id, model_config.try_get_generation_config().get("eos_token_id")]
+    named = [
+        getattr(model_config.hf_text_config, "eos_token_id", None),
+        model_config.try_get_generation_config().get("eos_token_id"),
+    ]
     return frozenset(token for one in named if one is not None for token in (one if isinstance(one, list) else [one]))

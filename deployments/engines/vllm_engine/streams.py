@@ -48,11 +48,13 @@ class Stream:
     began: bool = False
     tokens: int = 0
     cached_tokens: int = 0
+    prompt_tokens: int = field(init=False)  # with what stands beside its text, once that is counted
     text: TextStream = field(init=False)
     task: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self.text = TextStream(self.generation.sampling.stop)
+        self.prompt_tokens = len(self.generation.prompt)
 
     def resume(self, end_tokens: frozenset[int]) -> Piece | None:
         """Begins behind the given tokens, once. The last piece, where they are the whole answer."""
@@ -67,7 +69,7 @@ class Stream:
     def take(self, step: Step) -> Piece:
         first, self.began = not self.began, True
         if first:
-            self.cached_tokens = min(step.cached_tokens, len(self.generation.prompt))
+            self.cached_tokens = min(step.cached_tokens, self.prompt_tokens)
         kept, text, reason = self._advance(step.ids, step.ended)
         text, called, reason = self._called(text, step.ids[:kept], reason)
         return Piece(
@@ -115,7 +117,7 @@ class Stream:
 
     def _usage(self) -> Usage:
         return Usage(
-            prompt_tokens=len(self.generation.prompt),
+            prompt_tokens=self.prompt_tokens,
             completion_tokens=self.tokens,
             cached_tokens=self.cached_tokens,
         )
