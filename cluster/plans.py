@@ -33,8 +33,8 @@ class Plan(Closed):
 
     A request may be spilled to other tiers of the plan: `up`, as good or better; `down`, but never below `floor`. Each
     project has the limits for itself, for all its keys of the plan; without a number there is none. Days and months are
-    those of UTC, as cluster.limits says. `concurrent`: requests under way. `context_tokens`: of one request, its answer
-    included.
+    those of UTC, as cluster.limits says. `concurrent`: answers under way; a video's job is none, it may wait for hours.
+    `context_tokens`: of one request, its answer included.
     """
 
     tiers: tuple[Name, ...] = Field(min_length=1)
