@@ -9,6 +9,7 @@ from cluster.engines import Vllm
 from cluster.errors import ContextTooLong, InvalidRequest, NotFound, NotInPlan, RequestError
 from cluster.family import Family, Plan, Price, load
 from cluster.loads import Choice
+from cluster.tier import Tier
 from cluster.tiering import Range, Wish, keeps, spill, tiers_for
 
 LOADED = load("h200")
@@ -123,6 +124,42 @@ def test_a_tier_without_a_parser_of_calls_holds_answers_to_a_schema_but_serves_n
     assert served(wish("gpt-5.2-mini", structured=True), None, plain).startswith("mini")
     with pytest.raises(InvalidRequest, match="tools: given"):
         served(wish("gpt-5.2-mini", tools=True), None, plain)
+
+
+SEEING = family(pro={"inputs": ("image",)}, ultra={"inputs": ("image", "audio")})
+IMAGE: Any = {"image": "messages[0].content[1].image_url.url"}
+
+
+def test_an_input_is_asked_of_tiers_that_take_it_and_spilled_to_no_other() -> None:
+    assert served(wish(inputs=IMAGE), plan(spill="both"), SEEING) == "pro ultra"
+    assert served(wish("gpt-5.2-ultra", inputs=IMAGE), plan(spill="both"), SEEING) == "ultra pro"
+    assert served(wish(inputs=IMAGE | {"audio": "a"}), None, SEEING) == "ultra"
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "told"),
+    [
+        ("gpt-5.2-mini", IMAGE, "that take image are ultra, pro, not mini; name one of ultra, pro, or leave it out"),
+        ("gpt-5.2-pro", IMAGE | {"audio": "a"}, "a: given; tiers that take audio are ultra, not pro"),
+        (AUTO, {"video": "v"}, "v: given; tiers that take video are none, not "),
+    ],
+)
+def test_an_input_that_a_tier_does_not_take_is_refused_by_its_part(model: str, inputs: Any, told: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        served(wish(model, inputs=inputs), None, SEEING)
+    assert told in caught.value.message
+    assert (caught.value.param, caught.value.code) == (caught.value.message.split(":")[0], "unsupported_parameter")
+
+
+def test_inputs_that_no_tier_takes_together_are_refused_together() -> None:
+    apart = family(pro={"inputs": ("image",)}, ultra={"inputs": ("audio",)})
+    with pytest.raises(InvalidRequest, match="tiers that take image and audio are none"):
+        served(wish(inputs=IMAGE | {"audio": "a"}), None, apart)
+
+
+def test_only_engines_that_give_inputs_to_their_models_may_say_so() -> None:
+    with pytest.raises(ValueError, match="inputs is image, engine is torch; vllm and simulated take inputs"):
+        Tier.model_validate(H200.tiers["mini"].model_dump() | {"engine": "torch", "vllm": None, "inputs": ["image"]})
 
 
 def test_without_a_rule_for_tools_or_hints_the_default_stays() -> None:

@@ -35,14 +35,15 @@ def save_seeing(folder: Path) -> Path:
 
     seen = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = seen | {"image_size": IMAGE_SIDE, "patch_size": 14, "initializer_range": 0.3}
-    config = Idefics3Config(
-        image_token_id=len(SPECIAL),
-        scale_factor=2,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-        text_config={"model_type": "llama"} | TEXT,
-        vision_config=vision,
-    )
+    settings: dict[str, Any] = {
+        "image_token_id": len(SPECIAL),
+        "scale_factor": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        "text_config": {"model_type": "llama"} | TEXT,
+        "vision_config": vision,
+    }
+    config = Idefics3Config(**settings)
     _save_tokenizer(folder, SEEING)
     _save(folder, Idefics3ForConditionalGeneration, config)
     processor = {
@@ -70,7 +71,7 @@ def save_hearing(folder: Path) -> Path:
     )
     _save_tokenizer(folder, HEARING)
     _save(folder, Qwen2AudioForConditionalGeneration, config)
-    WhisperFeatureExtractor(feature_size=128).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=128).save_pretrained(folder)  # type: ignore[no-untyped-call]
     told = json.loads((folder / "preprocessor_config.json").read_text())
     _write(folder / "preprocessor_config.json", told | {"processor_class": "Qwen2AudioProcessor"})
     return folder

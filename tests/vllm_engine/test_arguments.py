@@ -31,6 +31,13 @@ def test_the_cache_on_cpu_is_as_large_as_the_family_file_says() -> None:
     assert value(words, "--num-gpu-blocks-override") == "126"  # 125 of 32 tokens, and vLLM's own
 
 
+def test_a_prompt_may_have_as_many_inputs_as_a_request_and_the_frames_of_its_clips() -> None:
+    assert "--limit-mm-per-prompt" not in arguments(tier(), "cpu")
+    seen = value(arguments(tier(inputs=("image", "audio")), "cpu"), "--limit-mm-per-prompt")
+    assert json.loads(seen) == {"image": 32, "audio": 32}
+    assert json.loads(value(arguments(tier(inputs=("video",)), "cpu"), "--limit-mm-per-prompt")) == {"image": 4 * 60}
+
+
 def test_a_kv_cache_of_8_bits_is_asked_for_by_name() -> None:
     assert value(arguments(tier(), "cuda"), "--kv-cache-dtype") == "auto"
     assert value(arguments(tier(vllm={"kv_dtype": "fp8"}), "cuda"), "--kv-cache-dtype") == "fp8"

@@ -5,7 +5,7 @@ model that takes several images takes clips. Data is named by its content and th
 caches share it where prefixes are shared, and nowhere else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from io import BytesIO
 from typing import Any
@@ -31,7 +31,7 @@ class Beside:
                     f"inputs: {kind}: the model of {tier.checkpoint} takes {' and '.join(('text', *takes))}; those "
                     "are allowed, and video where it takes image; leave it out, or give another checkpoint"
                 )
-        self._placeholder = _placeholders(engine) if tier.inputs else str
+        self._placeholder: Callable[[str, int], str] = _placeholders(engine) if tier.inputs else _nothing
 
     def reserved(self, tier: Tier) -> list[str]:
         """What no text of a caller may be."""
@@ -47,9 +47,9 @@ class Beside:
 
         return [self._text(media, next_of) for message in messages for media in message.media]
 
-    def _text(self, media: Media, next_of: Any) -> str:
+    def _text(self, media: Media, next_of: Callable[[str], str]) -> str:
         if media.kind != "video":
-            return str(next_of(media.kind))
+            return next_of(media.kind)
         frames = [f"[{index / FRAMES_PER_S:.1f} s]{next_of('image')}" for index in range(len(media.pictures))]
         return "".join(frames) + (next_of("audio") if self._heard(media) else "")
 
@@ -83,6 +83,10 @@ def _placeholders(engine: Any) -> Any:
     from vllm.model_executor.model_loader import get_model_cls
 
     return get_model_cls(engine.model_config).get_placeholder_str
+
+
+def _nothing(modality: str, number: int) -> str:
+    raise AssertionError(modality)
 
 
 def _picture(data: bytes) -> Any:

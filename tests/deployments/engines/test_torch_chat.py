@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
 from torch_checkpoint import SPECIAL, TEMPLATE, save_tokenizer
 from transformers import AutoTokenizer
 
 from cluster.errors import CheckpointError, ContextTooLong, InvalidRequest
+from cluster.inputs import Media
 from cluster.request import Message
 from deployments.engines.torch_engine.chat import ChatTokenizer
 
@@ -59,6 +61,36 @@ def test_a_message_never_becomes_a_control_token_and_keeps_its_text(chat: ChatTo
     control = {0, 1, 2}
     assert [token for token in tokens if token in control] == [1, 2, 1], "those of the template alone"
     assert b"".join(chat.bytes_of[t] for t in tokens).decode() == f"user\n{content}\n" + "assistant\n"
+
+
+def test_what_stands_beside_text_is_written_in_its_place_and_its_tokens_count(chat: ChatTokenizer) -> None:
+    media = tuple(Media(kind="image", at=at, where="") for at in (0, 3))
+    said = [Message(role="user", content="the sea", media=media), *user("moray")]
+    beside = ["<|endoftext|>", "12<|endoftext|>"]
+    tokens = chat.encode(said, (), beside)
+    assert [token for token in tokens if token in {0, 1, 2}] == [1, 0, 0, 2, 1, 2, 1]
+    written = b"".join(chat.bytes_of[token] for token in tokens)
+    assert b"the12 sea" in written
+
+
+def test_a_template_that_leaves_inputs_out_is_told_of(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    media = (Media(kind="image", at=0, where=""),)
+    said = [*user("a"), Message(role="user", content="b", media=media)]
+    with pytest.raises(InvalidRequest, match="writes 0 of 1 inputs"):
+        ChatTokenizer(tmp_path, CONTEXT_TOKENS).encode(said, (), ["<|endoftext|>"])
+
+
+def test_added_tokens_that_stand_for_inputs_are_text_in_a_message(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("<image>", special=False, normalized=False)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    chat, added = ChatTokenizer(tmp_path, CONTEXT_TOKENS), tokenizer.token_to_id("<image>")
+    assert added in chat.encode(user("<image>"))
+    chat.reserve(["<image>"])
+    assert added not in chat.encode(user("<image>"))
 
 
 def test_a_developer_is_a_system(chat: ChatTokenizer) -> None:
