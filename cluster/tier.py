@@ -166,8 +166,12 @@ class Tier(Closed):
 
     @property
     def forced_tools(self) -> bool:
-        """Whether calls can be demanded, counted, and held to the parameters of their tools."""
-        return self.engine == "torch"
+        """Whether calls can be demanded, counted, and held to the parameters of their tools.
+
+        On vLLM, those of Hermes models, as the parser of that name reads them.
+        """
+        parser = self.vllm.tool_parser if self.vllm else None
+        return self.engine == "torch" or (self.engine == "vllm" and parser == "hermes")
 
     @property
     def deferrable(self) -> bool:

@@ -211,7 +211,8 @@ class Course:
             raise error
         tier = place.served.tier
         given = self._chat.given + (answering.ids if answering is not None else ())
-        stuck = bool(given) and self._chat.structured and not self._shared.takes_up(tier)
+        held = self._chat.structured or self._chat.forced is not None
+        stuck = bool(given) and held and not self._shared.takes_up(tier)
         if stuck or self.rescues == MOST_RESCUES or not self._shared.permit(tier):
             self._shared.metrics.count("moray_retries_refused_total", tier=tier)
             raise _stuck(len(given)) if stuck else error
@@ -260,7 +261,7 @@ class Course:
 
 def _stuck(given_tokens: int) -> ReplicaLost:
     return ReplicaLost(
-        f"stream: its replica was lost behind {given_tokens} tokens; an answer held to a JSON schema cannot go on "
+        f"stream: its replica was lost behind {given_tokens} tokens; an answer held to a form cannot go on "
         "elsewhere on this engine; send the request again"
     )
 

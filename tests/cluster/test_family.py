@@ -72,7 +72,14 @@ def test_what_a_tier_serves_follows_from_its_engine(changes: dict[str, Any], too
     mini = yaml.safe_load(LAPTOP)["tiers"]["mini"]
     tier = parse(changed("tiers.mini", mini | changes), "mine.yaml").tiers["mini"]
     assert (tier.tools, tier.structured) == (tools, structured)
-    assert tier.takes_up == (tier.engine == "torch")
+    assert (tier.takes_up, tier.embeds) == (tier.engine == "torch",) * 2
+
+
+@pytest.mark.parametrize(("parser", "forced"), [("hermes", True), ("glm45", False)])
+def test_vllm_can_be_made_to_call_tools_where_its_parser_is_one_that_was_tried(parser: str, forced: bool) -> None:
+    mini = yaml.safe_load(LAPTOP)["tiers"]["mini"] | {"engine": "vllm", "vllm": {"tool_parser": parser}}
+    tier = parse(changed("tiers.mini", mini), "mine.yaml").tiers["mini"]
+    assert (tier.tools, tier.forced_tools) == (True, forced)
 
 
 def test_a_model_name_finds_its_tier() -> None:

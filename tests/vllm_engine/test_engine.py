@@ -4,7 +4,9 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib.util import find_spec
+from typing import Literal
 
 import psutil
 import pytest
@@ -17,6 +19,7 @@ from deployments.engines.engine import Emit, Engine
 from deployments.engines.torch_engine.engine import TorchEngine
 from deployments.engines.torch_engine.spec import EngineSpec
 from deployments.engines.vllm_engine.engine import VllmEngine
+from deployments.engines.vllm_engine.forms import MOST_CALLS
 
 if find_spec("vllm") is None:
     pytest.skip("vllm is not installed: make test-vllm", allow_module_level=True)
@@ -228,6 +231,53 @@ async def test_an_answer_obeys_its_json_schema(engine: VllmEngine) -> None:
     assert set(told) == {"sum", "even"}
     assert 0 <= told["sum"] <= 99
     assert isinstance(told["even"], bool)
+
+
+ADD = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}, "sign": {"enum": ["plus", "minus"]}},
+    "required": ["a", "sign"],
+    "additionalProperties": False,
+}
+TOOLS = tuple(Tool(name=name, parameters=json.dumps(ADD)) for name in ("add", "count"))
+STRICT = tuple(replace(tool, strict=True) for tool in TOOLS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("most", [None, 1])
+async def test_calls_that_are_demanded_come_as_many_as_are_allowed_and_meet_their_parameters(
+    engine: VllmEngine, most: Literal[1] | None, seed: int
+) -> None:
+    held = Sampling(temperature=1.5, seed=seed, max_tokens=600, least_calls=1, most_calls=most)
+    stream = await answer(engine, "a", prompt(engine), held, tools=TOOLS)
+    last = stream.pieces[-1]
+    assert (last.finish_reason, stream.text) == ("tool_calls", "")
+    assert 1 <= len(last.tool_calls) <= (most or MOST_CALLS)
+    for call in last.tool_calls:
+        told = json.loads(call.arguments)
+        assert call.name in ("add", "count")
+        assert set(told) == {"a", "sign"}
+        assert 0 <= told["a"] <= 99
+        assert told["sign"] in ("plus", "minus")
+
+
+async def test_a_strict_tool_may_be_left_and_one_of_two_calls_or_a_schema_is_told(engine: VllmEngine) -> None:
+    free = await answer(engine, "free", prompt(engine), GREEDY, tools=STRICT)
+    assert free.text == (await answer(engine, "plain", prompt(engine), GREEDY)).text
+    either = Sampling(temperature=1.5, seed=1, max_tokens=600, json_schema=json.dumps(ADD))
+    told = await answer(engine, "either", prompt(engine), either, tools=TOOLS)
+    assert told.pieces[-1].tool_calls or set(json.loads(told.text)) == {"a", "sign"}
+
+
+async def test_parameters_that_cannot_be_held_to_are_refused_of_strict_tools(engine: VllmEngine) -> None:
+    odd = Tool(name="add", parameters='{"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 7}}}')
+    with pytest.raises(InvalidRequest, match="all that the parameters of 'add' say"):
+        ask(engine, "a", prompt(engine), GREEDY, tools=(replace(odd, strict=True),))
+    demanded = replace(GREEDY, least_calls=1, most_calls=1)
+    stream = await answer(engine, "a", prompt(engine), replace(demanded, max_tokens=200), tools=(odd,))
+    assert [call.name for call in stream.pieces[-1].tool_calls] in ([], ["add"])
+    with pytest.raises(InvalidRequest, match="given; none are allowed of one that is held to a form"):
+        ask(engine, "a", prompt(engine), demanded, tools=TOOLS, given=(30,))
 
 
 async def test_of_those_who_wait_the_highest_priority_goes_first(engine: VllmEngine) -> None:

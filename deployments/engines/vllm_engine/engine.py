@@ -1,7 +1,7 @@
 """vLLM behind the seam. Its scheduler and its ranks are processes of their own; this one submits and receives.
 
 What differs from the torch engine: an answer that goes on behind given tokens draws other tokens than it would have
-without the break, and may pay a presence penalty twice; answers held to a schema cannot go on. vLLM exports no expert
+without the break, and may pay a presence penalty twice; answers held to a form cannot go on. vLLM exports no expert
 loads: it balances experts by itself, and `report` has none.
 """
 
@@ -33,6 +33,7 @@ from deployments.engines.limits import most_tokens
 from deployments.engines.torch_engine.chat import ChatTokenizer
 from deployments.engines.vllm_engine.arguments import Accelerator, arguments, environment
 from deployments.engines.vllm_engine.calls import Calls
+from deployments.engines.vllm_engine.forms import structural_tag
 from deployments.engines.vllm_engine.inputs import Beside
 from deployments.engines.vllm_engine.steps import Steps
 from deployments.engines.vllm_engine.streams import Step, Stream
@@ -44,12 +45,11 @@ class VllmEngine:
     label = ""
     embeds = 0
     structured = True
-    forced_tools = False
 
     def __init__(self, tier: Tier, accelerator: Accelerator) -> None:
         self.context_tokens = tier.context_tokens
         self.inputs = tier.inputs
-        self.tools = tier.tools
+        self.tools, self.forced_tools = tier.tools, tier.forced_tools
         self._tier, self._accelerator = tier, accelerator
         self._arguments = arguments(tier, accelerator)
         self._engine: Any = None
@@ -202,15 +202,9 @@ class VllmEngine:
 
     def _params(self, stream: Stream) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind
 
         s, given = stream.generation.sampling, stream.generation.given
-        if s.json_schema is not None and given:
-            raise InvalidRequest(
-                f"response_format: {len(given)} tokens of the answer are given; none are allowed with a schema; "
-                "send the request again from its beginning",
-                param="response_format",
-            )
         return SamplingParams(
             temperature=s.temperature,
             top_p=s.top_p,
@@ -223,7 +217,7 @@ class VllmEngine:
             ignore_eos=s.ignore_eos,
             detokenize=False,  # text and stop strings are those of every engine
             output_kind=RequestOutputKind.DELTA,
-            structured_outputs=StructuredOutputsParams(json=s.json_schema) if s.json_schema is not None else None,
+            structured_outputs=_form(stream.generation) if stream.generation.held else None,
         )
 
     def _most_tokens(self, generation: Generation) -> int:
@@ -311,6 +305,25 @@ class VllmEngine:
         """Unless it was cancelled, and its id serves another stream by now."""
         if self._streams.get(stream.generation.request_id) is stream:
             del self._streams[stream.generation.request_id]
+
+
+def _form(generation: Generation) -> Any:
+    """What the answer is held to. Raises InvalidRequest."""
+    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+
+    s = generation.sampling
+    param = "tools" if s.json_schema is None else "response_format"
+    if generation.given:
+        raise InvalidRequest(
+            f"{param}: {len(generation.given)} tokens of the answer are given; none are allowed of one that is held to "
+            "a form; send the request again from its beginning",
+            param=param,
+        )
+    if not generation.tools:
+        return StructuredOutputsParams(json=s.json_schema)
+    tag = structural_tag(generation, lambda schema: not has_xgrammar_unsupported_json_features(schema))
+    return StructuredOutputsParams(structural_tag=tag)
 
 
 def _biases(s: Sampling, given: Sequence[int]) -> dict[int, float] | None:

@@ -310,7 +310,7 @@ def test_elsewhere_it_goes_on_only_while_its_client_has_none_of_it(play: Play) -
     async def begun(world: World) -> None:
         course = world.open(json_schema="{}")
         assert await course.next(10.0) == b"<1><2>"
-        with pytest.raises(ReplicaLost, match="lost behind 2 tokens; an answer held to a JSON schema cannot go on"):
+        with pytest.raises(ReplicaLost, match="lost behind 2 tokens; an answer held to a form cannot go on"):
             await course.next(10.0)
         course.close()
         assert len(world.replicas.asked) == 1
