@@ -4,17 +4,21 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+import yaml
 from fastapi import FastAPI, Request, Response
 from integration.server import free_port
 from served_app import Served, served
 from shell import family
 
+import deployments.gateway.moderation
 from cluster.family import Family
 from cluster.moderation import Moderation
 from cluster.request import Chat, Message, Sampling, Tool, ToolCall
@@ -170,8 +174,6 @@ class Judge:
 
 @contextlib.asynccontextmanager
 async def judging() -> AsyncIterator[Judge]:
-    import uvicorn
-
     judge = Judge()
     config = uvicorn.Config(judge.app, port=judge.port, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
@@ -242,3 +244,11 @@ async def test_while_it_is_away_requests_pass_or_are_refused_as_the_family_says(
 def test_a_family_file_names_what_is_wrong_with_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gateway\.moderation\.endpoint\.when_away"):
         Family.model_validate(family(tmp_path).model_dump() | parts({"endpoint": {"url": "http://a/b"}}))
+
+
+def test_what_the_document_shows_may_stand_in_a_family_file() -> None:
+    document = Path(deployments.gateway.moderation.__file__).with_name("api.md").read_text("utf-8")
+    shown = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)]
+    given = [each["gateway"]["moderation"] for each in shown if "moderation" in each.get("gateway", {})]
+    judges = [Moderation.model_validate(each) for each in given]
+    assert [(judge.words is None, judge.endpoint is None) for judge in judges] == [(False, True), (True, False)]
