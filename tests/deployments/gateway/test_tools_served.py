@@ -210,6 +210,7 @@ FORCED: list[tuple[dict[str, Any], str]] = [
     ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
     ({"tools": TOOLS, "parallel_tool_calls": False}, "parallel_tool_calls"),
     ({"tools": [{"type": "function", "function": {"name": "look_up", "strict": True}}]}, "tools"),
+    ({"tools": TOOLS, **SCHEMA}, "response_format"),
 ]
 
 
@@ -225,7 +226,8 @@ def test_calls_are_demanded_of_tiers_that_can_alone(play: Play, fields: dict[str
         assert (chosen.status, chosen.headers["moray-tier"]) == (200, "turbo")
         assert engine.asked[0].held
 
-    play(scenario, {"mini": engine, "turbo": engine}, turbo={"engine": "torch"})
+    unable = {"engine": "vllm", "vllm": {"tool_parser": "pythonic"}}
+    play(scenario, {"mini": engine, "turbo": engine}, mini=unable, turbo={"engine": "torch"})
 
 
 @pytest.mark.parametrize(("fields", "param"), DEMANDS)
