@@ -9,7 +9,7 @@ from cluster.family import Family, Tier
 
 # What gateways, the control loop and Serve's bounds read; replicas need not be replaced for it.
 NOT_OF_REPLICAS = {"names", "slo", "price", "patience_s", "quality", "specialists", "cold_start", "replicas"}
-CHANGEABLE = ("tiers", "video", "plans", "auto", "personas", "control", "gpu_usd_per_hour")
+CHANGEABLE = ("tiers", "video", "plans", "auto", "personas", "control", "gpu_usd_per_hour", "gateway.moderation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ def _changeable(path: tuple[str, ...], before: Family, after: Family) -> bool:
         return path[1] in before.tiers and path[1] in after.tiers
     if path[0] == "video":
         return before.video is not None and after.video is not None
-    return path[0] in CHANGEABLE
+    return path[0] in CHANGEABLE or ".".join(path[:2]) in CHANGEABLE
 
 
 def _differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -80,6 +80,7 @@ def test_settings_of_an_engine_replace_the_replicas_that_were_made_from_them(
         ("video__max_waiting", 9),
         ("plans", {"all": {"tiers": ["mini"]}}),
         ("control__record_mib", 9),
+        ("gateway__moderation", {"words": {"refuse": ["grenade"]}}),
     ],
 )
 def test_what_gateways_and_the_control_loop_read_replaces_no_replica(before: Family, path: str, value: Any) -> None:
