@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from cluster.errors import Conflict, InvalidRequest, NotFound, Overloaded, RequestError
 from cluster.family import Family
 from cluster.storyboard import Model, Shot, warnings
-from deployments.gateway.asgi import HEADERS, Header, authorize, json_response
+from deployments.gateway.asgi import HEADERS, authorize, json_response
 from deployments.gateway.body import parsed
 from deployments.gateway.description import Described
 from deployments.gateway.script import writer, written
@@ -98,22 +98,39 @@ class Storyboards:
         made = await in_thread(self._boards.asked, record.id, key)
         if made is None:
             board, shots = await self._drawn(body, asked, record, key, request)
-            headers = request.scope.setdefault(HEADERS, [])
-            made = await asyncio.shield(self._kept(board, shots, headers))  # a client that leaves leaves nothing held
+            made = await self._written(board, shots, request, self._boards.create)
+            assert made is not None
         _same(made.request, asked)
         return await self._told(await self._progress.begun(made))
 
-    async def _kept(self, board: Storyboard, shots: Mapping[str, VideoRequest], headers: list[Header]) -> Storyboard:
-        """Reserved first, by job: nothing is kept of what a limit refuses. Raises RateLimited, Unavailable."""
-        await self._videos.bookings.reserve(board.owner, shots, headers)
-        made = None
-        try:
-            made = await in_thread(self._boards.create, board)
-        finally:
-            if made is None or made.id != board.id:
-                owner, board_id = board.owner, board.id
-                self._videos.bookings.unmade(owner, tuple(shots), lambda: self._boards.get(owner, board_id) is not None)
-        return made
+    async def _written(
+        self,
+        board: Storyboard,
+        jobs: Mapping[str, VideoRequest],
+        request: Request,
+        write: Callable[[Storyboard], Storyboard | None],
+    ) -> Storyboard | None:
+        """What `write` says of it. `jobs`: of its new takes, by id.
+
+        They are reserved first: nothing is kept of what a limit refuses, and a client that leaves meanwhile leaves
+        nothing held. Raises RateLimited, Unavailable.
+        """
+
+        def kept() -> bool:
+            found = self._boards.get(board.owner, board.id)
+            return found is not None and jobs.keys() <= {take.job_id for take in found.takes}
+
+        async def whole() -> Storyboard | None:
+            await self._videos.bookings.reserve(board.owner, jobs, request.scope.setdefault(HEADERS, []))
+            now = None
+            try:
+                now = await in_thread(write, board)
+            finally:
+                if now is None or now.id != board.id:
+                    self._videos.bookings.unmade(board.owner, tuple(jobs), kept)
+            return now
+
+        return await asyncio.shield(whole())
 
     async def _drawn(
         self, body: StoryboardBody, asked: str, record: KeyRecord, key: str | None, request: Request
@@ -198,11 +215,10 @@ class Storyboards:
                 return await self._told(await self._progress.begun(board))
             self._videos.admit(record.id, None)
             seen = noted(board, await self._progress.jobs_of(board))
-            new, job = self._retaken(seen, index, body, record)
+            new, jobs = self._retaken(seen, index, body, record)
             if key is not None:
                 new = replace(new, retakes=(*board.retakes, Retake(key=key, request=asked)))
-            headers = request.scope.setdefault(HEADERS, [])
-            now = await asyncio.shield(self._rewritten(new, new.takes[index], job, headers))
+            now = await self._written(new, jobs, request, self._boards.update)
             if now is not None:
                 self._progress.dropped(board.owner, (board.takes[index],))
                 self._progress.count(board, seen)
@@ -210,30 +226,10 @@ class Storyboards:
                 return await self._told(await self._progress.begun(now))
         raise Conflict("storyboards: others change it at the same time; ask again", code="storyboard_changed")
 
-    async def _rewritten(
-        self, board: Storyboard, take: Take, job: VideoRequest, headers: list[Header]
-    ) -> Storyboard | None:
-        """As it is now; None where another wrote it meanwhile. Raises RateLimited, Unavailable."""
-        assert take.job_id is not None
-        await self._videos.bookings.reserve(board.owner, {take.job_id: job}, headers)
-        now = None
-        try:
-            now = await in_thread(self._boards.update, board)
-        finally:
-            if now is None:
-                owner, board_id = board.owner, board.id
-
-                def kept() -> bool:
-                    found = self._boards.get(owner, board_id)
-                    return found is not None and take.job_id in [each.job_id for each in found.takes]
-
-                self._videos.bookings.unmade(owner, (take.job_id,), kept)
-        return now
-
     def _retaken(
         self, board: Storyboard, index: int, body: RetakeBody, record: KeyRecord
-    ) -> tuple[Storyboard, VideoRequest]:
-        """With the job of its new take."""
+    ) -> tuple[Storyboard, Mapping[str, VideoRequest]]:
+        """With the job of its new take, by id."""
         if not 0 <= index < len(board.takes):
             raise NotFound(
                 f"shots: given {index}; 0 to {len(board.takes) - 1} are allowed; mend it", code="shot_not_found"
@@ -251,13 +247,14 @@ class Storyboards:
         fields = video_fields(shot, board.cast, self._model, others)
         job = self._check(fields, self._videos.inputs.caller(record, seed), f"shots[{index}]")
         earlier = take.earlier if take.video_id is None else (*take.earlier, take.video_id)
-        new = Take(shot=shot, asked=json.dumps(fields), job_id=video_id(secrets.token_hex), earlier=earlier)
+        job_id = video_id(secrets.token_hex)
+        new = Take(shot=shot, asked=json.dumps(fields), job_id=job_id, earlier=earlier)
         takes = (*board.takes[:index], new, *board.takes[index + 1 :])
         doubts = warnings(
             [each.shot for each in takes], board.cast, self._model, rendered=job.size, delivered=job.delivered_size
         )
         anew = replace(board, takes=takes, warnings=doubts, state="in_progress", expires_at_s=None)
-        return replace(anew, cut_error=None, joined=(), joining_until_s=0.0), job
+        return replace(anew, cut_error=None, joined=(), joining_until_s=0.0), {job_id: job}
 
     @Described(query=Query, gives="storyboard", listing=True)
     async def _list(self, request: Request) -> Response:

@@ -71,7 +71,8 @@ async def test_an_answer_of_another_tier_is_charged_as_asked_and_costs_where_it_
 
     async def spilled(asked: Asked) -> Place:
         by = By(tier="turbo", replica="turbo-1", queued_s=0.0, spilled="mini saturated")
-        return replace(await place(asked), served=by)
+        placed: Place = await place(asked)
+        return replace(placed, served=by)
 
     monkeypatch.setattr(here.gateway._courses.desk, "place", spilled)
     await here.client.chat.completions.create(model="mini", **HELLO)
