@@ -117,7 +117,7 @@ def test_it_fits_a_phone_and_is_readable_in_both_themes(page: Page, theme: str) 
 def test_every_control_has_a_name_and_is_reached_by_keyboard(page: Page) -> None:
     page.reload()
     reached = []
-    for _ in range(11):
+    for _ in range(12):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
     assert [one for one in reached if "chat-" in one][:4] == ["chat-key", "chat-model", "chat-message", "chat-send"]
