@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
+from openai import AsyncOpenAI
 from shell import Exchange, Handle, Replica, application, family
 from torch_checkpoint import save_checkpoint
 
@@ -86,6 +88,18 @@ async def test_a_text_has_the_same_vector_alone_beside_others_by_its_ids_and_in_
     assert (await stage.vectors(texts[1])).tolist() == [alone.tolist()]
     coded = (await stage.ask(texts[1], encoding_format="base64")).json()["data"][0]["embedding"]
     assert np.frombuffer(base64.b64decode(coded), "<f4").tolist() == alone.tolist()
+
+
+async def test_the_official_client_reads_vectors_which_it_asks_for_in_base64(stage: Stage) -> None:
+    web = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=stage.app))
+    key = stage.headers["authorization"].removeprefix("Bearer ")
+    client = AsyncOpenAI(api_key=key, base_url="http://moray/v1", http_client=web, max_retries=0)
+    told = await client.embeddings.create(model="mini", input=["one", "two"], dimensions=8)
+    assert [len(one.embedding) for one in told.data] == [8, 8]
+    assert told.usage.total_tokens == told.usage.prompt_tokens
+    plain = await client.embeddings.create(model="mini", input="one", dimensions=8, encoding_format="float")
+    np.testing.assert_allclose(told.data[0].embedding, plain.data[0].embedding, rtol=0, atol=1e-5)
+    await client.close()
 
 
 async def test_fewer_dimensions_are_the_first_ones_brought_back_to_length_1(stage: Stage) -> None:
