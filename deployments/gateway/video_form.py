@@ -18,7 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from cluster.errors import BodyTooLarge, InvalidRequest, Unavailable
-from deployments.gateway.asgi import in_time, read_body
+from deployments.gateway.asgi import InTime, read_body
 from deployments.gateway.body import bound_structure, distinct
 
 MOST_FILES = 16
@@ -44,7 +44,7 @@ async def fields(
     parser = _Form(request.headers, _bounded(request.stream(), most), max_files=MOST_FILES, max_fields=MOST_FIELDS)
     parser.most_fields_bytes = parser.max_part_size = most if data_urls else max_body_bytes
     try:
-        async with in_time(most):
+        async with InTime(most):
             form = await parser.parse()
     except MultiPartException as error:
         raise _no_form(error.message) from None
