@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.errors import InvalidRequest, NotFound, Overloaded
+from cluster.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from cluster.family import Family, Plan
 from cluster.inputs import MOST_CLIPS, MOST_SENT, Input, Media, Sent
 from cluster.request import Chat, Message
@@ -134,8 +134,12 @@ def _allowed(wish: Wish, plan: Plan | None, family: Family) -> bool:
 def _read_apart(kind: apart.Kind, data: bytes, look: Look, where: str) -> Found:
     with tempfile.TemporaryDirectory(prefix="moray-input-") as folder:
         out = Path(folder) / "found"
-        apart.run(kind, data, look, out, where)
-        return read(out, where)
+        try:
+            apart.run(kind, data, look, out, where)
+            return read(out, where)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise Unavailable(f"inputs: {why}, of what was sent; try again later") from error
 
 
 def _decoded(text: str, where: str) -> bytes:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -71,6 +72,7 @@ def save_hearing(folder: Path) -> Path:
     )
     _save_tokenizer(folder, HEARING)
     _save(folder, Qwen2AudioForConditionalGeneration, config)
+    _rename(folder / "model.safetensors", "language_model.model.model.", "language_model.model.")  # as it is published
     WhisperFeatureExtractor(feature_size=128).save_pretrained(folder)  # type: ignore[no-untyped-call]
     told = json.loads((folder / "preprocessor_config.json").read_text())
     _write(folder / "preprocessor_config.json", told | {"processor_class": "Qwen2AudioProcessor"})
@@ -81,6 +83,11 @@ def _save(folder: Path, kind: Any, config: Any) -> None:
     torch.manual_seed(0)
     kind(config).save_pretrained(folder)
     _write(folder / "generation_config.json", {"eos_token_id": [2], "pad_token_id": 0})
+
+
+def _rename(file: Path, old: str, new: str) -> None:
+    tensors = load_file(file)
+    save_file({name.replace(old, new): tensor for name, tensor in tensors.items()}, file, {"format": "pt"})
 
 
 def _save_tokenizer(folder: Path, more: Sequence[str]) -> None:

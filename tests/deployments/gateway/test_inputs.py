@@ -16,6 +16,7 @@ from cluster.family import Family
 from cluster.inputs import HZ, MOST_SENT
 from cluster.request import Message
 from deployments.gateway import inputs as gateway_inputs
+from deployments.video import apart
 
 ALL = ("image", "audio", "video")
 ROOM = {"max_body_bytes": 8 << 20}
@@ -230,6 +231,16 @@ async def test_where_many_wait_to_be_read_the_next_comes_back_later(
     with pytest.raises(RateLimitError) as caught:
         await ask(here, image_part())
     assert caught.value.response.headers["retry-after"] == "5"
+
+
+async def test_a_full_disk_is_not_the_callers_fault(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(apart, "run", full)
+    with pytest.raises(APIStatusError) as caught:
+        await ask(here, image_part())
+    assert caught.value.status_code == 503
 
 
 async def test_several_chats_are_read_at_once(here: Served, replies: Replies) -> None:
