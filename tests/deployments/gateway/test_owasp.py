@@ -3,7 +3,9 @@
 A new route is in these tests as soon as it is described; a new kind of object is once `objects` makes one.
 """
 
+import asyncio
 import gzip
+import io
 import json
 import logging
 import re
@@ -12,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from served_app import Served, served
 from shell import VIDEO, Exchange
 from starlette.types import Receive, Scope, Send
@@ -90,10 +93,6 @@ def objects(client: httpx.Client) -> dict[str, str]:
 
 
 def picture() -> bytes:
-    import io
-
-    from PIL import Image
-
     sink = io.BytesIO()
     Image.new("RGB", (64, 64)).save(sink, "PNG")
     return sink.getvalue()
@@ -252,8 +251,6 @@ async def test_headers_are_bounded_in_number_and_size(headers: list[tuple[bytes,
 def test_a_body_that_does_not_come_is_given_up() -> None:
     async def scenario() -> None:
         async def receive() -> dict[str, Any]:
-            import asyncio
-
             await asyncio.sleep(FIRST_S / 2)
             return {"type": "http.request", "body": b"x", "more_body": True}
 
@@ -338,6 +335,17 @@ def test_no_address_leads_to_where_the_gateway_is(client: httpx.Client, path: st
     assert "root:" not in answer.text
 
 
+@pytest.mark.parametrize("url", PRIVATE)
+def test_no_address_in_a_chat_does(client: httpx.Client, url: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": url}}
+    chat = {"model": "mini", "messages": [{"role": "user", "content": [part]}]}
+    asked = {"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": url}]}
+    file = {"type": "message", "role": "user", "content": [{"type": "input_file", "file_url": url}]}
+    assert client.post("/v1/chat/completions", json=chat).status_code == 400
+    for item in (asked, file):
+        assert client.post("/v1/responses", json={"model": "mini", "input": [item]}).status_code == 400
+
+
 # API8: security misconfiguration.
 
 
@@ -383,8 +391,6 @@ async def test_a_line_break_in_a_header_makes_no_header_and_no_line_of_a_log(
     async def asked() -> Exchange:
         body = json.dumps({"prompt": "a"} if name == "idempotency-key" else CHAT).encode()
         return await Exchange(here.app, path, body, headers=headers).finished()
-
-    import asyncio
 
     answer = asyncio.run_coroutine_threadsafe(asked(), here.loop).result(60)
     assert b"evil" not in b"".join(value for _, value in answer.sent[0][1]["headers"])

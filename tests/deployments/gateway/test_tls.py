@@ -1,6 +1,7 @@
 """The nginx.conf that tls.md shows, run by the real nginx between the official client and a gateway."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import itertools
 import re
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from integration.server import eventually, free_port
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 from served_app import Served, served
 from shell import Replica
 
@@ -152,14 +153,20 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def openai(proxied: Proxied, http: httpx.Client) -> OpenAI:
-    return OpenAI(base_url=f"{proxied.url}/v1", api_key=proxied.gateway.key, http_client=http, max_retries=0)
+@contextlib.contextmanager
+def openai(proxied: Proxied) -> Iterator[OpenAI]:
+    """The client, as the document has it."""
+    trusted = DefaultHttpxClient(verify=ssl.create_default_context(cafile=str(proxied.authority)), trust_env=False)
+    with OpenAI(
+        base_url=f"{proxied.url}/v1", api_key=proxied.gateway.key, http_client=trusted, max_retries=0, timeout=WAIT_S
+    ) as client:
+        yield client
 
 
 def test_the_first_event_arrives_before_the_last_is_sent(proxied: Proxied) -> None:
     proxied.replica.go_on.clear()
-    with proxied.client() as http:
-        stream = openai(proxied, http).chat.completions.create(
+    with openai(proxied) as client:
+        stream = client.chat.completions.create(
             model="mini", messages=[{"role": "user", "content": "hello"}], max_tokens=8, stream=True
         )
         events = iter(stream)
@@ -173,8 +180,7 @@ def test_the_first_event_arrives_before_the_last_is_sent(proxied: Proxied) -> No
 
 def test_files_and_whole_answers_pass(proxied: Proxied) -> None:
     proxied.replica.go_on.set()
-    with proxied.client() as http:
-        client = openai(proxied, http)
+    with openai(proxied) as client:
         sent = client.files.create(file=("a.txt", b"x" * 3_000_000), purpose="user_data")
         assert client.files.content(sent.id).read() == b"x" * 3_000_000
         answer = client.chat.completions.create(
