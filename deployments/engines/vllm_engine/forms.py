@@ -11,7 +11,7 @@ from cluster.errors import InvalidRequest
 from cluster.request import Generation, Tool
 from deployments.engines.calls import CLOSE, OPEN
 
-MOST_CALLS = 8  # of one answer that must call: a small model may write them without end
+MOST_CALLS = 8  # of one answer: a small model may write them without end
 Holds = Callable[[dict[str, Any]], bool]  # whether xgrammar holds an answer to all that a schema says
 
 
@@ -27,19 +27,24 @@ def structural_tag(generation: Generation, holds: Holds) -> str:
         return _told({"type": "or", "elements": [_calls(tags, s.most_calls), other]})
     if s.least_calls:
         return _told(_calls(tags, s.most_calls))
-    free = {"type": "triggered_tags", "triggers": [OPEN], "tags": tags, "stop_after_first": s.most_calls == 1}
-    return _told(free)
+    first = {"type": "triggered_tags", "triggers": [OPEN], "tags": tags, "stop_after_first": True}
+    return _told({"type": "sequence", "elements": [first, *_more(tags, s.most_calls)]})
 
 
 def _calls(tags: Sequence[Any], most: int | None) -> Any:
-    call = {"type": "or", "elements": [*tags]} if len(tags) > 1 else tags[0]
+    return {"type": "sequence", "elements": [_call(tags), *_more(tags, most)]}
+
+
+def _more(tags: Sequence[Any], most: int | None) -> list[Any]:
+    """Calls behind the first."""
     if most == 1:
-        return call
-    more = {"type": "sequence", "elements": [{"type": "const_string", "value": "\n"}, call]}
-    return {
-        "type": "sequence",
-        "elements": [call, {"type": "repeat", "min": 0, "max": MOST_CALLS - 1, "content": more}],
-    }
+        return []
+    one = {"type": "sequence", "elements": [{"type": "const_string", "value": "\n"}, _call(tags)]}
+    return [{"type": "repeat", "min": 0, "max": MOST_CALLS - 1, "content": one}]
+
+
+def _call(tags: Sequence[Any]) -> Any:
+    return {"type": "or", "elements": [*tags]} if len(tags) > 1 else tags[0]
 
 
 def _tag(tool: Tool, holds: Holds) -> Any:
