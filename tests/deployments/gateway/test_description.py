@@ -40,7 +40,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def told(here: Served) -> dict[str, Any]:
-    answer = httpx.get(f"{here.url}/openapi.json", trust_env=False)
+    answer = httpx.get(f"{here.url}/openapi.json", trust_env=False, timeout=TIMEOUT_S)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     found: dict[str, Any] = answer.json()
     return found

@@ -197,12 +197,15 @@ def test_what_is_too_large_is_refused_by_the_gateway_in_its_words(proxied: Proxi
 
 
 def test_who_does_not_know_the_authority_is_told_nothing(proxied: Proxied) -> None:
-    with httpx.Client(trust_env=False) as http, pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+    with (
+        httpx.Client(trust_env=False, timeout=WAIT_S) as http,
+        pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
         http.get(f"{proxied.url}/v1/models", headers=proxied.gateway.auth)
 
 
 def test_http_in_the_clear_is_refused_and_leads_nowhere(proxied: Proxied) -> None:
-    with httpx.Client(trust_env=False, headers=proxied.gateway.auth) as http:
+    with httpx.Client(trust_env=False, timeout=WAIT_S, headers=proxied.gateway.auth) as http:
         answer = http.get(f"http://127.0.0.1:{proxied.clear_port}/v1/models")
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "https_required")
         assert "location" not in answer.headers
