@@ -6,15 +6,19 @@ prompt once and all answers; one [DONE] ends the stream. Where one choice is ref
 
 import asyncio
 import json
+from collections.abc import Coroutine
+from contextvars import Context
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.request import Chat, Prompt, Usage
 from deployments.gateway.asked import Asked, Place
 from deployments.gateway.rescue import Course, Courses
 from deployments.gateway.wire import DONE, counts, dumps
 from deployments.stream import Outcome
+
+T = TypeVar("T")
 
 
 def each(chat: Chat) -> tuple[Chat, ...]:
@@ -94,7 +98,7 @@ class Choices:
     async def whole(self) -> Outcome:
         """Raises MorayError."""
         for one in self._courses:
-            self._tasks[asyncio.ensure_future(one.whole())] = one
+            self._tasks[_apart(one.whole())] = one
         while self._tasks:
             done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -129,7 +133,7 @@ class Choices:
         armed = set(self._tasks.values())
         for one in self._courses:
             if one not in armed and one not in self._ended:
-                self._tasks[asyncio.ensure_future(one.next(timeout_s))] = one
+                self._tasks[_apart(one.next(timeout_s))] = one
 
     def _hear(self, one: Course, data: bytes | None) -> None:
         """Raises MorayError where it broke without a word."""
@@ -183,6 +187,11 @@ class Choices:
             task.add_done_callback(_heard)
         for one in self._courses:
             one.close()
+
+
+def _apart(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """In a context of its own: by that of the request Serve would give all calls one id, under which each is one."""
+    return asyncio.get_running_loop().create_task(work, context=Context())
 
 
 def _cut(data: bytes) -> tuple[bytes, bytes]:
