@@ -95,6 +95,30 @@ def watched(folder: Path, port: int) -> dict[str, Any]:
     } | _place(folder, port)
 
 
+def tenanted(folder: Path, port: int) -> dict[str, Any]:
+    """Tiers that are soon full, a roomy one, and plans that may do unlike things there."""
+    slow = QUICK | {"a_ms": 10}
+    return {
+        "name": "tenanted",
+        "accelerator": "cpu",
+        "gpu_budget_gpus": 4,
+        "cells": [{"name": "here", "gpus": 4}],
+        "tiers": {
+            "brisk": _tier(
+                "brisk", max_running=1, price={"input_usd_per_mtok": 10, "output_usd_per_mtok": 20}, cost=slow
+            ),
+            "narrow": _tier("narrow", max_running=1, cost=slow),
+            "swift": _tier("swift", quality=2),
+        },
+        "plans": {
+            "trial": {"tiers": ["swift"], "requests_per_minute": 3},
+            "silver": {"tiers": ["brisk", "narrow"], "spill": "none"},
+            "gold": {"tiers": ["brisk", "swift"], "priority": 1},
+            "platinum": {"tiers": ["narrow"], "priority": 2, "spill": "none"},
+        },
+    } | _place(folder, port)
+
+
 def written(folder: Path, raw: dict[str, Any]) -> Path:
     file = folder / "family.yaml"
     file.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
