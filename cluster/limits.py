@@ -30,6 +30,7 @@ CURRENCIES: tuple[Currency, ...] = get_args(Currency)
 MINUTE_S, DAY_S = 60.0, 86_400.0
 LEASE_S = 60.0
 JOB_LEASE_S = 32 * DAY_S  # a month has passed
+_TOLD: Mapping[Currency, str] = {"gpu_s": "gpu_seconds", "video_s": "video_seconds", "usd": "budget_usd"}
 HELD_RETRY_S = 1.0  # a place is free when another request ends, which nobody knows
 
 
@@ -47,7 +48,9 @@ class Limit:
 
     @property
     def name(self) -> str:
-        return self.currency if self.period == "held" else f"{self.currency}_per_{self.period}"
+        """As plans have it."""
+        told = _TOLD.get(self.currency, self.currency)
+        return told if self.period == "held" else f"{told}_per_{self.period}"
 
     @property
     def lasting(self) -> bool:

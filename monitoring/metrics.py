@@ -29,8 +29,8 @@ LABELS = {
     "rank": "the ranks of an expert group",
     "domain": "the specialists of the family, general, and unknown",
     "verdict": "of moderation: allow, flag, refuse, unchecked; away where nobody could say and nothing may pass",
-    "limit": "the limits of plans: requests_per_minute, tokens_per_minute, gpu_s_per_minute, concurrent, "
-    "video_s_per_day, usd_per_month",
+    "limit": "the limits of plans: requests_per_minute, tokens_per_minute, gpu_seconds_per_minute, concurrent, "
+    "video_seconds_per_day, budget_usd_per_month",
 }
 
 # Around the promises of the tiers (0.5 to 4 s, 15 to 80 ms), fine enough that a p99 near one can be read.

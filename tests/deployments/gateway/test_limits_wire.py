@@ -80,7 +80,7 @@ def test_times_are_written_as_the_api_writes_them(seconds: float, text: str) -> 
         ),
         (
             [BUDGET], {"usd": 2.5}, {"usd": 0.25}, QuotaExceeded,
-            "usd_per_month: asked 0.25, 0 of 2.5 are left; this key's plan allows 2.5 per month; "
+            "budget_usd_per_month: asked 0.25, 0 of 2.5 are left; this key's plan allows 2.5 per month; "
             "try again in 228h0m0s, or change the plan",
             {"Retry-After": "820800", "x-should-retry": "false"},
         ),

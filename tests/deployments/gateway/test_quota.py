@@ -142,7 +142,7 @@ async def test_a_budget_that_is_spent_is_another_error(here: Served) -> None:
     await ask(client, max_tokens=10)  # 2 USD per million tokens: 0.000024 each
     error = await refused(client, max_tokens=20)
     assert (error.code, error.type) == ("insufficient_quota", "insufficient_quota")
-    assert "usd_per_month" in error.message
+    assert "budget_usd_per_month" in error.message
     assert error.response.headers["x-should-retry"] == "false"
 
 

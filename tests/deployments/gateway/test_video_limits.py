@@ -164,7 +164,7 @@ async def test_a_video_beyond_the_day_is_refused_by_name_and_nothing_of_it_is_ke
     for _ in range(5):
         await create(client)
     error = await refused(client)
-    assert (error.code, "video_s_per_day" in error.message) == ("insufficient_quota", True)
+    assert (error.code, "video_seconds_per_day" in error.message) == ("insufficient_quota", True)
     assert int(error.response.headers["retry-after"]) > 60
     assert error.response.headers["x-ratelimit-remaining-requests"] == "15"
     kept = [path for path in (here.folder / "videos").rglob("*") if path.is_file()]
@@ -256,7 +256,7 @@ async def test_a_video_that_needs_more_than_a_minutes_gpu_seconds_is_made_and_ow
         client = here.other("a", "narrow")
         video = await create(client)
         assert (await spent(here, "narrow"))["gpu_s"] == 0.5, "the whole minute"
-        assert "gpu_s_per_minute" in (await refused(client)).message
+        assert "gpu_seconds_per_minute" in (await refused(client)).message
         render(here.gateway)
         await ended(client, video)
         record = next(key for key in here.gateway._keys.list() if key.plan == "narrow")
@@ -330,7 +330,7 @@ async def test_a_storyboard_of_which_a_shot_is_refused_is_refused_whole(here: Se
     before = await spent(here)
     with pytest.raises(RateLimitError) as caught:
         await board(client, shots=SHOTS)
-    assert "video_s_per_day: asked 1, 0 of 10 are left" in caught.value.message
+    assert "video_seconds_per_day: asked 1, 0 of 10 are left" in caught.value.message
     assert (await board(client, method="get"))["data"] == []
     assert await spent(here) == before
     with pytest.raises(RateLimitError, match="ask for less"):
