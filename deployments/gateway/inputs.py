@@ -7,9 +7,8 @@ an InvalidRequest that names its part. How many are read at once is bounded, and
 import asyncio
 import base64
 import binascii
-import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from cluster.inputs import MOST_CLIPS, MOST_SENT, Input, Media, Sent
 from cluster.request import Chat, Message
 from cluster.tiering import Wish
 from deployments.gateway.wishes import range_of
-from deployments.inputs.look import MOST_READ_BYTES, Found, Look, read
+from deployments.inputs.look import MOST_CHARS, MOST_READ_BYTES, Found, Look, read
 from deployments.video import apart
 from deployments.video.fetch import fetch
 from deployments.video.fit import refused
@@ -71,7 +70,7 @@ class Inputs:
                 others=others,
             )
             found.append(await self._found(sent, data, look))
-            _bound([one for each in found for one in each.media], sent.where)
+            _bound(found, sent.where)
         return _placed(chat, found)
 
     async def _bytes(self, sent: Sent, owner: str) -> bytes:
@@ -101,11 +100,13 @@ class Inputs:
         return Found(text=_plain(data, sent))
 
     async def _apart(self, kind: apart.Kind, data: bytes, look: Look, where: str) -> Found:
-        async with self._turn():
-            return await asyncio.to_thread(_read_apart, kind, data, look, where)
+        await self._turn()
+        reading = asyncio.ensure_future(asyncio.to_thread(_read_apart, kind, data, look, where))
+        reading.add_done_callback(lambda _: self._free.release())  # of a client that leaves, too, only at its end
+        return await asyncio.shield(reading)
 
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self) -> None:
+        """Whoever has it releases `_free`. Raises Overloaded."""
         if self._waiting >= MOST_WAITING:
             raise Overloaded(
                 f"inputs: {self._waiting} wait to be read; {MOST_WAITING} may; send it again later",
@@ -116,10 +117,6 @@ class Inputs:
             await self._free.acquire()
         finally:
             self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._free.release()
 
 
 def _allowed(wish: Wish, plan: Plan | None, family: Family) -> bool:
@@ -164,9 +161,13 @@ def _plain(data: bytes, sent: Sent) -> str:
     return f"[{sent.name}]\n{text}"
 
 
-def _bound(media: Iterable[Media], where: str) -> None:
-    """Of all inputs of a request together."""
-    media = tuple(media)
+def _bound(found: Sequence[Found], where: str) -> None:
+    """Of all inputs of a request together. What a body points at is tokenised, too, and no bound of bodies holds it."""
+    media = [one for each in found for one in each.media]
+    chars = sum(len(each.text) for each in found)
+    if chars > MOST_CHARS:
+        given = f"{chars} characters of text with those before"
+        raise refused(where, given, f"at most {MOST_CHARS} are allowed", "send a part of it")
     clips = sum(one.kind == "video" for one in media)
     for many, most, what in ((len(media), MOST_SENT, "inputs"), (clips, MOST_CLIPS, "clips")):
         if many > most:

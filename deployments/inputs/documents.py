@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.inputs import MOST_SENT, Media
-from deployments.inputs.look import Found, Look, write
+from deployments.inputs.look import MOST_CHARS, Found, Look, write
 from deployments.inputs.pictures import MOST_LENGTHWISE, of
 from deployments.video.fit import refused
 
 MOST_PAGES = 1000
 MOST_PICTURES = MOST_SENT  # of pages, in a document
-MOST_CHARS = 4_000_000  # of text, in a document: more than any context holds
 PX_PER_POINT = 2.0  # 144 pixels an inch
 _FORMAT, _PASSWORD, _SECURITY = 3, 4, 5  # of PDFium's FPDF_ERR_*
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")

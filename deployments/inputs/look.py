@@ -9,6 +9,7 @@ from cluster.inputs import Media
 from deployments.video.fit import refused
 
 MOST_READ_BYTES = 32 << 20  # of one request, once written anew
+MOST_CHARS = 4_000_000  # of text, of one request: more than any context holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Chats with images, sound, clips and documents, from the official client, through the gateway in this process."""
 
 import asyncio
+import threading
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from cluster.family import Family
 from cluster.inputs import HZ, MOST_SENT
 from cluster.request import Message
 from deployments.gateway import inputs as gateway_inputs
+from deployments.gateway.inputs import MOST_AT_ONCE
+from deployments.inputs.look import Found, Look
 from deployments.video import apart
 
 ALL = ("image", "audio", "video")
@@ -222,6 +225,43 @@ async def test_what_all_inputs_have_together_is_bounded(here: Served, monkeypatc
     monkeypatch.setattr(gateway_inputs, "MOST_FETCHED_BYTES", len(picture()) + 1)
     error = await refused(here, image_part(), image_part())
     assert error["param"] == "messages[0].content[1].image_url.url"
+
+
+async def test_the_text_of_all_files_together_is_bounded(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_inputs, "MOST_CHARS", 30)
+    part = file_part(b"a" * 10, "a.txt", "text/plain")
+    await ask(here, part, model="mini")
+    error = await refused(here, part, part, model="mini")
+    assert error["param"] == "messages[0].content[1].file.file_data"
+    assert "characters of text" in error["message"]
+
+
+async def test_what_is_read_for_a_client_that_has_left_keeps_its_turn_until_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, ends = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def reading(*_: object) -> Found:
+        loop.call_soon_threadsafe(begun.set)
+        ends.wait()
+        return Found()
+
+    monkeypatch.setattr(gateway_inputs, "_read_apart", reading)
+    inputs = gateway_inputs.Inputs()
+    try:
+        for _ in range(MOST_AT_ONCE):
+            left = asyncio.create_task(inputs._apart("seen", b"", Look(), "here"))
+            await begun.wait()
+            begun.clear()
+            left.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await left
+        assert inputs._free.locked()
+        ends.set()
+        assert await inputs._apart("seen", b"", Look(), "here") == Found()
+    finally:
+        ends.set()
 
 
 async def test_where_many_wait_to_be_read_the_next_comes_back_later(
