@@ -58,7 +58,8 @@ def chat_needs(
     for limit in plan.limits:
         amount = _needed(limit.currency, family, chat, tier, pairs)
         amount *= factor if limit.currency == "usd" else 1.0
-        needed[limit.currency] = min(amount, limit.amount) if given is None else amount
+        guessed = given is None and limit.currency != "concurrent"  # how many places it takes is known
+        needed[limit.currency] = min(amount, limit.amount) if guessed else amount
     return needed
 
 

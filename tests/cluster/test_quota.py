@@ -1,5 +1,6 @@
 """What a chat reserves of its plan's limits, and what it took of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def test_an_answer_without_a_length_is_guessed_within_context_and_limit() -> Non
     assert needs(tokens_per_minute=9000, context_tokens=1000)["tokens"] == 1000
     assert needs(tokens_per_minute=700)["tokens"] == 700
     assert needs(tokens_per_minute=700, max_tokens=800)["tokens"] == 900, "who asks for more is told so"
+
+
+def test_places_are_no_guess_so_answers_without_a_length_are_not_cut_to_those_that_there_are() -> None:
+    several, narrow = replace(chat(max_tokens=None), choices=3), plan(concurrent=2, tokens_per_minute=700)
+    assert chat_needs(FAMILY, narrow, several, "mini", (100,), 1.0) == {"concurrent": 3, "tokens": 700}
 
 
 @given(prompt=st.integers(1, 300), asked=st.none() | st.integers(1, 300))
