@@ -55,6 +55,7 @@ class Choices:
         self._ended: list[Course] = []
         self._tasks: dict[asyncio.Task[Any], Course] = {}
         self._ready: list[bytes] = []  # that is told once all have begun
+        self._begun = False  # whether anything was told
         self._usage = b""  # the event, of the one that ended last
 
     @property
@@ -75,7 +76,8 @@ class Choices:
 
     @property
     def given_tokens(self) -> int:
-        return sum(one.given_tokens for one in self._courses)
+        """What is still held back is given to nobody."""
+        return sum(one.given_tokens for one in self._courses) if self._begun else 0
 
     @property
     def begun(self) -> int:
@@ -120,7 +122,7 @@ class Choices:
             for task in done:
                 self._hear(self._tasks.pop(task), task.result())
             if self._ready and all(one.place is not None for one in self._courses):
-                data, self._ready = b"".join(self._ready), []
+                data, self._ready, self._begun = b"".join(self._ready), [], True
                 return data
             if not left_s:
                 return b""

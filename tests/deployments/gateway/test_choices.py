@@ -17,6 +17,7 @@ from shell import Replica, family
 from cluster.errors import Overloaded
 from cluster.request import Chat, ToolCall
 from cluster.retry import MOST_RESCUES
+from deployments.gateway.asked import Asked, Place
 from deployments.gateway.choices import seed_of
 
 ASK: Any = {"model": "mini", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "seed": 5}
@@ -164,6 +165,35 @@ async def test_a_refusal_of_one_is_that_of_all_with_its_own_status(tmp_path: Pat
         with pytest.raises(RateLimitError) as caught:
             await here.client.chat.completions.create(**ASK, n=3, stream=stream)
         assert (caught.value.code, caught.value.response.headers["retry-after"]) == ("overloaded", "3")
+
+
+async def test_what_was_held_back_for_a_choice_that_is_then_refused_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage(tmp_path) as (here, _):
+        desk, asked = here.gateway._desk, 0
+        place = desk.place
+
+        async def two_have_a_place(wish: Asked) -> Place:
+            nonlocal asked
+            asked += 1
+            if asked < 3:
+                given: Place = await place(wish)
+                return given
+            while any(not call.task.done() for call in here.handle.calls) or len(here.handle.calls) < 2:
+                await asyncio.sleep(0.01)
+            raise Overloaded("tier: full; fewer are allowed; come back", retry_after_s=3)
+
+        monkeypatch.setattr(desk, "place", two_have_a_place)
+        client = here.other("a", "small")
+        with pytest.raises(RateLimitError) as caught:
+            await client.chat.completions.create(**ASK, n=3, stream=True)
+        assert caught.value.code == "overloaded"
+        used: Any = await client.get(f"/usage?start_time={int(time.time()) - 3600}", cast_to=object)
+        assert [one for bucket in used["data"] for one in bucket["results"]] == []
+        monkeypatch.undo()
+        told = await client.chat.completions.with_raw_response.create(**ASK)
+        assert told.headers["x-ratelimit-remaining-requests"] == "4"
 
 
 @pytest.mark.parametrize("stream", [False, True])
