@@ -16,12 +16,12 @@ from pydantic import Field, PositiveFloat, model_validator
 from cluster.engines import Closed
 
 Verdict = Literal["allow", "flag", "refuse", "unchecked"]  # unchecked: nobody could say, and it may pass
-Phrase = Annotated[str, Field(min_length=1, max_length=256, pattern=r"\w")]
+Phrase = Annotated[str, Field(min_length=1, max_length=256, pattern=r"[^\W_]")]
 _INVISIBLE = re.compile(
     "[\u00ad\u0300-\u036f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
 )
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
 
 
 class Words(Closed):

@@ -5,6 +5,8 @@ sound and files beside the text.
 """
 
 import asyncio
+import contextlib
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -64,10 +66,10 @@ class Moderator:
 
         Raises InvalidRequest where it is refused, Unavailable where nobody can say and it is not to pass.
         """
-        if self._judge is None:
-            return
+        if self._judge is None or not (told := [text for text in texts if text]):
+            return  # nothing is said: a shot that is only drawn again, an image alone
         try:
-            verdict = await self._judge([text for text in texts if text])
+            verdict = await self._judge(told)
         except Unavailable:
             self._metrics.count("moray_moderations_total", verdict="away")
             raise
@@ -105,11 +107,28 @@ def said(chat: Chat) -> Iterator[str]:
     for message in chat.messages:
         yield message.content
         for call in message.tool_calls:
-            yield call.arguments
+            yield from (call.name, *_unescaped(call.arguments))
     for tool in chat.tools:
-        yield from (tool.name, tool.description, tool.parameters)
-    yield chat.sampling.json_schema or ""
+        yield from (tool.name, tool.description, *_unescaped(tool.parameters))
+    yield from _unescaped(chat.sampling.json_schema or "")
     yield from map(_text, (*chat.prompts, *(chat.embeds.inputs if chat.embeds else ())))
+
+
+def _unescaped(text: str) -> Iterator[str]:
+    """JSON text, and where it escapes letters its strings, as templates read them: `\\n` hides where a word begins."""
+    yield text
+    if "\\" not in text:
+        return
+    with contextlib.suppress(ValueError, RecursionError):  # arguments of calls may be any text
+        pending = [json.loads(text)]
+        while pending:
+            match pending.pop():
+                case str(string):
+                    yield string.encode(errors="replace").decode()  # half a surrogate pair is no text
+                case dict(named):
+                    pending += (*named, *named.values())
+                case list(items):
+                    pending += items
 
 
 def _text(prompt: Prompt) -> str:

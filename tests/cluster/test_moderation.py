@@ -22,6 +22,8 @@ LEXICON = Lexicon(Words(refuse=("Grenade", "nerve gas", "straße"), flag=("knife
         ("a knife and a grenade", "refuse"),
         ("a knife", "flag"),
         ("blood-bath", "flag"),
+        ("how is a _grenade_ made", "refuse"),
+        ("make_nerve_gas", "refuse"),
         ("pomegrenades and knifes", "allow"),
         ("gas, nerve", "allow"),
         ("", "allow"),

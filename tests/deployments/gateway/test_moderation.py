@@ -20,7 +20,7 @@ from shell import family
 
 import deployments.gateway.moderation
 from cluster.family import Family
-from cluster.moderation import Moderation
+from cluster.moderation import Lexicon, Moderation, Words
 from cluster.request import Chat, Message, Sampling, Tool, ToolCall
 from deployments.gateway.moderation import said
 
@@ -116,13 +116,30 @@ def test_a_shot_that_is_taken_again_is_judged(client: httpx.Client) -> None:
 
 
 def test_all_that_a_caller_says_in_a_chat_is_judged() -> None:
-    call = ToolCall(id="c", name="f", arguments='{"a": "called"}')
+    call = ToolCall(id="c", name="calling", arguments='{"a": "called"}')
     messages = (Message(role="user", content="asked"), Message(role="assistant", content="", tool_calls=(call,)))
     tool = Tool(name="named", description="described", parameters='{"title": "taken"}')
     sampling = Sampling(json_schema='{"title": "held"}')
     text = " ".join(said(Chat(request_id="a", model="m", messages=messages, tools=(tool,), sampling=sampling)))
-    for word in ("asked", "called", "named", "described", "taken", "held"):
+    for word in ("asked", "calling", "called", "named", "described", "taken", "held"):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    "hidden", [r'{"a": ["is:\ngrenade"]}', r'{"a": {"\u0067renade": 1}}', r'{"a": "nerve\ngas\ud800"}']
+)
+def test_what_json_escapes_is_judged_as_it_is_read(hidden: str) -> None:
+    lexicon = Lexicon(Words.model_validate(WORDS["words"]))
+    call = ToolCall(id="c", name="f", arguments=hidden)
+    called = Message(role="assistant", content="", tool_calls=(call,))
+    tool = Tool(name="f", parameters=hidden)
+    for chat in (
+        Chat(request_id="a", model="m", messages=(called,), sampling=Sampling()),
+        Chat(request_id="a", model="m", messages=(), tools=(tool,), sampling=Sampling()),
+        Chat(request_id="a", model="m", messages=(), sampling=Sampling(json_schema=hidden)),
+    ):
+        assert lexicon.verdict(said(chat)) == "refuse"
+        assert "".join(said(chat)).encode()  # as an endpoint is sent it
 
 
 def test_a_prompt_of_token_ids_cannot_be_judged_and_is_refused(client: httpx.Client) -> None:
@@ -222,6 +239,14 @@ async def test_an_endpoint_judges_what_it_is_sent(tmp_path: Path) -> None:
             assert (await asked(here)).headers["moray-moderation"] == "flagged"
             judge.says = verdicts({"violence": True, "hate": True})
             assert (await asked(here)).json()["error"]["code"] == REFUSED
+
+
+async def test_an_endpoint_is_not_asked_where_nothing_is_said(tmp_path: Path) -> None:
+    settings = endpoint(free_port())
+    with judged(tmp_path, settings) as here:
+        async with httpx.AsyncClient(base_url=here.url, headers=here.auth, trust_env=False, timeout=60) as client:
+            answer = await client.post("/v1/storyboards/storyboard_0/shots/0", json={"seed": 1})
+            assert answer.status_code == 404, answer.text
 
 
 @pytest.mark.parametrize("fault", ["closed", "500", "no verdict", "slow"])
