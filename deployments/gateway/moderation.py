@@ -111,7 +111,8 @@ def said(chat: Chat) -> Iterator[str]:
     for tool in chat.tools:
         yield from (tool.name, tool.description, *_unescaped(tool.parameters))
     yield from _unescaped(chat.sampling.json_schema or "")
-    yield from map(_text, (*chat.prompts, *(chat.embeds.inputs if chat.embeds else ())))
+    yield from (_text(prompt, "prompt") for prompt in chat.prompts)
+    yield from (_text(one, "input") for one in (chat.embeds.inputs if chat.embeds else ()))
 
 
 def _unescaped(text: str) -> Iterator[str]:
@@ -131,10 +132,11 @@ def _unescaped(text: str) -> Iterator[str]:
                     pending += items
 
 
-def _text(prompt: Prompt) -> str:
+def _text(prompt: Prompt, param: str) -> str:
     if not isinstance(prompt, str):
         raise InvalidRequest(
-            "input: given as ids of tokens, which are not judged here; text is allowed; send the text",
+            f"{param}: given as ids of tokens, which are not judged here; text is allowed; send the text",
+            param=param,
             code="unsupported_parameter",
         )
     return prompt

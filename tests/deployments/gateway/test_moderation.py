@@ -142,9 +142,14 @@ def test_what_json_escapes_is_judged_as_it_is_read(hidden: str) -> None:
         assert "".join(said(chat)).encode()  # as an endpoint is sent it
 
 
-def test_a_prompt_of_token_ids_cannot_be_judged_and_is_refused(client: httpx.Client) -> None:
-    answer = client.post("/v1/completions", json={"model": "mini", "prompt": [1, 2, 3], "max_tokens": 3})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_parameter")
+@pytest.mark.parametrize(("path", "param"), [("/v1/completions", "prompt"), ("/v1/embeddings", "input")])
+def test_token_ids_cannot_be_judged_and_are_refused_by_the_parameters_name(
+    client: httpx.Client, path: str, param: str
+) -> None:
+    answer = client.post(path, json={"model": "mini", param: [1, 2, 3]})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported_parameter", param)
+    assert error["message"].startswith(f"{param}: ")
 
 
 def test_a_refusal_is_counted_and_in_the_log_of_acts_and_its_text_is_nowhere(
