@@ -28,6 +28,13 @@ class _Text(Strict):
     prompt_cache_breakpoint: Nothing = None
 
 
+_SENT = {  # by what a part of that type sends
+    "input_image": {"image_url"},
+    "input_audio": {"input_audio"},
+    "input_file": {"file_data", "file_id"},
+}
+
+
 class _Part(Strict):
     type: Annotated[str, only("input_text", "output_text", "input_image", "input_file", "input_audio")]
     text: str | None = None
@@ -44,9 +51,12 @@ class _Part(Strict):
 
     @model_validator(mode="after")
     def whole(self) -> "_Part":
-        needed = {"input_image": "image_url", "input_audio": "input_audio"}.get(self.type, "text")
-        if self.type != "input_file" and getattr(self, needed) is None:
-            raise PydanticCustomError("incomplete", "{needed} is needed in a part of this type", {"needed": needed})
+        sends = _SENT.get(self.type, {"text"})
+        given = {name for name in {"text"}.union(*_SENT.values()) if getattr(self, name) is not None}
+        if not given and self.type != "input_file":
+            raise PydanticCustomError("incomplete", "{needed} is needed in a part of this type", {"needed": min(sends)})
+        if beside := sorted(given - sends):  # it would be left out unsaid
+            raise PydanticCustomError("beside", "no {beside} is allowed in a part of this type", {"beside": beside[0]})
         return self
 
 

@@ -29,6 +29,7 @@ from deployments.stores.objects import Page
 ABLE: dict[str, Any] = {"engine": "vllm", "vllm": {"tool_parser": "hermes"}}
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 TOOL: dict[str, Any] = {"type": "function", "name": "look_up", "parameters": {"type": "object"}, "strict": False}
+IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,aaaa"}
 CALL = ToolCall(id="call_1", name="look_up", arguments='{"what":"x"}')
 OPENING = ["response.created", "response.in_progress"]
 MESSAGE = ["response.output_item.added", "response.content_part.added"]
@@ -241,6 +242,12 @@ async def test_a_response_expires_after_30_days(here: Served) -> None:
         ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "refusal"}]}]}, "input[0].content[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
+        ({"input": [{"role": "user", "content": [IMAGE | {"text": "a"}]}]}, "input[0].content[0]"),
+        ({"input": [{"role": "user", "content": [IMAGE | {"file_id": "file-1"}]}]}, "input[0].content[0]"),
+        (
+            {"input": [{"role": "user", "content": [IMAGE | {"type": "input_text", "text": "a"}]}]},
+            "input[0].content[0]",
+        ),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": ""}]}, "input[0]"),
         ({"background": True, "store": False}, "background"),
         ({"previous_response_id": "resp_1", "conversation": "conv_1"}, "previous_response_id"),
