@@ -20,6 +20,12 @@ def limit_headers(standings: Sequence[Standing]) -> Mapping[str, str]:
     return headers
 
 
+def tell(headers: list[tuple[bytes, bytes]], standings: Sequence[Standing]) -> None:
+    """In the place of what was told before: a storyboard's script is reserved as a chat, and its shots after it."""
+    told = {name.encode(): value.encode() for name, value in limit_headers(standings).items()}
+    headers[:] = [*(each for each in headers if each[0] not in told), *told.items()]
+
+
 def refusal(verdict: Verdict) -> RateLimited:
     """The error of a verdict that does not grant: QuotaExceeded where the limit is of a day or a month."""
     limit, retry_s = verdict.refused, verdict.retry_after_s

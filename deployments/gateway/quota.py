@@ -15,7 +15,7 @@ from urllib.parse import quote
 from cluster.access import KeyRecord
 from cluster.errors import Unavailable
 from cluster.limits import CURRENCIES, LEASE_S, Currency, Limit, Reservation, Verdict
-from deployments.gateway.limits_wire import limit_headers, refusal
+from deployments.gateway.limits_wire import refusal, tell
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.stores.limits import Limits
 
@@ -136,8 +136,7 @@ class Share:
         if not self._limits:
             return
         verdict = await self._quotas.reserve(self._tenant, self._limits, self._asked)
-        told = limit_headers(verdict.standings)
-        self._headers.extend((name.encode(), value.encode()) for name, value in told.items())
+        tell(self._headers, verdict.standings)
         if not verdict.granted:
             raise refusal(verdict)
 

@@ -21,7 +21,7 @@ from cluster.limits import CURRENCIES, JOB_LEASE_S, Currency, Reservation, judge
 from cluster.quota import taken, videos_need
 from cluster.usage import Usage, video_nusd, video_use_gpu_s
 from deployments.gateway.asgi import Header
-from deployments.gateway.limits_wire import limit_headers, refusal
+from deployments.gateway.limits_wire import refusal, tell
 from deployments.gateway.quota import AGAIN_S, NOTHING, WAIT_S, Quotas, tenant_of
 from deployments.stores.key_rows import KeyRows
 from deployments.stores.threads import in_thread
@@ -67,8 +67,7 @@ class VideoBookings:
                 self._quotas.settle(tenant, job_id, NOTHING)
             raise
         finally:
-            told = limit_headers(verdict.standings) if verdict else {}
-            headers.extend((name.encode(), value.encode()) for name, value in told.items())
+            tell(headers, verdict.standings if verdict else ())
 
     def unmade(self, owner: str, job_ids: Sequence[str], kept: Callable[[], bool] = lambda: False) -> None:
         """Nothing came of them, unless `kept`, which may block, says that they were written after all."""

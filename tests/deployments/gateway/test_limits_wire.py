@@ -8,7 +8,7 @@ from openai import RateLimitError
 
 from cluster.errors import Overloaded, QuotaExceeded, RateLimited
 from cluster.limits import Account, Limit, Reservation, Verdict, reserve
-from deployments.gateway.limits_wire import limit_headers, refusal, span
+from deployments.gateway.limits_wire import limit_headers, refusal, span, tell
 from deployments.gateway.wire import error_body, error_headers
 
 TOKENS = Limit(currency="tokens", amount=600, period="minute")
@@ -35,6 +35,18 @@ def test_headers_tell_what_is_left_of_requests_and_tokens_after_this_one() -> No
         "x-ratelimit-remaining-tokens": "419",
         "x-ratelimit-reset-tokens": "18.05s",
     }
+
+
+def test_what_is_left_is_told_once_as_it_was_last() -> None:
+    headers = [(b"moray-moderation", b"flagged")]
+    for taken in (1, 2):
+        tell(headers, asked([REQUESTS], {"requests": taken}, requests=1).standings)
+    assert sorted(headers) == [
+        (b"moray-moderation", b"flagged"),
+        (b"x-ratelimit-limit-requests", b"3"),
+        (b"x-ratelimit-remaining-requests", b"0"),
+        (b"x-ratelimit-reset-requests", b"1m0s"),
+    ]
 
 
 def test_who_has_no_such_limit_gets_no_such_header() -> None:
