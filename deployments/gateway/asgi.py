@@ -120,12 +120,15 @@ def _bound_head(scope: Scope) -> None:
 def _told(error: Exception, request_id: str) -> MorayError:
     """What the client may know: an error of ours as it is, but for those that speak of the operator's files."""
     if isinstance(error, MorayError) and not isinstance(error, ConfigurationError):
-        # What is wrong with a request quotes it, and prompts have no place in logs: its client alone is told.
-        why = {} if isinstance(error, InvalidRequest) else {"why": masked(error.message)}
-        event(log, logging.INFO, "refused", request_id=request_id, code=error.code, **why)
+        event(log, logging.INFO, "refused", request_id=request_id, code=error.code, **logged(error))
         return error
     log.error("request_id=%s", request_id, exc_info=error)
     return MorayError("gateway: internal error; give the request id to the operator")
+
+
+def logged(error: MorayError) -> dict[str, str]:
+    """What is wrong with a request quotes it, and prompts have no place in logs: its client alone is told."""
+    return {} if isinstance(error, InvalidRequest) else {"why": masked(error.message)}
 
 
 def authorize(scope: Scope, keys: KeyRows) -> KeyRecord:

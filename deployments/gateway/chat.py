@@ -18,7 +18,17 @@ from cluster.request import Chat, Served, Usage
 from cluster.service_class import BELOW_PLANS, patience_of, priority_of, served_in
 from cluster.tiering import Range
 from deployments.gateway.account import Account
-from deployments.gateway.asgi import HEADERS, LOG_FIELDS, REQUEST_ID, Header, authorize, header, read_body, respond
+from deployments.gateway.asgi import (
+    HEADERS,
+    LOG_FIELDS,
+    REQUEST_ID,
+    Header,
+    authorize,
+    header,
+    logged,
+    read_body,
+    respond,
+)
 from deployments.gateway.asked import Asked
 from deployments.gateway.booking import Bookings
 from deployments.gateway.chat_request import ChatBody
@@ -240,7 +250,7 @@ class ChatCompletions:
                 "stream broke",
                 request_id=course.asked.request_id,
                 code=error.code,
-                why=error.message,
+                **logged(error),
             )
             await send({"type": "http.response.body", "body": error_event(error), "more_body": True})
             outcome = Outcome(error=error)

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ from cluster.request import Chat, Served
 from cluster.retry import MOST_RESCUES
 from deployments import seen
 from deployments.control.words import Picture, Standing
+from deployments.gateway import chat
 from deployments.gateway.asked import Asked, Place
 from deployments.gateway.chat import KEEPALIVE, KEEPALIVE_S
 from deployments.stream import Outcome
@@ -259,6 +261,22 @@ def test_an_error_mid_stream_becomes_an_error_event_and_no_done(play: Play, end:
         assert f'code="{code}",tier="mini"' in await stage.page()
 
     play(scenario, Fails(end, said=b"data: so far\n\n", after_s=1.0))
+
+
+def test_a_stream_that_an_engine_refuses_late_leaves_nothing_of_the_request_in_the_log(
+    play: Play, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat.log, "propagate", True)
+    error = InvalidRequest("messages: given 'my prompt'; other is allowed; change it")
+
+    async def scenario(stage: Stage) -> None:
+        exchange = await stage.ask(stream=True).finished()
+        assert json.loads(events(exchange)[-1])["error"]["message"] == error.message
+
+    with caplog.at_level(logging.INFO, chat.log.name):
+        play(scenario, Fails(error, said=b"data: so far\n\n", after_s=1.0))
+    assert "stream broke" in caplog.text
+    assert "my prompt" not in str([vars(record) for record in caplog.records])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -545,7 +563,7 @@ def test_one_slow_answer_holds_up_no_other(play: Play) -> None:
     [
         ("GET", "/v1/nothing", 404, "route_not_found"),
         ("GET", "/", 404, "route_not_found"),
-        ("POST", "/v1/completions", 404, "route_not_found"),
+        ("POST", "/v1/fine_tuning/jobs", 404, "route_not_found"),
         ("GET", PATH, 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/v1/models", 401, "invalid_api_key"),
