@@ -50,7 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator((render(chat) for chat in islice(conversations(0), 12_000)), trainer)
     marks = {"eos_token": STOP, "pad_token": END, "model_max_length": 2048, "clean_up_tokenization_spaces": False}
-    shared = PreTrainedTokenizerFast(tokenizer_object=bpe, **marks)  # type: ignore[no-untyped-call]
+    shared = PreTrainedTokenizerFast(tokenizer_object=bpe, **marks)
     shared.chat_template = TEMPLATE.read_text(encoding="utf-8")
     return shared
 

@@ -131,7 +131,7 @@ def train(
     shape, begun, seed = SHAPES[tier], time.process_time(), 1 + list(SHAPES).index(tier)
     torch.manual_seed(seed)
     ALL_EXPERTS_FUNCTIONS.register("all_experts", all_experts)
-    model = Glm4MoeForCausalLM._from_config(configuration(shape), experts_implementation="all_experts")  # type: ignore[no-untyped-call]
+    model = Glm4MoeForCausalLM._from_config(configuration(shape), experts_implementation="all_experts")
     if smaller:
         grow(Glm4MoeForCausalLM.from_pretrained(smaller), model)
     optimiser, wanted = Optimiser(model), groups(shape, guided)
@@ -165,7 +165,7 @@ def save(model: Glm4MoeForCausalLM, run: Run, folder: Path) -> None:
     """Write beside the folder, then swap, so that a reader never meets half a checkpoint."""
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    model.generation_config = GenerationConfig(eos_token_id=stops(), pad_token_id=stops()[1])  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(eos_token_id=stops(), pad_token_id=stops()[1])
     model.save_pretrained(fresh)
     tokenizer().save_pretrained(fresh)
     (fresh / RECORD).write_text(json.dumps(asdict(run), indent=2) + "\n", encoding="utf-8")

@@ -241,7 +241,7 @@ class Trainer:
     def resume(self) -> None:
         stored = torch.load(self.state / "state.pt", weights_only=True)
         self.vae.load_state_dict(stored["codec"])
-        self.vae.register_to_config(latents_std=stored["latents_std"])  # type: ignore[no-untyped-call]
+        self.vae.register_to_config(latents_std=stored["latents_std"])
         self.optimiser.restore(stored["optimiser"])
         self.record = Record(**stored["record"])
         self.rng = np.random.default_rng([SEED, self.record.steps])
@@ -302,12 +302,12 @@ class Trainer:
 
 def pipeline(vae: BlockCodec, model: Model) -> Any:
     model.eval()
-    return WanPipeline(  # type: ignore[no-untyped-call]
+    return WanPipeline(
         tokenizer=tokenizer(),
         text_encoder=model.text_encoder,
         transformer=model.transformer,
         vae=vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),  # type: ignore[no-untyped-call]
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         expand_timesteps=True,
     )
 

@@ -16,7 +16,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     read.normalizer = normalizers.Lowercase()
     read.pre_tokenizer = pre_tokenizers.Whitespace()
     read.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=read,
         pad_token="<pad>",
         eos_token="</s>",

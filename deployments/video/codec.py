@@ -31,7 +31,7 @@ class BlockCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         scale_factor_temporal: int = FRAMES,
         scale_factor_spatial: int = SIDE,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         values = 3 * scale_factor_temporal * scale_factor_spatial**2
         self.components = nn.Parameter(torch.zeros(z_dim, values), requires_grad=False)  # orthonormal rows
         self.mean = nn.Parameter(torch.zeros(values), requires_grad=False)

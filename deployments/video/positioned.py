@@ -37,7 +37,7 @@ class PositionedPatches(nn.Conv3d):
         return patches + placed
 
 
-class PositionedWan(WanTransformer3DModel):
+class PositionedWan(WanTransformer3DModel):  # type: ignore[misc]
     """Configured as its parent. Latents [B, C, F, H, W]; timesteps (0 to 1000) of shape [B] or [B, tokens]."""
 
     @wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]  # diffusers reads names of options from the signature

@@ -142,9 +142,7 @@ def _transformers(folder: Path) -> Result:
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = Glm4MoeForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    generation = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0
-    )
+    generation = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0)
     batching = ContinuousBatchingConfig(
         page_size=PAGE_TOKENS,
         num_blocks=KV_TOKENS // PAGE_TOKENS,

@@ -66,7 +66,7 @@ def _engine(folder: Path) -> VideoEngine:
     pipe = wan()
     config = dict(pipe.transformer.config) | {"attention_head_dim": 48, "num_attention_heads": 4, "ffn_dim": 576}
     taken = {name: value for name, value in config.items() if not name.startswith("_")} | {"num_layers": 5}
-    pipe.register_modules(transformer=WanTransformer3DModel(**taken))  # type: ignore[no-untyped-call]
+    pipe.register_modules(transformer=WanTransformer3DModel(**taken))
     pipe.save_pretrained(folder)
     engine = VideoEngine(folder, "float32", "cpu")
     engine.load()
@@ -74,7 +74,7 @@ def _engine(folder: Path) -> VideoEngine:
 
 
 def _stock(folder: Path) -> Any:
-    pipe = DiffusionPipeline.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -73,7 +73,7 @@ def save_hearing(folder: Path) -> Path:
     _save_tokenizer(folder, HEARING)
     _save(folder, Qwen2AudioForConditionalGeneration, config)
     _rename(folder / "model.safetensors", "language_model.model.model.", "language_model.model.")  # as it is published
-    WhisperFeatureExtractor(feature_size=128).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    WhisperFeatureExtractor(feature_size=128).save_pretrained(folder)
     told = json.loads((folder / "preprocessor_config.json").read_text())
     _write(folder / "preprocessor_config.json", told | {"processor_class": "Qwen2AudioProcessor"})
     return folder
@@ -102,9 +102,7 @@ def _save_tokenizer(folder: Path, more: Sequence[str]) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(["the sea is the home of the moray and of the eel, 12 of them"] * 3, trainer)
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
 

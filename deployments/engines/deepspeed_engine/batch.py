@@ -37,7 +37,7 @@ class Batch:
     @property
     def held_tokens(self) -> int:
         """The cache's, padding included."""
-        return len(self._generations) * self._cache.get_seq_length()
+        return int(len(self._generations) * self._cache.get_seq_length())
 
     @property
     def unread_tokens(self) -> int:

@@ -111,13 +111,13 @@ class OffloadedModel:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
-        split = HfDeepSpeedConfig(settings)  # type: ignore[no-untyped-call]  # while it lives, weights load split
+        split = HfDeepSpeedConfig(settings)  # while it lives, weights load split
         try:
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, output_loading_info=True
             )
         finally:
-            unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+            unset_hf_deepspeed_config()
             del split
         model, told = loaded
         if told["missing_keys"]:  # they would be random
@@ -153,5 +153,5 @@ def _config(folder: Path) -> Any:
 
 def _weights(config: Any) -> int:
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model = transformers.AutoModelForCausalLM.from_config(config)
     return sum(weight.numel() for weight in model.parameters())

@@ -43,7 +43,7 @@ def _causally(vae: Any, latents: "Tensor") -> Iterator["Tensor"]:
     for at in range(latents.shape[2]):
         piece = vae.decoder(mixed[:, :, at : at + 1], feat_cache=past, feat_idx=[0], first_chunk=at == 0)
         if vae.config.patch_size is not None:
-            piece = unpatchify(piece, patch_size=vae.config.patch_size)  # type: ignore[no-untyped-call]
+            piece = unpatchify(piece, patch_size=vae.config.patch_size)
         yield piece.clamp(-1, 1)
 
 

@@ -71,12 +71,12 @@ def _read(
     if device == "cpu":
         torch.set_num_threads(1)
     diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     dtypes = {"vae": torch.float32, "default": getattr(torch, dtype)}
     options = quantized(acceleration) | (given or {})
     try:
         read = DiffusionPipeline.from_pretrained
-        pipe = read(folder, local_files_only=True, dtype=dtypes, **options)  # type: ignore[no-untyped-call]
+        pipe = read(folder, local_files_only=True, dtype=dtypes, **options)
     except Exception as error:  # whatever a broken folder provokes in three libraries
         raise CheckpointError(
             f"{folder}: {type(error).__name__}: {error}; a folder that save_pretrained of a diffusers video pipeline "
@@ -104,7 +104,7 @@ def quantized(acceleration: Acceleration) -> dict[str, Any]:
     from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 
     kind = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}[acceleration.precision]
-    each: Any = TorchAoConfig(getattr(quantization, kind)())  # type: ignore[no-untyped-call]
+    each: Any = TorchAoConfig(getattr(quantization, kind)())
     return {"quantization_config": PipelineQuantizationConfig(quant_mapping=dict.fromkeys(TRANSFORMERS, each))}
 
 
@@ -122,7 +122,7 @@ def accelerate(folder: Path, pipe: Any, acceleration: Acceleration) -> None:
             if acceleration.first_block_cache is not None:
                 from diffusers import FirstBlockCacheConfig
 
-                config = FirstBlockCacheConfig(threshold=acceleration.first_block_cache)  # type: ignore[no-untyped-call]
+                config = FirstBlockCacheConfig(threshold=acceleration.first_block_cache)
                 model.enable_cache(config)
         if acceleration.tiled_decode:
             pipe.vae.enable_tiling()

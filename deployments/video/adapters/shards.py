@@ -97,5 +97,5 @@ def _turned_ltx(hidden: "Tensor", project: Any, norm: Any, heads: int, rotary: "
     """As LTXVideoAttnProcessor makes them."""
     from diffusers.models.transformers.transformer_ltx import apply_rotary_emb
 
-    states: Tensor = apply_rotary_emb(norm(project(hidden)), rotary)  # type: ignore[no-untyped-call]
+    states: Tensor = apply_rotary_emb(norm(project(hidden)), rotary)
     return states.view(*states.shape[:2], heads, -1)

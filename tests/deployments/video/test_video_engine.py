@@ -45,7 +45,7 @@ def engine(tiny: Tiny) -> VideoEngine:
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 def test_the_frames_are_those_of_the_stock_pipeline(tiny: Tiny, family: str, guidance: float) -> None:
     engine = tiny(family)
-    stock_pipe = WanPipeline.from_pretrained(engine.checkpoint)  # type: ignore[no-untyped-call]
+    stock_pipe = WanPipeline.from_pretrained(engine.checkpoint)
     asked = spec(guidance=guidance)
     stock = stock_pipe(
         asked.prompt,

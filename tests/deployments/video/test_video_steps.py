@@ -39,7 +39,7 @@ def stock(engine: VideoEngine, family: str, folder: Path) -> Any:
     """Frames by the pipeline's own call."""
     from PIL import Image
 
-    pipe: Any = DiffusionPipeline.from_pretrained(engine.checkpoint)  # type: ignore[no-untyped-call]
+    pipe: Any = DiffusionPipeline.from_pretrained(engine.checkpoint)
     asked = spec()
     words: dict[str, Any] = {}
     if FIRST.get(family) == ["first"]:

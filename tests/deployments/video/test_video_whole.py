@@ -24,7 +24,7 @@ def calls() -> int:
 
 
 def stock(engine: VideoEngine) -> Frames:
-    pipe: Any = DiffusionPipeline.from_pretrained(engine.checkpoint)  # type: ignore[no-untyped-call]
+    pipe: Any = DiffusionPipeline.from_pretrained(engine.checkpoint)
     asked = spec()
     shown = pipe(
         asked.prompt, asked.negative_prompt, height=64, width=64, num_frames=9, num_inference_steps=4,
