@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from cluster import errors
-from cluster.errors import InvalidRequest, MorayError, Overloaded, RateLimited, RequestError, ServiceError
+from cluster.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    MorayError,
+    Overloaded,
+    RateLimited,
+    RequestError,
+    ServiceError,
+)
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, MorayError)]
 every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -13,6 +21,7 @@ every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 def made(kind: type[MorayError]) -> MorayError:
     given: dict[str, Any] = {"retry_after_s": 1.5} if issubclass(kind, Overloaded | RateLimited) else {}
+    given |= {"allowed": "GET"} if kind is MethodNotAllowed else {}
     return kind("a: b; c; d", **given)
 
 
