@@ -43,7 +43,7 @@ BAD_BODIES = {
     "no messages": (body(messages=[]), 400, None),
     "a role of its own": (body(messages=[{"role": "wizard", "content": "x"}]), 400, None),
     "a misspelt parameter": (body(max_tokns=3), 400, "unknown_parameter"),
-    "a parameter not served": (body(n=2), 400, "unsupported_parameter"),
+    "a parameter not served": (body(prediction={"type": "content", "content": "x"}), 400, "unsupported_parameter"),
     "a prompt beyond the context": (said("word " * 5000), 400, "context_length_exceeded"),
     "max_tokens beyond the context": (body(max_tokens=100_000), 400, "context_length_exceeded"),
     "max_tokens 0": (body(max_tokens=0), 400, None),
@@ -134,7 +134,7 @@ def test_special_tokens_in_a_message_stay_text(laptop: Server) -> None:
     [
         ("GET", CHAT, 405, "method_not_allowed"),
         ("PUT", "/v1/models", 405, "method_not_allowed"),
-        ("POST", "/v1/completions", 404, "route_not_found"),
+        ("POST", "/v1/fine_tuning/jobs", 404, "route_not_found"),
         ("GET", "/", 404, "route_not_found"),
         ("GET", "/v1/models/gpt-4", 404, "model_not_found"),
         ("GET", "/v1/videos/video_0", 404, "video_not_found"),
