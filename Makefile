@@ -11,8 +11,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 up: $(VENV)/runtime.done
 	@$(BIN)/moray up
 
+# Two processes: one has the tests of `moray up`, which wait most of their time, the other one all others.
 test: system $(VENV)/dev.done
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 # vLLM itself, on this CPU, in an environment of its own: 3.5 GB. It leaves a ZeroMQ context to the interpreter's end.
 test-vllm: $(VLLM)/vllm.done

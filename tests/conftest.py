@@ -14,8 +14,12 @@ LIVE = ("deployments/", "integration/", "vllm_engine/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a test of what runs live a second run; its first failure is listed as RERUN, never hidden."""
+    """Give a test of what runs live a second run; its first failure is listed as RERUN, never hidden.
+
+    Where two processes share the tests, one has all of `integration`: those wait most of their time, and share servers.
+    """
     for item in items:
-        live = item.path.relative_to(item.config.rootpath / "tests").as_posix().startswith(LIVE)
-        if live or item.get_closest_marker("slow"):
+        place = item.path.relative_to(item.config.rootpath / "tests").as_posix()
+        if place.startswith(LIVE) or item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.flaky(reruns=1))
+        item.add_marker(pytest.mark.xdist_group("live" if place.startswith("integration/") else place))

@@ -151,7 +151,7 @@ class Gateway:
             # Its router meets the replicas: a first call would too, but where one waits for a replica Serve wants one,
             # whatever its policy says.
             self._handles[tier]._init()
-        self._metrics.follow(family.tiers)
+        self._metrics.follow(family.tiers, {limit.name for plan in family.plans.values() for limit in plan.limits})
         self._desk.follow(family)
         self._moderator.follow(family.gateway.moderation)
         if self._videos is not None:

@@ -64,8 +64,9 @@ class GatewayMetrics(Collector):
         self._making: asyncio.Task[bytes] | None = None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
 
-    def follow(self, tiers: Iterable[str]) -> None:
-        """Series of the tiers begin at 0: one that does not exist yet could not be told from one that is lost."""
+    def follow(self, tiers: Iterable[str], limits: Iterable[str] = ()) -> None:
+        """Series of the tiers and of the plans' limits begin at 0: one that does not exist yet could not be told from
+        one that is lost."""
         self._tiers = tuple(tiers)
         for tier in self._tiers:
             for metric in GATEWAY:
@@ -73,6 +74,8 @@ class GatewayMetrics(Collector):
                     getattr(self._meters, metric.kind)(metric.name).labels(tier=tier)
             for outcome in ("kept", "missed"):
                 self._meters.counter("moray_promises_total").labels(tier=tier, outcome=outcome)
+        for limit in limits:
+            self._meters.counter("moray_limit_refusals_total").labels(limit=limit)
 
     def serve(self, host: str) -> str:
         """host:port of an exposition of this gateway's own series, from now on. Call it on the gateway's loop."""

@@ -77,7 +77,7 @@ def make(page: Page, name: str) -> str:
     expect(shown).to_be_visible(timeout=SOON_MS)
     secret = shown.input_value()
     page.get_by_role("button", name="Done").click()
-    assert shown.input_value() == "", "it is not shown again"
+    expect(shown).to_have_value("")  # it is not shown again
     return secret
 
 

@@ -61,6 +61,7 @@ def test_the_ledger_adds_up_to_the_metrics_to_the_last_token(laptop: Server) -> 
     def agreed() -> list[float] | None:
         """An answer is counted a moment after its client has all of it."""
         ledger_, billed, answered = grown()
+        print(ledger_, billed, answered)  # pytest shows the last ones where it fails
         return ledger_ if ledger_ == billed == answered else None
 
     all_tokens = eventually(agreed, ASLEEP_S, "ledger and metrics agree")

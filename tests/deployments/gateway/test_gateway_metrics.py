@@ -156,12 +156,13 @@ async def test_an_answer_of_one_token_has_no_pace(metrics: GatewayMetrics, tpot_
     assert shown["moray_finished_total", TIER] == 1
 
 
-async def test_series_of_a_tier_begin_at_zero(metrics: GatewayMetrics) -> None:
-    metrics.follow(["mini"])
+async def test_series_of_a_tier_and_of_a_limit_begin_at_zero(metrics: GatewayMetrics) -> None:
+    metrics.follow(["mini"], ["tokens_per_minute"])
     shown = samples(await metrics.page(only_gateway=True))
     for name in ("moray_arrivals_total", "moray_finished_total", "moray_held_requests", "moray_ttft_seconds_count"):
         assert shown[name, TIER] == 0
     assert shown["moray_promises_total", (("outcome", "missed"), ("tier", "mini"))] == 0
+    assert shown["moray_limit_refusals_total", (("limit", "tokens_per_minute"),)] == 0
 
 
 class Desk:
