@@ -1,14 +1,16 @@
 """What a chat has beside text: fetched, decoded in a process apart, measured, and put in its place.
 
 A kind that no tier takes which the chat may go to is refused before anything is fetched. What is wrong with an input is
-an InvalidRequest that names its part. How many are read at once is bounded, and how many wait for it.
+an InvalidRequest that names its part. How many chats are read at once is bounded, and with it the memory that they
+take, and how many wait for it.
 """
 
 import asyncio
 import base64
 import binascii
+import contextlib
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +27,9 @@ from deployments.video.fit import refused
 
 MOST_BYTES = 20 << 20  # of one input as it was sent
 MOST_FETCHED_BYTES = 64 << 20  # of all inputs of a request
+MOST_CHATS = 8  # whose inputs are fetched and read
 MOST_AT_ONCE = 2  # that are decoded
-MOST_WAITING = 32
+MOST_WAITING = 32  # chats
 RETRY_S = 5.0
 SIDES_PX = {"auto": 2048, "high": 2048, "low": 512}  # as in the API
 CLIP_SIDE_PX = 768
@@ -41,6 +44,7 @@ class Inputs:
 
     def __init__(self) -> None:
         self.file_of: FileOf
+        self._chats = asyncio.Semaphore(MOST_CHATS)
         self._free = asyncio.Semaphore(MOST_AT_ONCE)
         self._waiting = 0
 
@@ -54,9 +58,13 @@ class Inputs:
         range_of(known, plan, family)
         pages = _allowed(known, plan, family)
         others = ", ".join(key for key, tier in family.tiers.items() if "image" in tier.inputs) or "none"
+        async with self._turn():
+            return _placed(chat, await self._all(chat.sent, owner, pages, others))
+
+    async def _all(self, each: Sequence[Sent], owner: str, pages: bool, others: str) -> list[Found]:
         found: list[Found] = []
         fetched = 0
-        for sent in chat.sent:
+        for sent in each:
             data = await self._bytes(sent, owner)
             fetched += len(data)
             if fetched > MOST_FETCHED_BYTES:
@@ -71,7 +79,7 @@ class Inputs:
             )
             found.append(await self._found(sent, data, look))
             _bound(found, sent.where)
-        return _placed(chat, found)
+        return found
 
     async def _bytes(self, sent: Sent, owner: str) -> bytes:
         if sent.url is not None:
@@ -100,13 +108,14 @@ class Inputs:
         return Found(text=_plain(data, sent))
 
     async def _apart(self, kind: apart.Kind, data: bytes, look: Look, where: str) -> Found:
-        await self._turn()
+        await self._free.acquire()
         reading = asyncio.ensure_future(asyncio.to_thread(_read_apart, kind, data, look, where))
         reading.add_done_callback(lambda _: self._free.release())  # of a client that leaves, too, only at its end
         return await asyncio.shield(reading)
 
-    async def _turn(self) -> None:
-        """Whoever has it releases `_free`. Raises Overloaded."""
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Of a chat. Raises Overloaded."""
         if self._waiting >= MOST_WAITING:
             raise Overloaded(
                 f"inputs: {self._waiting} wait to be read; {MOST_WAITING} may; send it again later",
@@ -114,9 +123,13 @@ class Inputs:
             )
         self._waiting += 1
         try:
-            await self._free.acquire()
+            await self._chats.acquire()
         finally:
             self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._chats.release()
 
 
 def _allowed(wish: Wish, plan: Plan | None, family: Family) -> bool:

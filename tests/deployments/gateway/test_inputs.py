@@ -17,7 +17,7 @@ from cluster.family import Family
 from cluster.inputs import HZ, MOST_SENT
 from cluster.request import Message
 from deployments.gateway import inputs as gateway_inputs
-from deployments.gateway.inputs import MOST_AT_ONCE
+from deployments.gateway.inputs import MOST_AT_ONCE, MOST_CHATS
 from deployments.inputs.look import Found, Look
 from deployments.video import apart
 
@@ -286,6 +286,24 @@ async def test_a_full_disk_is_not_the_callers_fault(here: Served, monkeypatch: p
 async def test_several_chats_are_read_at_once(here: Served, replies: Replies) -> None:
     await asyncio.gather(*(ask(here, image_part(), file_part(pdf("a"))) for _ in range(6)))
     assert [len(chat.messages[0].media) for chat in replies.asked] == [1] * 6
+
+
+async def test_what_is_fetched_for_chats_at_the_same_time_is_bounded(here: Served) -> None:
+    fetching, most = 0, 0
+
+    async def counted(owner: str, file_id: str, most_bytes: int) -> bytes:
+        nonlocal fetching, most
+        fetching += 1
+        most = max(most, fetching)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        fetching -= 1
+        return b"text"
+
+    here.gateway._chat.inputs.file_of = counted
+    part: Any = {"type": "file", "file": {"file_id": "file_a"}}
+    await asyncio.gather(*(ask(here, part, model="mini") for _ in range(3 * MOST_CHATS)))
+    assert most == MOST_CHATS
 
 
 async def test_a_responses_inputs_are_those_of_a_chat(here: Served, replies: Replies) -> None:
