@@ -98,11 +98,12 @@ class Booking:
             return
         self._over = True
         used = None if self._course is None else _left(self._course, error)
-        if used is None:
+        event = None if used is None else self._event(used)
+        if event is None:
             self._journal.forget(self._opened.id)
         else:
-            self._journal.put(self._event(used))
-        self._share.settle(self._took(used, gone=isinstance(error, asyncio.CancelledError)))
+            self._journal.put(event)
+        self._share.settle(self._took(event, gone=isinstance(error, asyncio.CancelledError)))
         await self._share.settled()
 
     def follow(self, course: Course | Choices) -> None:
@@ -112,21 +113,22 @@ class Booking:
     async def settle(self, code: str, course: Course | Choices, counted: Counted | None) -> None:
         """Returns once it is written. `counted`: None where no engine counted."""
         used = _so_far(course, code) if counted is None else _used(course, code, counted)
+        event = None if used is None else self._event(used)
         self._over = True
-        self._share.settle(self._took(used))
-        if used is None:
+        self._share.settle(self._took(event))
+        if event is None:
             self._journal.forget(self._opened.id)
         else:
-            await self._journal.settle(self._event(used))
+            await self._journal.settle(event)
         await self._share.settled()
 
-    def _took(self, used: Used | None, *, gone: bool = False) -> Mapping[Currency, float]:
+    def _took(self, event: Usage | None, *, gone: bool = False) -> Mapping[Currency, float]:
         """Of its limits: what the ledger counts. Without a token nothing, but for a client that left a replica at work:
 
         a stream's prompt; of a whole answer nobody knows how much was made, so it stays reserved, less the money.
         """
-        if used is not None:
-            return taken(self._event(used))
+        if event is not None:
+            return taken(event)
         if not gone or self._course is None or self._course.sent_s is None:
             return NOTHING
         if not self._course.streamed:

@@ -50,10 +50,10 @@ class LimitRows(abc.ABC):
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="limits")
 
     @abc.abstractmethod
-    def _account(self, tenant: str) -> AbstractContextManager[tuple[Run, float, Account]]:
+    def _account(self, tenant: str, at_once: bool) -> AbstractContextManager[tuple[Run, float, Account]]:
         """A transaction that holds the account: how statements run, the time, the account less its reservations.
 
-        Raises Unavailable.
+        Raises Unavailable, and Busy where it was to be `at_once` and somebody else writes.
         """
 
     @abc.abstractmethod
@@ -89,8 +89,8 @@ class LimitRows(abc.ABC):
         except TimeoutError as error:
             raise slow() from error
 
-    def _judged(self, tenant: str, ids: Sequence[str], law: Law[T]) -> T:
-        with self._account(tenant) as (run, now_s, before):
+    def _judged(self, tenant: str, ids: Sequence[str], law: Law[T], at_once: bool = False) -> T:
+        with self._account(tenant, at_once) as (run, now_s, before):
             of_ids = f" OR id IN ({', '.join('?' * len(ids))})" if ids else ""
             rows = run(RESERVATIONS.format(ids=of_ids), (tenant, max(now_s, before.at_s), *ids))
             seen = replace(before, held={key: Held(**json.loads(text)) for key, text in rows})

@@ -60,7 +60,7 @@ class PostgresLimits(LimitRows):
         self._tables = PostgresTables(url, LAYOUT)
         self._idle: deque[psycopg.Connection] = deque()
 
-    def _judged(self, tenant: str, ids: Sequence[str], law: Law[T]) -> T:
+    def _judged(self, tenant: str, ids: Sequence[str], law: Law[T], at_once: bool = False) -> T:
         if self._idle:
             with contextlib.suppress(*FAULTS):
                 return super()._judged(tenant, ids, law)
@@ -74,7 +74,7 @@ class PostgresLimits(LimitRows):
             ) from error
 
     @contextlib.contextmanager
-    def _account(self, tenant: str) -> Iterator[tuple[Run, float, Account]]:
+    def _account(self, tenant: str, at_once: bool) -> Iterator[tuple[Run, float, Account]]:
         connection = self._taken()
         try:
             with connection.pipeline(), connection.transaction():  # three waits for the server: lock, read, write

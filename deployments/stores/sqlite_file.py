@@ -14,6 +14,10 @@ log = logging.getLogger("ray.serve")
 BUSY_S = 10.0  # how long a writer waits for another process's commit
 
 
+class Busy(Exception):
+    """Somebody else writes at this moment."""
+
+
 class SqliteFile:
     """One connection. `of` names in errors what it holds: videos, storyboards, limits."""
 
@@ -29,7 +33,8 @@ class SqliteFile:
 
         Raises ConfigurationError where the file cannot be used, or its layout is another one.
         """
-        self._path, self._of, self._lock = path, of, Lock()
+        self._path, self._of, self._version, self._lock = path, of, version, Lock()
+        self._busy_ms = round(busy_s * 1000)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)  # prompts are private; SQLite gives its side files the same mode
@@ -53,12 +58,46 @@ class SqliteFile:
             return self._connection.execute(statement, values).fetchall()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """What is done within is done whole or not at all, and nobody else writes meanwhile. Raises Unavailable."""
-        with self._usable(), self._lock:
+    def transaction(self, *, at_once: bool = False) -> Iterator[sqlite3.Connection]:
+        """What is done within is done whole or not at all, and nobody else writes meanwhile. Raises Unavailable.
+
+        `at_once`, for a thread that may not be held up: raises Busy where somebody else writes.
+        """
+        if not self._lock.acquire(blocking=not at_once):
+            raise Busy
+        try:
+            with self._usable():
+                self._begin(at_once)
+                with self._connection:  # commits, or rolls all of it back
+                    yield self._connection
+        finally:
+            self._lock.release()
+
+    def _begin(self, at_once: bool) -> None:
+        if at_once:
+            self._connection.execute("PRAGMA busy_timeout = 0")
+        try:
             self._connection.execute("BEGIN IMMEDIATE")
-            with self._connection:  # commits, or rolls all of it back
-                yield self._connection
+        except sqlite3.OperationalError as error:
+            if at_once and error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise Busy from error
+            raise
+        finally:
+            if at_once:
+                self._connection.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+
+    def checkpoints_apart(self) -> None:
+        """From now on no commit makes one; `checkpoint` does."""
+        self.run("PRAGMA wal_autocheckpoint = 0", ())
+
+    def checkpoint(self) -> None:
+        """What was committed reaches the disk. The first commit behind it would wait for the disk, too: this makes it.
+
+        Raises Unavailable.
+        """
+        with self._usable(), self._lock:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            self._connection.execute(f"PRAGMA user_version = {self._version}")
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:

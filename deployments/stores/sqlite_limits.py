@@ -1,19 +1,27 @@
 """Limits in one SQLite file, for the gateways of one machine. Its clock is the machine's.
 
+A call takes a tenth of a millisecond, and to hand it to a thread takes longer: where the file is free it is made on the
+event loop, and in a thread where somebody else writes. The loop never waits for the disk: checkpoints have the thread.
+
 What a call wrote survives the death of its process; when the machine loses power, the last moments may be forgotten:
 the file waits for no disk, since each request waits for it.
 """
 
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import Unavailable
 from cluster.limits import Account
-from deployments.stores.limit_rows import ANSWER_S, VERSION, LimitRows, Run, account_of
-from deployments.stores.sqlite_file import SqliteFile
+from deployments.stores.limit_rows import ANSWER_S, VERSION, Law, LimitRows, Run, T, account_of
+from deployments.stores.sqlite_file import Busy, SqliteFile
+
+log = logging.getLogger("ray.serve")
+CHECKPOINT_CALLS = 1000
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS limit_accounts (
@@ -42,10 +50,21 @@ class SqliteLimits(LimitRows):
         super().__init__(threads=1)
         self._clock = clock
         self._file = SqliteFile(path, "limits", VERSION, _laid_out, busy_s=ANSWER_S)
+        self._file.checkpoints_apart()
+        self._calls = 0
+
+    async def _asked(self, tenant: str, ids: Sequence[str], law: Law[T]) -> T:
+        self._calls += 1
+        if self._calls % CHECKPOINT_CALLS == 0:
+            self._threads.submit(self._checkpoint)
+        try:
+            return self._judged(tenant, ids, law, True)
+        except Busy:
+            return await super()._asked(tenant, ids, law)
 
     @contextlib.contextmanager
-    def _account(self, tenant: str) -> Iterator[tuple[Run, float, Account]]:
-        with self._file.transaction() as connection:
+    def _account(self, tenant: str, at_once: bool) -> Iterator[tuple[Run, float, Account]]:
+        with self._file.transaction(at_once=at_once) as connection:
 
             def run(statement: str, values: Sequence[Any]) -> list[Any]:
                 return connection.execute(statement, values).fetchall()
@@ -54,6 +73,12 @@ class SqliteLimits(LimitRows):
             if not found:
                 run(OPEN, (tenant,))
             yield run, self._clock(), account_of(*found[0]) if found else Account()
+
+    def _checkpoint(self) -> None:
+        try:
+            self._file.checkpoint()
+        except Unavailable as failure:
+            log.warning("%s; a checkpoint is tried again later", failure.message)
 
     def _close(self) -> None:
         self._file.close()

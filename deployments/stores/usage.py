@@ -135,14 +135,24 @@ class SqliteUsage(UsageRows):
         """Its open requests are its own while this process lives: the system lets the lock go with it."""
         lock = os.open(self._lock_of(gateway), os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
+        self._file.checkpoints_apart()  # `sync` makes them
         self._locks.append(weakref.finalize(self, os.close, lock))
 
     def commit(
-        self, gateway: str, opened: Sequence[Usage], settled: Sequence[Usage], forgotten: Collection[str] = ()
+        self,
+        gateway: str,
+        opened: Sequence[Usage],
+        settled: Sequence[Usage],
+        forgotten: Collection[str] = (),
+        *,
+        at_once: bool = False,
     ) -> None:
-        """All of it at once: a request that is settled, or used nothing and is forgotten, is open no more."""
+        """All of it at once: a request that is settled, or used nothing and is forgotten, is open no more.
+
+        Raises Busy where it was to be `at_once` and somebody else writes.
+        """
         done = {event.id for event in settled}.union(forgotten)
-        with self._file.transaction() as connection:
+        with self._file.transaction(at_once=at_once) as connection:
             still = [(*_row(event), gateway) for event in opened if event.id not in done]
             connection.executemany(OPENED, still)
             connection.executemany(SETTLED, [_row(event) for event in settled])
@@ -177,7 +187,7 @@ class SqliteUsage(UsageRows):
 
     def sync(self) -> None:
         """What was committed reaches the disk."""
-        self._run("PRAGMA wal_checkpoint(PASSIVE)", ())
+        self._file.checkpoint()
 
     def _lives(self, gateway: str) -> bool:
         try:

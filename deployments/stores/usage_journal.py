@@ -1,10 +1,11 @@
-"""What a gateway writes into the ledger of usage: beside its event loop, in commits that many requests share.
+"""What a gateway writes into the ledger of usage.
 
-A request is written as open when it is sent to a replica, and as settled before its response ends. So, whenever and
-however a gateway's process dies:
+A request is settled before its response ends: on the event loop where the file is free, which takes less than to hand
+it to a thread, else by the journal's thread, in commits that many requests share. One that is not settled OPENED_S
+after it was sent to a replica is written as open. So, whenever and however a gateway's process dies:
 
 - an event whose `settle` was awaited is in the journal, once;
-- a request that was open is settled as lost, at no charge, by the next gateway of the machine;
+- a request that was open so long is settled as lost, at no charge, by the next gateway of the machine;
 - what the journal has comes to the database of all gateways, once: a row's id is written once, and the journal lets go
   of it only behind the database's commit.
 
@@ -29,13 +30,14 @@ from deployments.stores.usage_rows import UsageRows
 log = logging.getLogger("ray.serve")
 WAIT_S = 1.0  # that an answer is held up for a disk that does not write
 AGAIN_S = 0.5
+OPENED_S = 0.25
 SYNC_S = 1.0
 MOST_WAITING = 100_000
 SHIPPED_AT_ONCE = 1000
 
 
 class Journal:
-    """`written` hears of events once they are committed, on the journal's thread. `remote`: where they go from here."""
+    """`written` hears of events once they are committed, on any thread. `remote`: where they go from here."""
 
     def __init__(
         self,
@@ -48,11 +50,13 @@ class Journal:
         self._store, self._gateway, self._remote, self._written = store, gateway, remote, written
         self.failures = 0  # times that a commit or a shipment failed
         self.refused = 0  # events that found no room in memory; the log has them
-        self._opened: list[Usage] = []
+        self._opened: dict[str, Usage] = {}
         self._settled: list[Usage] = []
         self._forgotten: set[str] = set()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._changed = threading.Condition()
+        self._writing = threading.Lock()  # a batch is under way
+        self._unsynced = False
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         store.live(gateway)
@@ -83,15 +87,14 @@ class Journal:
         """What is settled as it stands, should this process die. Waits for nothing."""
         with self._changed:
             if len(self._opened) < MOST_WAITING:
-                self._opened.append(event)
-            self._changed.notify()
+                self._opened[event.id] = event
 
     def forget(self, event_id: str) -> None:
         """It used nothing."""
         with self._changed:
-            if len(self._forgotten) < MOST_WAITING:
+            unwritten = self._opened.pop(event_id, None) is not None
+            if not unwritten and len(self._forgotten) < MOST_WAITING:
                 self._forgotten.add(event_id)
-            self._changed.notify()
 
     def put(self, event: Usage) -> None:
         """Settles it without waiting."""
@@ -105,6 +108,8 @@ class Journal:
 
     async def settle(self, event: Usage) -> None:
         """Returns once it is committed, or after WAIT_S."""
+        if self._settled_at_once(event):
+            return
         loop = asyncio.get_running_loop()
         written = loop.create_future()
         with self._changed:
@@ -114,42 +119,67 @@ class Journal:
             async with asyncio.timeout(WAIT_S):
                 await written
 
+    def _settled_at_once(self, event: Usage) -> bool:
+        """Unless others wait already, or the file is not free."""
+        if self._settled or not self._writing.acquire(blocking=False):
+            return False
+        with self._changed:
+            opened = self._opened.pop(event.id, None)
+        try:
+            self._store.commit(self._gateway, (), (event,), at_once=True)
+        except Exception:  # Busy; or what the journal's thread will meet again, and tell
+            if opened is not None:
+                self.open(opened)
+            return False
+        finally:
+            self._writing.release()
+        self._unsynced = True
+        self._written((event,))
+        return True
+
     def flush(self) -> None:
         """Commits what waits. Raises Unavailable; all of it waits on, then, but for who waited WAIT_S."""
+        with self._writing:
+            settled = self._flushed()
+        if settled:
+            self._written(settled)
+
+    def _flushed(self) -> tuple[Usage, ...]:
         with self._changed:
-            opened, self._opened = self._opened, []
+            opened, self._opened = self._opened, {}
             settled, self._settled = self._settled, []
             gone, self._forgotten = self._forgotten, set()
             waiters, self._waiters = self._waiters, []
         if not (opened or settled or gone):
-            return
+            return ()
         try:
-            self._store.commit(self._gateway, opened, settled, gone)
+            self._store.commit(self._gateway, tuple(opened.values()), settled, gone)
+            self._unsynced = True
         except Exception:
             with self._changed:
-                self._opened, self._settled = opened + self._opened, settled + self._settled
+                self._opened, self._settled = opened | self._opened, settled + self._settled
                 self._forgotten |= gone
                 self._waiters = [each for each in waiters if not each[1].done()] + self._waiters
             raise
         for loop, written in waiters:
             with contextlib.suppress(RuntimeError):  # a loop that is closed waits for nothing
                 loop.call_soon_threadsafe(_done, written)
-        if settled:
-            self._written(tuple(settled))
+        return tuple(settled)
 
     def _write(self) -> None:
         """Syncs every SYNC_S, however much there is to commit."""
         due_s = time.monotonic()
         while not self._closed.is_set():
             with self._changed:
-                if not (self._opened or self._settled or self._forgotten):
-                    self._changed.wait(max(0.0, due_s - time.monotonic()))
+                if not self._settled:
+                    self._changed.wait(OPENED_S)
             try:
                 self.flush()
-                if time.monotonic() >= due_s:
-                    due_s = time.monotonic() + SYNC_S
+                if self._unsynced and time.monotonic() >= due_s:
+                    due_s, self._unsynced = time.monotonic() + SYNC_S, False
                     self._store.sync()
             except Exception as failure:  # nothing may end this thread; it tries again
+                self._unsynced = True
                 self._failed(failure)
 
     def _ship(self) -> None:

@@ -37,6 +37,40 @@ async def test_a_file_that_another_process_holds_is_unavailable_in_bounded_time(
     await limits.close()
 
 
+async def test_a_call_needs_no_thread_where_the_file_is_free(tmp_path: Path) -> None:
+    limits = SqliteLimits(tmp_path / "limits.sqlite")
+    limits._threads.shutdown()
+    assert (await limits.reserve("key_a", [BUDGET], asked("a", 10))).granted
+    assert await limits.settle("key_a", "a", {"usd": 5.0})
+    limits._file.close()
+
+
+async def test_a_call_waits_in_a_thread_while_somebody_else_writes_and_the_loop_goes_on(tmp_path: Path) -> None:
+    limits = SqliteLimits(tmp_path / "limits.sqlite")
+    other = sqlite3.connect(tmp_path / "limits.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    asking = asyncio.create_task(limits.reserve("key_a", [BUDGET], asked("a", 10)))
+    await asyncio.sleep(0)  # the loop goes on
+    assert not asking.done()
+    other.close()
+    assert (await asking).granted
+    await limits.close()
+
+
+async def test_the_log_beside_the_file_does_not_grow_with_the_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.stores.sqlite_limits.CHECKPOINT_CALLS", 10)
+    limits = SqliteLimits(tmp_path / "limits.sqlite")
+    calls, page_bytes = 300, 4096
+    for number in range(calls):
+        await limits.reserve("key_a", [BUDGET], asked(f"{number}", 0.1))
+        await asyncio.wrap_future(limits._threads.submit(int))  # whatever the thread had to do is done
+    log = tmp_path / "limits.sqlite-wal"
+    assert log.stat().st_size < calls * page_bytes / 2, "each call wrote two pages or more"
+    await limits.close()
+
+
 async def test_counts_survive_a_gateway_that_never_closed(tmp_path: Path) -> None:
     before = SqliteLimits(tmp_path / "limits.sqlite")
     await before.reserve("key_a", [BUDGET], asked("a", 60))

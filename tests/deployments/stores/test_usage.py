@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -187,15 +188,57 @@ async def test_an_event_is_written_at_once_beside_what_is_shipped(
     remote.close()
 
 
+async def test_an_event_needs_no_thread_where_the_file_is_free_and_its_request_is_never_written_as_open(
+    tmp_path: Path,
+) -> None:
+    store = SqliteUsage(tmp_path / "usage.sqlite")
+    journal = Journal(store, "gateway_a")  # its thread is not started
+    journal.open(event(1, code="lost"))
+    journal.open(event(2, code="lost"))
+    await journal.settle(event(1))
+    journal.forget(event(2).id)
+    assert ids(store) == [event(1).id]
+    journal.flush()
+    assert store._run("SELECT count(*) FROM usage_open", ()) == [(0,)]
+    store.close()
+
+
+async def test_a_loop_is_not_held_up_while_somebody_else_writes_and_the_event_is_written_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_journal, "WAIT_S", 60.0)
+    path = tmp_path / "usage.sqlite"
+    journal = Journal(SqliteUsage(path), "gateway_a")
+    journal.start()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        settling = asyncio.create_task(journal.settle(event(1)))
+        await asyncio.sleep(0)  # the loop goes on
+        assert not settling.done()
+        other.execute("ROLLBACK")
+        await settling
+        assert other.execute("SELECT id FROM usage_events").fetchall() == [(event(1).id,)]
+    finally:
+        other.close()
+        journal.close()
+
+
 class Unheard(SqliteUsage):
     """What it commits, nobody hears of at first."""
 
     failure: Exception | None = None
 
     def commit(
-        self, gateway: str, opened: Sequence[Usage], settled: Sequence[Usage], forgotten: Collection[str] = ()
+        self,
+        gateway: str,
+        opened: Sequence[Usage],
+        settled: Sequence[Usage],
+        forgotten: Collection[str] = (),
+        *,
+        at_once: bool = False,
     ) -> None:
-        super().commit(gateway, opened, settled, forgotten)
+        super().commit(gateway, opened, settled, forgotten, at_once=at_once)
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -226,8 +269,9 @@ async def test_who_waits_no_more_is_not_kept_while_nothing_can_be_written(
     monkeypatch.setattr(usage_journal, "WAIT_S", 0.0)
     store = Unheard(tmp_path / "usage.sqlite")
     journal = Journal(store, "gateway_a")
+    store.failure = hangs = Unavailable("usage: it hangs; one that answers is allowed; try again soon")
     await journal.settle(event(1))
-    store.failure = Unavailable("usage: it hangs; one that answers is allowed; try again soon")
+    store.failure = hangs
     with pytest.raises(Unavailable):
         journal.flush()
     assert (journal.pending, journal._waiters) == (1, [])
@@ -241,9 +285,15 @@ class Busy(SqliteUsage):
     synced = 0
 
     def commit(
-        self, gateway: str, opened: Sequence[Usage], settled: Sequence[Usage], forgotten: Collection[str] = ()
+        self,
+        gateway: str,
+        opened: Sequence[Usage],
+        settled: Sequence[Usage],
+        forgotten: Collection[str] = (),
+        *,
+        at_once: bool = False,
     ) -> None:
-        super().commit(gateway, opened, settled, forgotten)
+        super().commit(gateway, opened, settled, forgotten, at_once=at_once)
         self.more()
 
     def sync(self) -> None:
