@@ -196,7 +196,7 @@ class KeyRows(abc.ABC):
 
         `only`: of these acts; `refused`: of those that did not come to be.
         """
-        where, values = "seq < ?", [before or 2**63 - 1, *only]
+        where, values = "seq < ?", [2**63 - 1 if before is None else before, *only]
         where += f" AND act IN ({', '.join('?' * len(only))})" if only else ""
         where += " AND outcome <> 'ok'" if refused else ""
         rows = self._run(

@@ -141,6 +141,7 @@ def test_the_acts_before_one_are_told_of_some_kinds_or_of_what_was_refused_alone
     seen = store.acts_before(None, 9)
     assert [one.subject for _, one in seen] == ["key_0", "key_1", "key_2", "key_3"]
     assert store.acts_before(seen[2][0], 1) == (seen[1],)
+    assert store.acts_before(0, 9) == ()
     assert store.acts_before(None, 9, ("keys.1", "keys.2")) == seen[2:]
     assert store.acts_before(None, 9, ("keys.1",), refused=True) == (seen[2],)
 
