@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from cluster.errors import Unavailable
@@ -100,13 +100,18 @@ class LimitRows(abc.ABC):
         return told
 
     def _write(self, run: Run, tenant: str, seen: Account, after: Account) -> None:
-        buckets = {key: asdict(bucket) for key, bucket in after.buckets.items()}
+        buckets = {key: _fields(bucket) for key, bucket in after.buckets.items()}
         run(WRITE, (after.at_s, json.dumps(buckets), tenant))
         for key in seen.held.keys() - after.held.keys():
             run(FORGET, (tenant, key))
         for key, held in after.held.items():
             if held != seen.held.get(key):
-                run(KEEP, (tenant, key, held.until_s, json.dumps(asdict(held))))
+                run(KEEP, (tenant, key, held.until_s, json.dumps(_fields(held))))
+
+
+def _fields(of: Bucket | Held) -> dict[str, Any]:
+    """As `asdict`, which copies each value, and takes ten times as long."""
+    return {name: getattr(of, name) for name in of.__slots__}
 
 
 def account_of(at_s: float, buckets: str) -> Account:
