@@ -13,6 +13,7 @@ settings.load_profile("untimed")
 LIVE = ("deployments/", "integration/", "vllm_engine/")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give a test of what runs live a second run; its first failure is listed as RERUN, never hidden.
 
