@@ -7,7 +7,6 @@ HAProxy and the engine too; LiteLLM's with the proxy alone counted, the engine b
 limits and spend in a database; here it has none: it checks its master key and prices the answers, no more.
 """
 
-import asyncio
 import contextlib
 import json
 import statistics
