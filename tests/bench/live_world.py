@@ -61,7 +61,11 @@ def fixed(replicas: int) -> dict[str, int]:
 
 @contextlib.contextmanager
 def served(
-    tiers: Mapping[str, dict[str, Any]], nodes: int, gpus_per_node: int, video: dict[str, Any] | None = None
+    tiers: Mapping[str, dict[str, Any]],
+    nodes: int,
+    gpus_per_node: int,
+    video: dict[str, Any] | None = None,
+    plans: Mapping[str, dict[str, Any]] | None = None,
 ) -> Iterator[tuple[Server, Family]]:
     """A family of these tiers, ready on so many nodes of this machine."""
     with tempfile.TemporaryDirectory(prefix="b-", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -76,6 +80,7 @@ def served(
             "cells": [cell if nodes == 1 else cell | {"count": nodes}],
             "tiers": dict(tiers),
             "video": video,
+            "plans": dict(plans or {}),
         }
         file.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
         server = Server(file, port, Path(folder), *(("--nodes", str(nodes)) if nodes > 1 else ()))
