@@ -13,7 +13,7 @@ up: $(VENV)/runtime.done
 
 # Two processes: one has the tests of `moray up`, which wait most of their time, the other one all others.
 test: system $(VENV)/dev.done
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses 2
 
 # vLLM itself, on this CPU, in an environment of its own: 3.5 GB. It leaves a ZeroMQ context to the interpreter's end.
 test-vllm: $(VLLM)/vllm.done

@@ -1,5 +1,7 @@
 """For all tests."""
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -13,14 +15,25 @@ settings.load_profile("untimed")
 LIVE = ("deployments/", "integration/", "vllm_engine/")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a test of what runs live a second run; its first failure is listed as RERUN, never hidden.
-
-    Where two processes share the tests, one has all of `integration`: those wait most of their time, and share servers.
-    """
+    """Give a test of what runs live a second run; its first failure is listed as RERUN, never hidden."""
     for item in items:
         place = item.path.relative_to(item.config.rootpath / "tests").as_posix()
         if place.startswith(LIVE) or item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.flaky(reruns=1))
-        item.add_marker(pytest.mark.xdist_group("live" if place.startswith("integration/") else place))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where processes share the tests, one has all of `integration`, which wait most of their time and share servers.
+
+    All others go by their files. (pytest 9.2 does not see the groups of xdist 3.8.)
+    """
+    from xdist.scheduler import LoadScopeScheduling  # missing beside vLLM
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "live" if file.startswith("tests/integration/") else file
+
+    return ByFile(config, log)
