@@ -10,9 +10,11 @@ import base64
 import binascii
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from cluster.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from cluster.family import Family, Plan
@@ -28,8 +30,10 @@ from deployments.video.fit import refused
 MOST_BYTES = 20 << 20  # of one input as it was sent
 MOST_FETCHED_BYTES = 64 << 20  # of all inputs of a request
 MOST_CHATS = 8  # whose inputs are fetched and read
-MOST_AT_ONCE = 2  # that are decoded
-MOST_WAITING = 32  # chats
+MOST_OF_ONE = 4  # of them of one key
+MOST_AT_ONCE = 2  # inputs that are decoded
+MOST_WAITING = 32  # chats of one key, with those that are read
+FETCH_S = 30.0  # all inputs of a chat
 RETRY_S = 5.0
 SIDES_PX = {"auto": 2048, "high": 2048, "low": 512}  # as in the API
 CLIP_SIDE_PX = 768
@@ -46,7 +50,8 @@ class Inputs:
         self.file_of: FileOf
         self._chats = asyncio.Semaphore(MOST_CHATS)
         self._free = asyncio.Semaphore(MOST_AT_ONCE)
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()  # by key
+        self._of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def read(self, chat: Chat, wish: Wish, plan: Plan | None, family: Family, owner: str) -> Chat:
         """The chat with all that it was sent in its messages. Raises InvalidRequest, NotFound, Overloaded, Unavailable,
@@ -58,14 +63,21 @@ class Inputs:
         range_of(known, plan, family)
         pages = _allowed(known, plan, family)
         others = ", ".join(key for key, tier in family.tiers.items() if "image" in tier.inputs) or "none"
-        async with self._turn():
+        async with self._turn(owner):
             return _placed(chat, await self._all(chat.sent, owner, pages, others))
 
     async def _all(self, each: Sequence[Sent], owner: str, pages: bool, others: str) -> list[Found]:
         found: list[Found] = []
-        fetched = 0
+        fetched, left_s, now_s = 0, FETCH_S, asyncio.get_running_loop().time
         for sent in each:
-            data = await self._bytes(sent, owner)
+            begun_s = now_s()
+            try:
+                async with asyncio.timeout(left_s):
+                    data = await self._bytes(sent, owner)
+            except TimeoutError:
+                given = f"{FETCH_S:.0f} s are allowed for all of a request"
+                raise refused(sent.where, "does not come in time", given, "upload the files instead") from None
+            left_s -= now_s() - begun_s
             fetched += len(data)
             if fetched > MOST_FETCHED_BYTES:
                 given = f"{fetched} bytes with those before"
@@ -114,22 +126,20 @@ class Inputs:
         return await asyncio.shield(reading)
 
     @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Of a chat. Raises Overloaded."""
-        if self._waiting >= MOST_WAITING:
+    async def _turn(self, owner: str) -> AsyncIterator[None]:
+        """Of a chat. No key has all of them, however slowly its inputs come. Raises Overloaded."""
+        if self._waiting[owner] >= MOST_WAITING:
             raise Overloaded(
-                f"inputs: {self._waiting} wait to be read; {MOST_WAITING} may; send it again later",
+                f"inputs: {MOST_WAITING} chats of this key wait to be read; so many may; send it again later",
                 retry_after_s=RETRY_S,
             )
-        self._waiting += 1
+        of_one = self._of.setdefault(owner, asyncio.Semaphore(MOST_OF_ONE))
+        self._waiting[owner] += 1
         try:
-            await self._chats.acquire()
+            async with of_one, self._chats:
+                yield
         finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._chats.release()
+            self._waiting -= Counter({owner: 1})  # without those at 0
 
 
 def _allowed(wish: Wish, plan: Plan | None, family: Family) -> bool:

@@ -29,9 +29,11 @@ from cluster.limits import (
     settle,
     state,
 )
+from deployments.stores.sqlite_file import Busy
 
 ANSWER_S = 2.0  # of each call, whatever the store does meanwhile
 VERSION = 1  # of the layout
+MOST_AT_ONCE = 50  # reservations; more than that hold up an event loop for milliseconds
 RESERVATIONS = "SELECT id, held FROM limit_reservations WHERE tenant = ? AND (until_s <= ?{ids})"
 WRITE = "UPDATE limit_accounts SET at_s = ?, buckets = ? WHERE tenant = ?"
 FORGET = "DELETE FROM limit_reservations WHERE tenant = ? AND id = ?"
@@ -93,6 +95,8 @@ class LimitRows(abc.ABC):
         with self._account(tenant, at_once) as (run, now_s, before):
             of_ids = f" OR id IN ({', '.join('?' * len(ids))})" if ids else ""
             rows = run(RESERVATIONS.format(ids=of_ids), (tenant, max(now_s, before.at_s), *ids))
+            if at_once and len(rows) > MOST_AT_ONCE:
+                raise Busy
             seen = replace(before, held={key: Held(**json.loads(text)) for key, text in rows})
             after, told = law(seen, now_s)
             if after is not seen:

@@ -12,6 +12,7 @@ from cluster.errors import ConfigurationError, Unavailable
 
 log = logging.getLogger("ray.serve")
 BUSY_S = 10.0  # how long a writer waits for another process's commit
+LONG_PAGES = 4000  # of a log: other processes' commits kept it from beginning anew
 
 
 class Busy(Exception):
@@ -33,8 +34,7 @@ class SqliteFile:
 
         Raises ConfigurationError where the file cannot be used, or its layout is another one.
         """
-        self._path, self._of, self._version, self._lock = path, of, version, Lock()
-        self._busy_ms = round(busy_s * 1000)
+        self._path, self._of, self._busy_s, self._lock = path, of, busy_s, Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)  # prompts are private; SQLite gives its side files the same mode
@@ -74,30 +74,44 @@ class SqliteFile:
             self._lock.release()
 
     def _begin(self, at_once: bool) -> None:
-        if at_once:
-            self._connection.execute("PRAGMA busy_timeout = 0")
-        try:
+        if not at_once:
             self._connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if at_once and error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise Busy from error
-            raise
+            return
+        with self._waiting(0.0):
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:  # of any kind: a file may be recovered
+                    raise Busy from error
+                raise
+
+    @contextlib.contextmanager
+    def _waiting(self, seconds: float) -> Iterator[None]:
+        self._connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+        try:
+            yield
         finally:
-            if at_once:
-                self._connection.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+            self._connection.execute(f"PRAGMA busy_timeout = {round(self._busy_s * 1000)}")
 
     def checkpoints_apart(self) -> None:
         """From now on no commit makes one; `checkpoint` does."""
         self.run("PRAGMA wal_autocheckpoint = 0", ())
 
-    def checkpoint(self) -> None:
-        """What was committed reaches the disk. The first commit behind it would wait for the disk, too: this makes it.
+    def checkpoint(self) -> bool:
+        """What was committed reaches the disk: False where a reader or another checkpoint is in the way of some of it.
 
-        Raises Unavailable.
+        The first commit behind it begins the log anew and waits for the disk, too: this makes it. Raises Unavailable.
         """
         with self._usable(), self._lock:
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            self._connection.execute(f"PRAGMA user_version = {self._version}")
+            busy, pages, done = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if pages > LONG_PAGES:
+                with self._waiting(0.1):  # others write meanwhile in their threads
+                    self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._connection:
+                (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+                self._connection.execute(f"PRAGMA user_version = {version}")
+        return not busy and pages == done
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:

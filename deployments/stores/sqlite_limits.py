@@ -1,7 +1,8 @@
 """Limits in one SQLite file, for the gateways of one machine. Its clock is the machine's.
 
 A call takes a tenth of a millisecond, and to hand it to a thread takes longer: where the file is free it is made on the
-event loop, and in a thread where somebody else writes. The loop never waits for the disk: checkpoints have the thread.
+event loop, and in a thread where somebody else writes or many reservations have ended. Checkpoints, which wait for the
+disk, have the thread.
 
 What a call wrote survives the death of its process; when the machine loses power, the last moments may be forgotten:
 the file waits for no disk, since each request waits for it.
@@ -43,7 +44,7 @@ READ = "SELECT at_s, buckets FROM limit_accounts WHERE tenant = ?"
 
 
 class SqliteLimits(LimitRows):
-    """One thread, so that calls of one gateway wait in order; several gateways take turns by the file's lock."""
+    """One thread: calls of one gateway that wait do so in order. Several gateways take turns by the file's lock."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         """Raises ConfigurationError where the file cannot be used."""

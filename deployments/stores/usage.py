@@ -185,9 +185,9 @@ class SqliteUsage(UsageRows):
             connection.execute("DELETE FROM usage_shipped WHERE seq < (SELECT max(seq) FROM usage_shipped)")
             connection.execute("DELETE FROM usage_events WHERE seq <= ?", (edge,))
 
-    def sync(self) -> None:
-        """What was committed reaches the disk."""
-        self._file.checkpoint()
+    def sync(self) -> bool:
+        """What was committed reaches the disk; False where not all of it did."""
+        return self._file.checkpoint()
 
     def _lives(self, gateway: str) -> bool:
         try:

@@ -1,8 +1,8 @@
 """What a gateway writes into the ledger of usage.
 
 A request is settled before its response ends: on the event loop where the file is free, which takes less than to hand
-it to a thread, else by the journal's thread, in commits that many requests share. One that is not settled OPENED_S
-after it was sent to a replica is written as open. So, whenever and however a gateway's process dies:
+it to a thread, else by the journal's thread, in commits that many requests share. Who takes longer than OPENED_S is
+written as open meanwhile. So, whenever and however a gateway's process dies:
 
 - an event whose `settle` was awaited is in the journal, once;
 - a request that was open so long is settled as lost, at no charge, by the next gateway of the machine;
@@ -77,6 +77,7 @@ class Journal:
             thread.join()
         with contextlib.suppress(Unavailable):
             self.flush()
+            self._store.sync()
 
     @property
     def pending(self) -> int:
@@ -112,9 +113,9 @@ class Journal:
             return
         loop = asyncio.get_running_loop()
         written = loop.create_future()
-        with self._changed:
+        with self._changed:  # a commit between the two would wake who waits for the next one
             self._waiters.append((loop, written))
-        self.put(event)
+            self.put(event)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WAIT_S):
                 await written
@@ -177,7 +178,7 @@ class Journal:
                 self.flush()
                 if self._unsynced and time.monotonic() >= due_s:
                     due_s, self._unsynced = time.monotonic() + SYNC_S, False
-                    self._store.sync()
+                    self._unsynced = not self._store.sync() or self._unsynced
             except Exception as failure:  # nothing may end this thread; it tries again
                 self._unsynced = True
                 self._failed(failure)

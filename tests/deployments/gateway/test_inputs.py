@@ -17,7 +17,7 @@ from cluster.family import Family
 from cluster.inputs import HZ, MOST_SENT
 from cluster.request import Message
 from deployments.gateway import inputs as gateway_inputs
-from deployments.gateway.inputs import MOST_AT_ONCE, MOST_CHATS
+from deployments.gateway.inputs import MOST_AT_ONCE, MOST_OF_ONE
 from deployments.inputs.look import Found, Look
 from deployments.video import apart
 
@@ -288,7 +288,7 @@ async def test_several_chats_are_read_at_once(here: Served, replies: Replies) ->
     assert [len(chat.messages[0].media) for chat in replies.asked] == [1] * 6
 
 
-async def test_what_is_fetched_for_chats_at_the_same_time_is_bounded(here: Served) -> None:
+async def test_what_is_fetched_at_the_same_time_for_chats_of_a_key_is_bounded(here: Served) -> None:
     fetching, most = 0, 0
 
     async def counted(owner: str, file_id: str, most_bytes: int) -> bytes:
@@ -302,8 +302,22 @@ async def test_what_is_fetched_for_chats_at_the_same_time_is_bounded(here: Serve
 
     here.gateway._chat.inputs.file_of = counted
     part: Any = {"type": "file", "file": {"file_id": "file_a"}}
-    await asyncio.gather(*(ask(here, part, model="mini") for _ in range(3 * MOST_CHATS)))
-    assert most == MOST_CHATS
+    await asyncio.gather(*(ask(here, part, model="mini") for _ in range(3 * MOST_OF_ONE)))
+    assert most == MOST_OF_ONE
+
+
+async def test_what_does_not_come_in_time_is_refused_however_many_parts_it_has(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    here.gateway._chat.inputs.file_of = never
+    monkeypatch.setattr(gateway_inputs, "FETCH_S", 0.0)
+    error = await refused(here, {"type": "file", "file": {"file_id": "file_a"}}, model="mini")
+    assert "does not come in time" in error["message"]
+    assert error["param"] == "messages[0].content[0].file.file_id"
 
 
 async def test_a_responses_inputs_are_those_of_a_chat(here: Served, replies: Replies) -> None:

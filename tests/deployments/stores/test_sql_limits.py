@@ -71,6 +71,19 @@ async def test_the_log_beside_the_file_does_not_grow_with_the_calls(
     await limits.close()
 
 
+async def test_a_call_that_reads_many_reservations_has_the_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.stores.limit_rows.MOST_AT_ONCE", 2)
+    limits = SqliteLimits(tmp_path / "limits.sqlite")
+    for key in "abc":
+        await limits.reserve("key_a", [BUDGET], asked(key, 10))
+    limits._threads.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        await limits.renew("key_a", ["a", "b", "c"], 60.0)
+    limits._file.close()
+
+
 async def test_counts_survive_a_gateway_that_never_closed(tmp_path: Path) -> None:
     before = SqliteLimits(tmp_path / "limits.sqlite")
     await before.reserve("key_a", [BUDGET], asked("a", 60))

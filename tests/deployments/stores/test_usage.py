@@ -296,9 +296,9 @@ class Busy(SqliteUsage):
         super().commit(gateway, opened, settled, forgotten, at_once=at_once)
         self.more()
 
-    def sync(self) -> None:
-        super().sync()
+    def sync(self) -> bool:
         self.synced += 1
+        return super().sync()
 
 
 def test_what_was_committed_reaches_the_disk_however_busy_the_gateway_is(
