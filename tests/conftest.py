@@ -1,5 +1,6 @@
 """For all tests."""
 
+import resource
 from typing import Any
 
 import pytest
@@ -13,6 +14,12 @@ settings.load_profile("untimed")
 
 # Of the shell, beside other programs: real clocks, processes, sockets, databases. What is pure gets no second run.
 LIVE = ("deployments/", "integration/", "vllm_engine/")
+
+
+def pytest_configure() -> None:
+    """Gateways that are crashed by tests leave files open, in all more than some shells allow a process."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

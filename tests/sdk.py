@@ -71,10 +71,18 @@ async def served(
         yield Served(made, app, key, folder, handle)
     finally:
         await crashed(made)
-        await made._chat._bookings._quotas._limits.close()
+        await closed(made)
         seen._replicas.clear()
         seen._replicas.update(before[0])
         seen._listeners[:] = before[1]
+
+
+async def closed(gateway: Any) -> None:
+    """Its files; a test's process would have thousands open in the end."""
+    bookings = gateway._chat._bookings
+    await bookings._quotas._limits.close()
+    for store in (bookings._journal._store, gateway._keys, gateway._admin._usage, gateway._runs._objects):
+        store.close()
 
 
 async def crashed(gateway: Any) -> None:
