@@ -11,9 +11,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 up: $(VENV)/runtime.done
 	@$(BIN)/moray up
 
-# Two processes: one has the tests of `moray up`, which wait most of their time, the other one all others.
+# Two processes: one begins with live servers, which wait most of their time, the other with all other tests.
 test: system $(VENV)/dev.done
-	@$(BIN)/python -m pytest --numprocesses 2
+	@$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 # vLLM itself, on this CPU, in an environment of its own: 3.5 GB. It leaves a ZeroMQ context to the interpreter's end.
 test-vllm: $(VLLM)/vllm.done

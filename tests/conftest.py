@@ -22,8 +22,20 @@ def pytest_configure() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def share(nodeid: str) -> str:
+    """Of the tests, that goes to one process: a file, or all that have live servers, of which each shares a few."""
+    file = nodeid.partition("::")[0]
+    if file.startswith("tests/integration/test_laptop"):
+        return "laptop"
+    return "live" if file.startswith("tests/integration/") else file
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a test of what runs live a second run; its first failure is listed as RERUN, never hidden."""
+    """Give a test of what runs live a second run; its first failure is listed as RERUN, never hidden.
+
+    Live servers come first and last: two processes seldom have one at the same time, and both have work to the end.
+    """
+    items.sort(key=lambda item: {"live": 0, "laptop": 2}.get(share(item.nodeid), 1))
     for item in items:
         place = item.path.relative_to(item.config.rootpath / "tests").as_posix()
         if place.startswith(LIVE) or item.get_closest_marker("slow"):
@@ -32,15 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where processes share the tests, one has all of `integration`, which wait most of their time and share servers.
-
-    All others go by their files. (pytest 9.2 does not see the groups of xdist 3.8.)
-    """
+    """Where processes share the tests, a `share` is one's alone. (pytest 9.2 does not see the groups of xdist 3.8.)"""
     from xdist.scheduler import LoadScopeScheduling  # missing beside vLLM
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "live" if file.startswith("tests/integration/") else file
+            return share(nodeid)
 
     return ByFile(config, log)

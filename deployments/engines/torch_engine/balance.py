@@ -48,6 +48,13 @@ class Balancer:
     def moving(self) -> bool:
         return bool(self._moves)
 
+    def due(self, now_s: float) -> bool:
+        """Whether a part of the window is over: steps may be slow, and a plan needs several parts."""
+        return self._active and self._over(now_s)
+
+    def _over(self, now_s: float) -> bool:
+        return now_s - self._marks[-1][0] >= self._window_s / PARTS
+
     def timed(self, experts_s: Floats, step_s: float) -> None:
         """experts_s [layers, ranks]: what experts took of a step; zeros where none was timed.
 
@@ -66,7 +73,7 @@ class Balancer:
             self._tokens[:, layer, slots, np.arange(len(slots)) * self._ranks // len(slots)] += rows
         total = self._tokens.sum(0)
         self.report = self._report(total)
-        if now_s - self._marks[-1][0] >= self._window_s / PARTS:
+        if self._over(now_s):
             self._marks.append((now_s, total))
             while len(self._marks) > 2 and self._marks[1][0] <= now_s - self._window_s:
                 self._marks.popleft()

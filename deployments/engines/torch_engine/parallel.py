@@ -35,6 +35,7 @@ JOIN_TIMEOUT_S = 600.0  # loading may take long, and not equally long on all ran
 COLLECTIVE_TIMEOUT_S = 20.0
 HEARTBEAT_S = 5.0
 _COUNT_STEPS = 64  # between two sums of the expert counters, and between two steps whose experts are timed
+_SLOW_STEPS = 16  # the same where steps are so slow that a plan would have too few sums
 Masks = Callable[[], NDArray[np.int32]]
 _HEAD_BYTES = 2048  # most orders fit, so that a step costs one broadcast
 
@@ -74,7 +75,8 @@ class Leader:
         `masks`: makes those of the places that the order holds.
         """
         self._steps += 1
-        watched = self._steps % _COUNT_STEPS == 0
+        slow = self._steps % _SLOW_STEPS == 0 and self._balancer.due(self._now_s())
+        watched = slow or self._steps % _COUNT_STEPS == 0
         self._begin(replace(order, watched=watched))
         began_s = time.perf_counter()
         told = [self._rank.step(order, lambda: self._share(masks))]

@@ -1,7 +1,7 @@
 """What rank 0 tells the judge of its group, and what it makes of the answer."""
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -65,6 +65,14 @@ def test_nothing_is_judged_before_a_whole_window_was_counted_and_a_step_timed(ju
     ((window, _),) = judge.told
     assert window.loads.shape == (PARTS, 2, 4)
     assert (window.loads == len(DOMAINS)).all()
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_a_sum_is_due_once_in_each_part_of_the_window_where_experts_may_move(active: bool, judge: Judge) -> None:
+    balancer = Balancer(replace(SPEC, rebalance=active), SLOTS, 4, 0.0, 0.01)
+    assert [balancer.due(now_s) for now_s in (0.5, 1.0, 9.0)] == [False, active, active]
+    seconds(balancer, 1, 2)
+    assert [balancer.due(now_s) for now_s in (1.5, 2.0)] == [False, active]
 
 
 def test_a_judge_that_fails_is_asked_again_after_a_window_and_leaves_no_thread(
