@@ -75,8 +75,8 @@ class Inputs:
                 async with asyncio.timeout(left_s):
                     data = await self._bytes(sent, owner)
             except TimeoutError:
-                given = f"{FETCH_S:.0f} s are allowed for all of a request"
-                raise refused(sent.where, "does not come in time", given, "upload the files instead") from None
+                allowed = f"{FETCH_S:.0f} s are allowed for all of a request"
+                raise refused(sent.where, "does not come in time", allowed, "upload the files instead") from None
             left_s -= now_s() - begun_s
             fetched += len(data)
             if fetched > MOST_FETCHED_BYTES:
