@@ -112,7 +112,7 @@ class _Unbooked:
     """Neither limits nor a ledger."""
 
     def __init__(self, before: Bookings) -> None:
-        self._quotas = before._quotas  # to be closed
+        self._quotas, self._journal = before._quotas, before._journal  # to be closed
 
     def of(self, record: KeyRecord, *_: object) -> Self:
         return self
