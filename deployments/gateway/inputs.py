@@ -32,7 +32,8 @@ MOST_FETCHED_BYTES = 64 << 20  # of all inputs of a request
 MOST_CHATS = 8  # whose inputs are fetched and read
 MOST_OF_ONE = 4  # of them of one key
 MOST_AT_ONCE = 2  # inputs that are decoded
-MOST_WAITING = 32  # chats of one key, with those that are read
+MOST_WAITING = 128  # chats, with those that are read
+MOST_WAITING_OF_ONE = 32  # of them of one key
 FETCH_S = 30.0  # all inputs of a chat
 RETRY_S = 5.0
 SIDES_PX = {"auto": 2048, "high": 2048, "low": 512}  # as in the API
@@ -128,9 +129,11 @@ class Inputs:
     @contextlib.asynccontextmanager
     async def _turn(self, owner: str) -> AsyncIterator[None]:
         """Of a chat. No key has all of them, however slowly its inputs come. Raises Overloaded."""
-        if self._waiting[owner] >= MOST_WAITING:
+        of_key, of_all = self._waiting[owner], self._waiting.total()
+        if of_key >= MOST_WAITING_OF_ONE or of_all >= MOST_WAITING:
             raise Overloaded(
-                f"inputs: {MOST_WAITING} chats of this key wait to be read; so many may; send it again later",
+                f"inputs: {of_key} chats of this key wait to be read, {of_all} of all; {MOST_WAITING_OF_ONE} and "
+                f"{MOST_WAITING} may; send it again later",
                 retry_after_s=RETRY_S,
             )
         of_one = self._of.setdefault(owner, asyncio.Semaphore(MOST_OF_ONE))

@@ -264,10 +264,11 @@ async def test_what_is_read_for_a_client_that_has_left_keeps_its_turn_until_it_e
         ends.set()
 
 
+@pytest.mark.parametrize("bound", ["MOST_WAITING", "MOST_WAITING_OF_ONE"])
 async def test_where_many_wait_to_be_read_the_next_comes_back_later(
-    here: Served, monkeypatch: pytest.MonkeyPatch
+    bound: str, here: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_inputs, "MOST_WAITING", 0)
+    monkeypatch.setattr(gateway_inputs, bound, 0)
     with pytest.raises(RateLimitError) as caught:
         await ask(here, image_part())
     assert caught.value.response.headers["retry-after"] == "5"
