@@ -124,13 +124,11 @@ class Journal:
         """Unless others wait already, or the file is not free."""
         if self._settled or not self._writing.acquire(blocking=False):
             return False
-        with self._changed:
-            opened = self._opened.pop(event.id, None)
         try:
             self._store.commit(self._gateway, (), (event,), at_once=True)
+            with self._changed:
+                self._opened.pop(event.id, None)
         except Exception:  # Busy; or what the journal's thread will meet again, and tell
-            if opened is not None:
-                self.open(opened)
             return False
         finally:
             self._writing.release()

@@ -7,9 +7,10 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -229,16 +230,8 @@ class Unheard(SqliteUsage):
 
     failure: Exception | None = None
 
-    def commit(
-        self,
-        gateway: str,
-        opened: Sequence[Usage],
-        settled: Sequence[Usage],
-        forgotten: Collection[str] = (),
-        *,
-        at_once: bool = False,
-    ) -> None:
-        super().commit(gateway, opened, settled, forgotten, at_once=at_once)
+    def commit(self, *given: Any, **named: Any) -> None:
+        super().commit(*given, **named)
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -284,16 +277,8 @@ class Busy(SqliteUsage):
     more: Callable[[], None] = staticmethod(lambda: None)
     synced = 0
 
-    def commit(
-        self,
-        gateway: str,
-        opened: Sequence[Usage],
-        settled: Sequence[Usage],
-        forgotten: Collection[str] = (),
-        *,
-        at_once: bool = False,
-    ) -> None:
-        super().commit(gateway, opened, settled, forgotten, at_once=at_once)
+    def commit(self, *given: Any, **named: Any) -> None:
+        super().commit(*given, **named)
         self.more()
 
     def sync(self) -> bool:
