@@ -44,30 +44,32 @@ def run(quick: bool = False) -> dict[str, Any]:
     quickly = tier("mini", replicas=fixed(1), cost=COST | {"a_ms": 10, "b_ms_per_seq": 0})
     with served({"mini": quickly}, 1, 1, plans={"measured": PLAN}) as (server, family):
         made = server.moray("keys", "create", "bench", "--plan", "measured", "--json")
-        seen = asyncio.run(_Crowd(server, json.loads(made.stdout)[0]["key"], left, kills).run())
+        crowd = _Crowd(server, json.loads(made.stdout)[0]["key"], left, kills)
+        seen = asyncio.run(crowd.run())
         eventually(partial(_quiet, server), QUIET_S, "all is settled")
         found = _ledger(Path(family.state_folder), seen) | asyncio.run(_limits(family))
     found["unpaid_usd"] = max(0.0, round(found["ledger_usd"] - found["spent_usd"], 9))
     figures = {name: found[name] for name in AIM}
-    table = {**Counter(what for what, _ in seen.values()), **found}
+    table = {"killed": crowd.killed, **Counter(what for what, _ in seen.values()), **found}
     print(json.dumps(table), file=sys.stderr, flush=True)
     return {"figures": figures, "aim": AIM, "met": figures == AIM, "runs": 1, "table": table}
 
 
 class _Crowd:
-    """Until so many have left and so many gateways are dead. Its `seen`: how each request ended, and its tokens."""
+    """Until so many have left and so many gateways are dead. `run`: how each request ended, and its tokens."""
 
     def __init__(self, server: Server, key: str, left: int, kills: int) -> None:
         self._server, self._key, self._left, self._kills = server, key, left, kills
         self._rng = random.Random(1)
         self._seen: dict[str, tuple[str, Tokens | None]] = {}
         self._over = False
+        self.killed = 0
 
     async def run(self) -> dict[str, tuple[str, Tokens | None]]:
         headers = {"authorization": f"Bearer {self._key}"}
         async with httpx.AsyncClient(base_url=self._server.url, headers=headers, timeout=60) as client:
             clients = [asyncio.create_task(self._client(client, number)) for number in range(CLIENTS)]
-            for _ in range(self._kills):
+            while self.killed < self._kills:
                 await asyncio.sleep(KILL_EVERY_S * (0.5 + self._rng.random()))
                 await self._killed()
             while Counter(what for what, _ in self._seen.values())["left"] < self._left:
@@ -81,6 +83,7 @@ class _Crowd:
             await asyncio.sleep(0.1)
         with contextlib.suppress(psutil.NoSuchProcess):
             gateways[0].kill()
+            self.killed += 1
 
     async def _client(self, client: httpx.AsyncClient, number: int) -> None:
         turn = 0
